@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up everything they need, once: a virtual environment and the package with the tested
+# versions. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
+	@echo "make test   the whole test suite"
+	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and what runs wrote"
+
+# One stamp for each set of packages: what is there is not installed again.
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.examples: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[examples]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.examples
+
+demo: $(VENV)/.examples
+	$(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

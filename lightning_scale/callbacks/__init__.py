@@ -1,0 +1,11 @@
+"""Lightning callbacks for large-batch training, one a file."""
+
+from __future__ import annotations
+
+from lightning_scale.callbacks.gradient_accumulation import GradientAccumulation
+from lightning_scale.callbacks.legw import LEGWWarmup
+from lightning_scale.callbacks.stages import SequenceLengthStages
+from lightning_scale.callbacks.trust_ratio import TrustRatioMonitor
+from lightning_scale.schedule import Stage
+
+__all__ = ["GradientAccumulation", "LEGWWarmup", "SequenceLengthStages", "Stage", "TrustRatioMonitor"]

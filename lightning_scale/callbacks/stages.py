@@ -1,0 +1,89 @@
+"""Training in stages of growing sequence length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+
+from lightning_scale.data import StagedDataModule
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.optim.reset import reset_bias_correction, reset_moments
+from lightning_scale.schedule import Stage, StagePlan, parse_schedule
+from lightning_scale.window import LastWindow, LoopAdapter, StageFollower
+
+
+class SequenceLengthStages(L.Callback):
+    """One stage after another, each with its sequence length, batch, steps, rate and warmup (BERT's two stages).
+
+    A stage's end closes the batch and the Lightning epoch, and has the loaders built anew. ``max_steps`` becomes the
+    stages' sum. Logged at every step: ``stage`` (from 1), ``sequence_length``, ``batch_size`` and ``lr``.
+
+    The DataModule follows by one method, ``set_stage(stage: lightning_scale.data.StageData)``, called before its
+    ``train_dataloader()`` and ``val_dataloader()`` in every stage.
+
+    Args:
+        stages: The stages, in order.
+        last_window: What becomes of micro-batches left where the loader ends inside a stage: "step" takes a step on
+            their true mean, "drop" leaves them out. A loader that lasts for the whole stage (``stage.micro_batches``)
+            leaves none.
+
+    Raises:
+        ValueError: for no stages.
+    """
+
+    def __init__(self, stages: list[Stage], last_window: LastWindow = "step") -> None:
+        self.plan = StagePlan(stages)
+        self.last_window = last_window
+        self._schedules = [parse_schedule(stage.batch_size) for stage in self.plan.stages]
+        self._adapter: LoopAdapter | None = None
+
+    def batch_size(self, step: int, samples: int) -> int:
+        """Samples of the next optimizer step: the stage's, by the samples consumed in it."""
+        return self._schedules[self.plan.at(step).index].batch_size(samples)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        data = _staged_data(trainer, pl_module)
+        self._adapter = LoopAdapter.attach(trainer)
+        self._adapter.own_batch_size(type(self).__name__, self)
+        self._adapter.follow_stages(StageFollower(self.plan, data, lambda _, new: _begin(trainer, new)))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        adapter = self._adapter
+        if adapter is None or not adapter.stepped or adapter.stages is None or adapter.stages.serving is None:
+            return
+        values = {
+            "stage": adapter.stages.serving + 1,
+            "sequence_length": adapter.stages.stage.sequence_length,
+            "batch_size": adapter.batch_size or 0,
+            "lr": adapter.lr,
+        }
+        pl_module.log_dict({key: float(value) for key, value in values.items()}, prog_bar=True)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._adapter = None
+
+
+def _staged_data(trainer: L.Trainer, module: L.LightningModule) -> StagedDataModule:
+    """The DataModule, or the module itself, that can follow stages."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    for candidate in (datamodule, module):
+        if isinstance(candidate, StagedDataModule):
+            return candidate
+    name = type(datamodule if datamodule is not None else module).__name__
+    raise ConfigurationError(
+        f"SequenceLengthStages needs data that can follow stages, and {name} has no method set_stage: add"
+        " `def set_stage(self, stage: lightning_scale.data.StageData) -> None`, and build the loaders with its"
+        " sequence_length and micro_batch_size."
+    )
+
+
+def _begin(trainer: L.Trainer, stage: Stage) -> None:
+    """What a stage asks of the optimizer where it begins."""
+    for optimizer in trainer.optimizers:
+        if stage.moments == "reset":
+            reset_moments(optimizer)
+        if stage.bias_correction_step == "reset":
+            reset_bias_correction(optimizer)

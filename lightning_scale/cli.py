@@ -1,0 +1,133 @@
+"""The ``lightning-scale`` command: LightningCLI with what large-batch training needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Literal
+
+import lightning.pytorch as L
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerTypeTuple,
+    instantiate_class,
+)
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_scale.cli_errors import sentence
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.fragments import find_configs
+
+
+class ScaleArgumentParser(LightningArgumentParser):
+    """A parser whose errors are one sentence, not a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+        raise ConfigurationError(sentence(message)) from ex
+
+
+class ScaleCLI(LightningCLI):
+    """LightningCLI, with four differences.
+
+    - Optimizer and scheduler are built inside ``configure_optimizers``, from ``named_parameters()``: after
+      ``configure_model`` and after sharding, and with the parameters' own names.
+    - ``lr_scheduler_interval`` ("step" by default) says how often the scheduler advances.
+    - The configuration saved beside the logs may be overwritten, so that the same command runs twice.
+    - ``--config callbacks/x.yaml`` also finds the shipped fragments; a configuration error is one sentence.
+
+    Args:
+        args: The command line, a list or a dict; None for ``sys.argv``.
+        kwargs: LightningCLI's other arguments.
+
+    Raises:
+        ConfigurationError: for a configuration that cannot run.
+    """
+
+    def __init__(self, *, args: ArgsType = None, **kwargs: Any) -> None:
+        kwargs.setdefault("parser_class", ScaleArgumentParser)
+        kwargs["save_config_kwargs"] = {"overwrite": True, **(kwargs.get("save_config_kwargs") or {})}
+        self._own_optimizers = kwargs.pop("auto_configure_optimizers", True)
+        super().__init__(args=args, auto_configure_optimizers=False, **kwargs)
+
+    def _add_arguments(self, parser: LightningArgumentParser) -> None:
+        super()._add_arguments(parser)
+        if self._own_optimizers and not parser._optimizers:
+            parser.add_optimizer_args((Optimizer,))
+            if not parser._lr_schedulers:
+                parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+            parser.add_argument(
+                "--lr_scheduler_interval",
+                type=Literal["step", "epoch"],
+                default="step",
+                help="Advance the learning-rate scheduler after every optimizer step, or every epoch.",
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        if args is None:
+            args = sys.argv[1:]
+        if isinstance(args, list):
+            self.config = parser.parse_args(find_configs(args))
+        else:
+            super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ConfigurationError:
+            raise
+        except (ValueError, TypeError) as error:
+            # What a class says of its own arguments; an error in its code shows in the chained traceback.
+            raise ConfigurationError(sentence(str(error))) from error
+        optimizer = self._get(self.config_init, "optimizer") if self._own_optimizers else None
+        if optimizer:
+            self._build_optimizer_late(optimizer)
+
+    def _build_optimizer_late(self, optimizer: Any) -> None:
+        """Give the model a ``configure_optimizers`` that builds what the configuration names."""
+        scheduler = self._get(self.config_init, "lr_scheduler")
+        interval = self._get(self.config_init, "lr_scheduler_interval")
+        if "configure_optimizers" in type(self.model).__dict__:
+            rank_zero_warn(
+                f"{type(self.model).__name__}.configure_optimizers is not used, for the configuration names an"
+                " optimizer: remove one of the two."
+            )
+
+        def configure_optimizers() -> Any:
+            try:
+                built = instantiate_class(list(self.model.named_parameters()), optimizer)
+                if not scheduler:
+                    return built
+                return {"optimizer": built, "lr_scheduler": _scheduler_config(built, scheduler, interval)}
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError(sentence(str(error))) from error
+
+        self.model.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
+
+
+def _scheduler_config(optimizer: Optimizer, scheduler: Any, interval: str) -> dict[str, Any]:
+    built = instantiate_class(optimizer, scheduler)
+    config = {"scheduler": built, "interval": interval}
+    if isinstance(built, ReduceLROnPlateau):
+        config["monitor"] = built.monitor  # type: ignore[attr-defined]
+        config["interval"] = "epoch"  # it looks at a validation metric
+    return config
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the ``lightning-scale`` command; a configuration error ends it with one sentence and status 2."""
+    # As other commands that take class paths do: modules of the current folder can be named.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        ScaleCLI(args=args, trainer_class=L.Trainer)
+    except ConfigurationError as error:
+        print(f"lightning-scale: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

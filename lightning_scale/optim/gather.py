@@ -1,0 +1,112 @@
+"""From a parameter group to buckets: tensors of one device and compute dtype, in the form the kernels take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.kernels.work import TrustRatio
+from lightning_scale.optim.layout import Layout, whole_layout
+
+
+@dataclass
+class Gathered:
+    """Parallel lists for the parameters of one group, device and compute dtype that have a gradient."""
+
+    group: dict[str, Any]
+    names: list[str] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Tensor]] = field(default_factory=list)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return whole_layout(self.names, self.params)
+
+    def state(self, key: str) -> list[Tensor]:
+        """One kind of state of every parameter; empty where the group keeps none of that kind."""
+        return [state[key] for state in self.states if key in state]
+
+    def common(self) -> dict[str, Any]:
+        """The fields that every bucket has."""
+        group, layout, like = self.group, self.layout, self.weights[0]
+        adapts = [_adapts(group, layer.ndim) for layer in layout.layers]
+        lr = group["lr"]
+        return {
+            "layout": layout,
+            "params": self.params,
+            "weights": self.weights,
+            "grads": self.grads,
+            "lr": lr.to(like) if isinstance(lr, Tensor) else lr,
+            "weight_decay": [_decay(group, layer.ndim) for layer in layout.layers],
+            "trust": TrustRatio(
+                adapt=torch.tensor(adapts, device=like.device),
+                weight_norm_clip=group["weight_norm_clip"],
+                clip=group["trust_ratio_clip"],
+            ),
+        }
+
+
+def gather(
+    group: dict[str, Any],
+    number: int,
+    state: MutableMapping[Tensor, dict[str, Tensor]],
+    init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
+) -> list[Gathered]:
+    """The buckets of one parameter group; state is made for parameters that have none.
+
+    Args:
+        group: The group.
+        number: Its place, for the names of unnamed parameters.
+        state: The optimizer's state.
+        init_state: Makes a new parameter's state from the group and what the step is computed on.
+    """
+    buckets: dict[tuple[torch.device, torch.dtype], Gathered] = {}
+    names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
+    for name, p in zip(names, group["params"], strict=True):
+        if p.grad is None:
+            continue
+        refuse_unsupported(p)
+        compute = torch.float64 if p.dtype == torch.float64 else torch.float32
+        own = state[p]
+        if group["master_weights"] and p.dtype != compute and "master" not in own:
+            own["master"] = p.detach().to(compute, copy=True)
+        weight = own["master"] if "master" in own else p if p.dtype == compute else p.detach().to(compute)
+        if not own.keys() - {"master"}:
+            own.update(init_state(group, weight))
+        bucket = buckets.setdefault((p.device, compute), Gathered(group))
+        bucket.names.append(name)
+        bucket.params.append(p)
+        bucket.weights.append(weight)
+        grad = p.grad.to(compute)
+        bucket.grads.append(-grad if group["maximize"] else grad)
+        bucket.states.append(own)
+    return list(buckets.values())
+
+
+def refuse_unsupported(p: Tensor) -> None:
+    """Raises ValueError for a parameter or gradient that the kernels do not take."""
+    if p.is_complex():
+        raise ValueError("complex parameters are not supported: give torch.view_as_real() of them.")
+    if p.layout != torch.strided or (p.grad is not None and p.grad.layout != torch.strided):
+        raise ValueError("sparse parameters and gradients are not supported: build the layer with sparse=False.")
+    if type(p.data).__name__ == "DTensor":
+        raise ValueError(
+            "parameters sharded as DTensors (FSDP2) are not supported in this version, for a shard's norm is not its"
+            " layer's: use the DDP strategy."
+        )
+
+
+def _adapts(group: dict[str, Any], ndim: int) -> bool:
+    own = group["layer_adaptation"]
+    return bool(own) if own is not None else not (group["exclude_1d"] and ndim <= 1)
+
+
+def _decay(group: dict[str, Any], ndim: int) -> float:
+    return float(group["weight_decay"]) if ndim > 1 or group["decay_1d"] else 0.0

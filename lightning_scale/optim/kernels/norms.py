@@ -1,0 +1,101 @@
+"""Norms of whole layers over segments, the trust ratio, and the test and clip over all gradients. Plain torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.kernels.work import Guard, TrustRatio
+from lightning_scale.optim.layout import Layout
+
+
+def layer_norms(values: Sequence[tuple[Layout, list[Tensor]]]) -> list[Tensor]:
+    """L2 norms of whole layers, for several lists of local tensors at once and with at most one collective.
+
+    Args:
+        values: Layouts with the local tensors that they describe.
+
+    Returns:
+        For each entry a 1-D tensor: the norm of each of its layers over all ranks, in the tensors' dtype.
+    """
+    norms = [_local_norms(layout, tensors) for layout, tensors in values]
+    sharded = [i for i, (layout, _) in enumerate(values) if layout.all_reduce is not None]
+    if sharded:
+        squares = torch.cat([norms[i].double().square() for i in sharded])
+        reduce = values[sharded[0]][0].all_reduce
+        assert reduce is not None
+        reduce(squares)
+        for i, total in zip(sharded, torch.split(squares, [norms[i].numel() for i in sharded]), strict=True):
+            norms[i] = total.sqrt().to(norms[i].dtype)
+    return norms
+
+
+def _local_norms(layout: Layout, tensors: list[Tensor]) -> Tensor:
+    """This rank's share of each layer's norm."""
+    if not layout.segments:
+        like = tensors[0] if tensors else torch.zeros(0)
+        return torch.zeros(len(layout.layers), dtype=like.dtype, device=like.device)
+    parts = torch.stack(torch._foreach_norm(layout.views(tensors), 2))
+    if layout.whole:
+        return parts
+    # Squares in float64: in float32 they would overflow where the norm does not.
+    layers = torch.tensor([s.layer for s in layout.segments], device=parts.device)
+    squares = torch.zeros(len(layout.layers), dtype=torch.float64, device=parts.device)
+    return squares.index_add_(0, layers, parts.double().square()).sqrt().to(parts.dtype)
+
+
+def trust_ratios(
+    weight_norm: Tensor, update_norm: Tensor, rule: TrustRatio, denominator: Tensor, coefficient: float = 1.0
+) -> Tensor:
+    """Each layer's ratio ``coefficient · φ(‖w‖) / denominator``, clipped; 1 where a norm is 0 or the layer is excluded.
+
+    Args:
+        weight_norm: ‖w‖ of each layer, 1-D.
+        update_norm: The other norm of each layer, only to see where it is 0.
+        rule: Which layers adapt, and the clips.
+        denominator: What φ(‖w‖) is divided by.
+        coefficient: A constant factor.
+    """
+    phi = weight_norm.clamp(*rule.weight_norm_clip) if rule.weight_norm_clip else weight_norm
+    value = coefficient * phi / denominator
+    if rule.clip:
+        value = value.clamp(*rule.clip)
+    adapts = rule.adapt & (weight_norm > 0) & (update_norm > 0)
+    return torch.where(adapts, value, torch.ones_like(value))
+
+
+def guard(values: Sequence[tuple[Layout, list[Tensor]]], *, test_finite: bool, max_grad_norm: float | None) -> Guard:
+    """Test all gradients for NaN and Inf, and find the factor that clips their global L2 norm to ``max_grad_norm``.
+
+    The norm is over every tensor in ``values``, on all ranks; the factor is ``max_grad_norm / max(norm, max_grad_norm)``.
+    """
+    grads = [view for layout, tensors in values for view in layout.views(tensors) if view.numel()]
+    if not grads and all(layout.all_reduce is None for layout, _ in values):
+        return Guard()
+    device = values[0][1][0].device
+    total = torch.zeros(2, dtype=torch.float64, device=device)  # [non-finite tensors, squared norm]
+    for batch in _by_kind(grads):
+        if test_finite:
+            largest = torch.stack(torch._foreach_norm(batch, math.inf))
+            total[0] += (~largest.isfinite()).sum().to(device)
+        if max_grad_norm is not None:
+            total[1] += torch.stack(torch._foreach_norm(batch, 2)).double().square().sum().to(device)
+    for layout, _ in values:
+        if layout.all_reduce is not None:
+            layout.all_reduce(total)
+            break
+    finite = total[0] == 0 if test_finite else None
+    if max_grad_norm is None:
+        return Guard(finite)
+    return Guard(finite, max_grad_norm / total[1].sqrt().clamp(min=max_grad_norm))
+
+
+def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Tensors gathered by device and dtype, for multi-tensor operations take one kind at a time."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for t in tensors:
+        kinds.setdefault((t.device, t.dtype), []).append(t)
+    return list(kinds.values())

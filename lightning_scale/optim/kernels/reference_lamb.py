@@ -1,0 +1,65 @@
+"""LAMB in plain multi-tensor torch operations: the twin that fused kernels are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.kernels.masking import guarded_grads, unless_skipped
+from lightning_scale.optim.kernels.norms import layer_norms, trust_ratios
+from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, per_segment
+from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
+
+
+def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
+    """One LAMB step (You et al. 2019, arXiv 1904.00962, algorithm 2) on every bucket, in place.
+
+    Args:
+        buckets: What to update.
+        guard: The clip and the non-finite test of this step.
+
+    Returns:
+        Norms and ratios of each bucket's layers.
+    """
+    updates = [_moments_and_update(bucket, guard) for bucket in buckets]
+    norms = layer_norms(
+        [(b.layout, b.weights) for b in buckets] + [(b.layout, u) for b, u in zip(buckets, updates, strict=True)]
+    )
+    results = []
+    for bucket, update, w, u in zip(buckets, updates, norms[: len(buckets)], norms[len(buckets) :], strict=True):
+        ratio = trust_ratios(w, u, bucket.trust, u)
+        step_size = unless_skipped(bucket.lr, 0.0, guard, ratio)
+        torch._foreach_mul_(bucket.layout.views(update), per_segment(bucket.layout, ratio * step_size))
+        apply(bucket, update)
+        results.append(LayerNorms(w, u, ratio))
+    return results
+
+
+def _moments_and_update(bucket: LambBucket, guard: Guard) -> list[Tensor]:
+    """Update the moments in place; return u = m̂/(√v̂ + ε) + λw in new tensors."""
+    grads = guarded_grads(bucket.grads, guard)
+    beta1, beta2 = bucket.betas
+    like = bucket.weights[0]
+    torch._foreach_mul_(bucket.exp_avg, unless_skipped(beta1, 1.0, guard, like))
+    torch._foreach_add_(bucket.exp_avg, grads, alpha=1 - beta1)
+    torch._foreach_mul_(bucket.exp_avg_sq, unless_skipped(beta2, 1.0, guard, like))
+    torch._foreach_addcmul_(bucket.exp_avg_sq, grads, grads, 1 - beta2)
+    torch._foreach_add_(bucket.steps, unless_skipped(1.0, 0.0, guard, bucket.steps[0]))
+
+    if bucket.bias_correction:
+        # A first step that is skipped has counted none: any finite correction serves, its result is not used.
+        t = torch.stack(bucket.steps).double().clamp(min=1).to(like.device)
+        correction1, correction2 = ((1 - beta**t).to(like.dtype).unbind() for beta in bucket.betas)
+        denominator = list(torch._foreach_div(bucket.exp_avg_sq, correction2))
+        torch._foreach_sqrt_(denominator)
+        torch._foreach_add_(denominator, bucket.eps)
+        update = list(torch._foreach_div(bucket.exp_avg, correction1))
+    else:
+        denominator = list(torch._foreach_sqrt(bucket.exp_avg_sq))
+        torch._foreach_add_(denominator, bucket.eps)
+        update = [m.clone() for m in bucket.exp_avg]
+    torch._foreach_div_(update, denominator)
+    add_weight_decay(bucket, update)
+    return update

@@ -1,0 +1,78 @@
+"""LARS in plain multi-tensor torch operations: the twin that fused kernels are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.kernels.masking import guarded_grads, unless_skipped
+from lightning_scale.optim.kernels.norms import layer_norms, trust_ratios
+from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, per_segment
+from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
+
+
+def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
+    """One LARS step on every bucket, in place: You et al. 2017 (arXiv 1708.03888), or the 2019 form on the momentum.
+
+    Args:
+        buckets: What to update; all with the same ``momentum_norm``.
+        guard: The clip and the non-finite test of this step.
+
+    Returns:
+        Norms and ratios of each bucket's layers.
+    """
+    grads = [guarded_grads(bucket.grads, guard) for bucket in buckets]
+    # The norm is that of the gradient before decay, or of the momentum after it.
+    measured = [
+        _momentum(bucket, g, guard) if bucket.momentum_norm else g for bucket, g in zip(buckets, grads, strict=True)
+    ]
+    norms = layer_norms(
+        [(b.layout, b.weights) for b in buckets] + [(b.layout, m) for b, m in zip(buckets, measured, strict=True)]
+    )
+    results = []
+    for bucket, value, w, n in zip(buckets, measured, norms[: len(buckets)], norms[len(buckets) :], strict=True):
+        if bucket.momentum_norm:
+            ratio = trust_ratios(w, n, bucket.trust, n, bucket.trust_coefficient)
+            step = [m.clone() for m in value]
+            scale = ratio * unless_skipped(bucket.lr, 0.0, guard, ratio)
+            torch._foreach_mul_(bucket.layout.views(step), per_segment(bucket.layout, scale))
+        else:
+            decay = torch.tensor(bucket.weight_decay, dtype=w.dtype, device=w.device)
+            ratio = trust_ratios(w, n, bucket.trust, n + decay * w + bucket.eps, bucket.trust_coefficient)
+            step = _gradient_step(bucket, value, ratio, guard)
+        apply(bucket, step)
+        results.append(LayerNorms(w, n, ratio))
+    return results
+
+
+def _momentum(bucket: LarsBucket, grads: list[Tensor], guard: Guard) -> list[Tensor]:
+    """m = μ m + (1−μ)(g + λw), in place."""
+    decayed = [g.clone() for g in grads]
+    add_weight_decay(bucket, decayed)
+    like = bucket.weights[0]
+    torch._foreach_mul_(bucket.momentum_buffer, unless_skipped(bucket.momentum, 1.0, guard, like))
+    torch._foreach_mul_(decayed, unless_skipped(1 - bucket.momentum, 0.0, guard, like))
+    torch._foreach_add_(bucket.momentum_buffer, decayed)
+    return bucket.momentum_buffer
+
+
+def _gradient_step(bucket: LarsBucket, grads: list[Tensor], ratio: Tensor, guard: Guard) -> list[Tensor]:
+    """Update the momentum in place with d = ratio·(g + λw); return what is taken off the weights, in new tensors."""
+    like = bucket.weights[0]
+    lr = unless_skipped(bucket.lr, 0.0, guard, like)
+    direction = [g.clone() for g in grads]
+    add_weight_decay(bucket, direction)
+    inside = ratio * (lr if bucket.lr_in_momentum else unless_skipped(1.0, 0.0, guard, like))
+    torch._foreach_mul_(bucket.layout.views(direction), per_segment(bucket.layout, inside))
+    if bucket.momentum_buffer:
+        torch._foreach_mul_(bucket.momentum_buffer, unless_skipped(bucket.momentum, 1.0, guard, like))
+        torch._foreach_add_(bucket.momentum_buffer, direction)
+        if bucket.nesterov:
+            torch._foreach_add_(direction, bucket.momentum_buffer, alpha=bucket.momentum)
+        else:
+            direction = [b.clone() for b in bucket.momentum_buffer]
+    outside = unless_skipped(1.0, 0.0, guard, like) if bucket.lr_in_momentum else lr
+    torch._foreach_mul_(direction, outside)
+    return direction

@@ -1,0 +1,91 @@
+"""What an optimizer hands to its kernels: tensors of one kind, their layout, and numbers; no parameter groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_scale.optim.layout import Layout
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What all gradients of a step together decide. Nothing here is on the host, so that no step waits for the device.
+
+    Args:
+        finite: 0-d bool, False where the step must leave weights and state as they are; ``None``: not tested.
+        clip: 0-d factor (at most 1) for all gradients (``max_grad_norm``); ``None``: not clipped.
+    """
+
+    finite: Tensor | None = None
+    clip: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerNorms:
+    """Of each layer of a bucket, 1-D tensors of length ``len(layout.layers)``."""
+
+    weight: Tensor
+    update: Tensor
+    ratio: Tensor
+
+
+@dataclass(frozen=True)
+class TrustRatio:
+    """How a layer's ratio is made of its norms.
+
+    Args:
+        adapt: For each layer, whether it takes a ratio of its own (1 otherwise); 1-D bool tensor on the bucket's device.
+        weight_norm_clip: φ's bounds on the weight norm.
+        clip: Bounds on the ratio.
+    """
+
+    adapt: Tensor
+    weight_norm_clip: tuple[float, float] | None
+    clip: tuple[float, float] | None
+
+
+@dataclass
+class Bucket:
+    """Local tensors of one parameter group, device and compute dtype (float32, or float64 for float64 parameters).
+
+    ``weights`` are what the step is computed on, of compute dtype: the parameters themselves, or float32 copies of
+    lower-precision ones (``params``, parallel to ``weights``), into which the result is then rounded.
+    """
+
+    layout: Layout
+    params: list[Tensor]
+    weights: list[Tensor]
+    grads: list[Tensor]
+    """In compute dtype, negated where the step goes uphill; may be the parameters' own ``.grad``: read only."""
+    lr: float | Tensor
+    weight_decay: list[float]
+    """Of each layer."""
+    trust: TrustRatio
+
+
+@dataclass
+class LambBucket(Bucket):
+    """LAMB's: ``steps`` are 0-d float32 tensors, one per local tensor; moments have the weights' shapes."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    bias_correction: bool = True
+    steps: list[Tensor] = field(default_factory=list)
+    exp_avg: list[Tensor] = field(default_factory=list)
+    exp_avg_sq: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class LarsBucket(Bucket):
+    """LARS': ``momentum_buffer`` has the weights' shapes, and is empty where momentum is 0."""
+
+    momentum: float = 0.9
+    trust_coefficient: float = 0.001
+    eps: float = 1e-8
+    nesterov: bool = False
+    lr_in_momentum: bool = True
+    momentum_norm: bool = False
+    """``trust_norm="momentum"``."""
+    momentum_buffer: list[Tensor] = field(default_factory=list)

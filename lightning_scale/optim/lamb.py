@@ -1,0 +1,107 @@
+"""LAMB: Adam's direction, scaled layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_scale.optim import checks
+from lightning_scale.optim.gather import Gathered
+from lightning_scale.optim.kernels import lamb
+from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
+from lightning_scale.optim.layerwise import LayerwiseOptimizer
+
+
+class LAMB(LayerwiseOptimizer):
+    """LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2).
+
+    With t = 1, 2, ... the parameter's own step count::
+
+        m = β1 m + (1-β1) g;  v = β2 v + (1-β2) g²
+        u = m̂ / (√v̂ + ε) + λ w,  m̂ = m / (1-β1^t),  v̂ = v / (1-β2^t)
+        w ← w - lr · φ(‖w‖)/‖u‖ · u      (ratio 1 where ‖w‖ or ‖u‖ is 0)
+
+    Args:
+        params: Parameters, parameter groups, or ``named_parameters()``.
+        lr: Learning rate, a number or a 0-d tensor.
+        betas: Decay rates β1, β2 of the moments.
+        eps: ε.
+        weight_decay: λ.
+        bias_correction: Divide the moments by 1-β^t; ``False``: m̂ = m, v̂ = v.
+        weight_norm_clip: φ's bounds (low, high) on ‖w‖; ``None``: φ(x) = x.
+        trust_ratio_clip: Bounds (low, high) on the ratio.
+        max_grad_norm: First scale all gradients so that their global L2 norm is at most this (NVLAMB).
+        exclude_1d: Parameters of one dimension or fewer (biases, norms) get no weight decay and ratio 1, unless their
+            group says ``weight_decay`` or ``layer_adaptation`` itself.
+        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and step those.
+        skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
+            ``skipped_steps``.
+        maximize: Step uphill.
+        fused: ``False`` or ``None``: plain torch operations. ``True`` is refused in this version.
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        *,
+        bias_correction: bool = True,
+        weight_norm_clip: tuple[float, float] | None = None,
+        trust_ratio_clip: tuple[float, float] | None = None,
+        max_grad_norm: float | None = None,
+        exclude_1d: bool = True,
+        master_weights: bool = False,
+        skip_nonfinite: bool = True,
+        maximize: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "bias_correction": bias_correction,
+            "weight_norm_clip": weight_norm_clip,
+            "trust_ratio_clip": trust_ratio_clip,
+            "exclude_1d": exclude_1d,
+            "master_weights": master_weights,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, fused=fused)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        group["betas"] = checks.betas(group["betas"])
+
+    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+            "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
+        }
+
+    def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
+        return lamb(
+            [
+                LambBucket(
+                    **g.common(),
+                    betas=g.group["betas"],
+                    eps=g.group["eps"],
+                    bias_correction=g.group["bias_correction"],
+                    steps=g.state("step"),
+                    exp_avg=g.state("exp_avg"),
+                    exp_avg_sq=g.state("exp_avg_sq"),
+                )
+                for g in gathered
+            ],
+            decided,
+        )

@@ -1,0 +1,131 @@
+"""LARS: SGD with momentum, scaled layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_scale.optim import checks
+from lightning_scale.optim.gather import Gathered
+from lightning_scale.optim.kernels import lars
+from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
+from lightning_scale.optim.layerwise import LayerwiseOptimizer
+
+
+class LARS(LayerwiseOptimizer):
+    """LARS (You et al. 2017, arXiv 1708.03888), and its 2019 form (arXiv 1904.00962, algorithm 1).
+
+    ``trust_norm="gradient"`` (2017)::
+
+        ratio = η φ(‖w‖) / (‖g‖ + λ ‖w‖ + ε)     (1 where ‖w‖ or ‖g‖ is 0)
+        d = ratio · (g + λ w);  buf = μ buf + lr · d;  w ← w - buf
+
+    ``trust_norm="momentum"`` (2019)::
+
+        m = μ m + (1-μ) (g + λ w);  w ← w - lr · η φ(‖w‖)/‖m‖ · m
+
+    Args:
+        params: Parameters, parameter groups, or ``named_parameters()``.
+        lr: Learning rate, a number or a 0-d tensor.
+        momentum: μ.
+        weight_decay: λ.
+        trust_coefficient: η; ``None``: 0.001 for "gradient", 1 for "momentum".
+        eps: ε ("gradient" only).
+        nesterov: w ← w - (lr · d + μ buf).
+        lr_in_momentum: ``False`` keeps lr outside: buf = μ buf + d; w ← w - lr · buf. The same while lr is constant,
+            different under a schedule.
+        trust_norm: Which norm the ratio divides by.
+        weight_norm_clip: φ's bounds (low, high) on the ‖w‖ that the ratio multiplies by; ``None``: φ(x) = x.
+        trust_ratio_clip: Bounds (low, high) on the ratio.
+        max_grad_norm: First scale all gradients so that their global L2 norm is at most this.
+        exclude_1d: Parameters of one dimension or fewer (biases, norms) get no weight decay and ratio 1, unless their
+            group says ``weight_decay`` or ``layer_adaptation`` itself.
+        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and step those.
+        skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
+            ``skipped_steps``.
+        maximize: Step uphill.
+        fused: ``False`` or ``None``: plain torch operations. ``True`` is refused in this version.
+
+    Raises:
+        ValueError: for an argument out of range, for ``nesterov`` without momentum, and for ``nesterov`` or
+            ``lr_in_momentum=False`` with ``trust_norm="momentum"``.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        trust_coefficient: float | None = None,
+        eps: float = 1e-8,
+        nesterov: bool = False,
+        lr_in_momentum: bool = True,
+        trust_norm: Literal["gradient", "momentum"] = "gradient",
+        weight_norm_clip: tuple[float, float] | None = None,
+        trust_ratio_clip: tuple[float, float] | None = None,
+        max_grad_norm: float | None = None,
+        exclude_1d: bool = True,
+        master_weights: bool = False,
+        skip_nonfinite: bool = True,
+        maximize: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
+            "nesterov": nesterov,
+            "lr_in_momentum": lr_in_momentum,
+            "trust_norm": trust_norm,
+            "weight_norm_clip": weight_norm_clip,
+            "trust_ratio_clip": trust_ratio_clip,
+            "exclude_1d": exclude_1d,
+            "master_weights": master_weights,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, fused=fused)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        checks.fraction("momentum", group["momentum"])
+        checks.positive("trust_coefficient", group["trust_coefficient"])
+        if group["trust_norm"] not in ("gradient", "momentum"):
+            raise ValueError(f'trust_norm is {group["trust_norm"]!r}: write "gradient" or "momentum".')
+        if group["nesterov"] and group["momentum"] == 0:
+            raise ValueError("nesterov=True has no effect with momentum=0: give a momentum above 0, or nesterov=False.")
+        if group["trust_norm"] == "momentum" and (group["nesterov"] or not group["lr_in_momentum"]):
+            raise ValueError(
+                'trust_norm="momentum" has one form of momentum: leave nesterov and lr_in_momentum out, or write'
+                ' trust_norm="gradient".'
+            )
+
+    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
+        if group["momentum"] == 0 and group["trust_norm"] == "gradient":
+            return {}
+        return {"momentum_buffer": torch.zeros_like(weight, memory_format=torch.preserve_format)}
+
+    def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
+        return lars([self._bucket(g) for g in gathered], decided)
+
+    @staticmethod
+    def _bucket(g: Gathered) -> LarsBucket:
+        group = g.group
+        on_momentum = group["trust_norm"] == "momentum"
+        coefficient = group["trust_coefficient"]
+        return LarsBucket(
+            **g.common(),
+            momentum=group["momentum"],
+            trust_coefficient=coefficient if coefficient is not None else (1.0 if on_momentum else 0.001),
+            eps=group["eps"],
+            nesterov=group["nesterov"],
+            lr_in_momentum=group["lr_in_momentum"],
+            momentum_norm=on_momentum,
+            momentum_buffer=g.state("momentum_buffer"),
+        )

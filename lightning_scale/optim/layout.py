@@ -1,0 +1,81 @@
+"""Where each parameter's elements live: segments of parameters inside local tensors.
+
+Everything layer-wise is written once, over segments. A plain parameter is one segment; a sharded one has a segment in
+each rank's local tensor; a flat partition holds segments of many parameters. A `Layout` describes one parameter group
+of one optimizer, on this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A whole parameter (a layer), wherever its elements live."""
+
+    name: str
+    numel: int
+    """Elements of the whole parameter, not of this rank's share."""
+    ndim: int
+    """Dimensions of the whole parameter, before any flattening."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of elements of one layer inside one local tensor; offsets and length are in elements."""
+
+    layer: int
+    tensor: int
+    tensor_start: int
+    layer_start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The segments of one parameter group.
+
+    Args:
+        layers: The group's parameters, in order.
+        segments: This rank's segments. Those of one local tensor follow one another and tile it, padding left out.
+        tensor_numels: Elements of each local tensor.
+        all_reduce: Sums a 1-D float tensor over the ranks that share the layers, in place; ``None`` where every layer
+            lies whole on this rank.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    segments: tuple[Segment, ...]
+    tensor_numels: tuple[int, ...]
+    all_reduce: Callable[[Tensor], None] | None = None
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether each local tensor is exactly one whole layer, so that no view and no sum over segments is needed."""
+        return len(self.segments) == len(self.layers) == len(self.tensor_numels) and all(
+            (s.layer, s.tensor, s.tensor_start, s.length) == (i, i, 0, self.tensor_numels[i])
+            and s.length == self.layers[i].numel
+            for i, s in enumerate(self.segments)
+        )
+
+    def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The segments of these local tensors, as views: the tensors themselves where the layout is whole."""
+        if self.whole:
+            return list(tensors)
+        return [
+            tensors[s.tensor].view(-1)[s.tensor_start : s.tensor_start + s.length]  # flat tensors are contiguous
+            for s in self.segments
+        ]
+
+
+def whole_layout(names: Sequence[str], tensors: Sequence[Tensor]) -> Layout:
+    """The layout of plain parameters: one segment each."""
+    return Layout(
+        layers=tuple(LayerInfo(n, t.numel(), t.dim()) for n, t in zip(names, tensors, strict=True)),
+        segments=tuple(Segment(i, i, 0, 0, t.numel()) for i, t in enumerate(tensors)),
+        tensor_numels=tuple(t.numel() for t in tensors),
+    )

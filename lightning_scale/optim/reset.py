@@ -1,0 +1,36 @@
+"""Starting an optimizer's memory again, ours or torch's, whole or in part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+def reset_bias_correction(optimizer: Optimizer) -> None:
+    """Set every parameter's step count to 0 (as BERT's second stage does); moments are kept."""
+    for state in _states(optimizer):
+        step = state.get("step")
+        if isinstance(step, Tensor):
+            step.zero_()
+        elif step is not None:
+            state["step"] = 0
+
+
+def reset_moments(optimizer: Optimizer) -> None:
+    """Set first and second moments, or the momentum, to zero."""
+    for state in _states(optimizer):
+        for key in MOMENTS:
+            if isinstance(state.get(key), Tensor):
+                state[key].zero_()
+
+
+def _states(optimizer: Optimizer) -> Iterator[dict[str, Any]]:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p in optimizer.state:
+                yield optimizer.state[p]

@@ -1,0 +1,374 @@
+"""Makes Lightning's loop follow the window, the stages and the scaled learning rate; every callback asks it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_scale.data import ResumableBatchSampler
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.schedule import LEGW, compose_rate
+from lightning_scale.window.conflicts import (
+    refuse_batch_conflicts,
+    refuse_other_namespace,
+    refuse_rate_conflicts,
+    refuse_two_clips,
+)
+from lightning_scale.window.loop import LoopAccess
+from lightning_scale.window.owner import BatchSizeOwner
+from lightning_scale.window.rate import RateControl
+from lightning_scale.window.stages import StageFollower
+from lightning_scale.window.warmup import samples_per_epoch, stage_samples
+from lightning_scale.window.window import Window, micro_batches_for
+
+
+class LoopAdapter(L.Callback):
+    """One Trainer's progress, window and learning rate.
+
+    Callbacks of this package find it with `attach` in their ``setup``; it puts itself before all others, so that they
+    see the mean gradient and the right rate. Its state (samples and tokens consumed) is part of checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        """Samples of all ranks that the optimizer steps so far have consumed."""
+        self.tokens = 0
+        """Tokens in them, where stages say how long a sample is."""
+        self.batch_size: int | None = None
+        """Samples of the window last opened, over all ranks; None where nobody knows."""
+        self.lr: float | Tensor = 0.0
+        """The first parameter group's rate in the last step, where it is scaled."""
+        self.stages: StageFollower | None = None
+        self.rate: RateControl | None = None
+        self._owner: tuple[str, BatchSizeOwner] | None = None
+        self._legw: LEGW | None = None
+        self._legw_steps: Fraction | None = None
+        self._stage_warmup: Fraction | None = None
+        self._micro_batch_size: int | None = None
+        self._loop: LoopAccess | None = None
+        self._window: Window | None = None
+        self._closes = True  # between windows, and so in every checkpoint
+        self._waiting_saves: list[Callable[[], None]] = []
+
+    # -- what callbacks call in their setup ----------------------------------------------------------------------------
+
+    @staticmethod
+    def attach(trainer: L.Trainer) -> LoopAdapter:
+        """The Trainer's adapter; made, and placed before all other callbacks, where there is none yet."""
+        refuse_other_namespace(trainer)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LoopAdapter):
+                return callback
+        adapter = LoopAdapter()
+        # A new list: Lightning may be going through the old one.
+        trainer.callbacks = [adapter, *trainer.callbacks]  # type: ignore[attr-defined]
+        adapter.setup(trainer, trainer.lightning_module, "fit")
+        return adapter
+
+    def own_batch_size(self, name: str, owner: BatchSizeOwner) -> None:
+        """Let ``owner`` say how large each batch is.
+
+        Raises:
+            ConfigurationError: where another callback does so already.
+        """
+        if self._owner is not None and self._owner[1] is not owner:
+            raise ConfigurationError(
+                f"{self._owner[0]} and {name} both set the batch size: keep one of them"
+                " (a stage's batch_size can be a schedule)."
+            )
+        self._owner = (name, owner)
+
+    def use_legw(self, rule: LEGW) -> None:
+        """Scale the optimizer's rate by LEGW's rule.
+
+        Raises:
+            ConfigurationError: where there is another LEGW rule already.
+        """
+        if self._legw is not None and self._legw is not rule:
+            raise ConfigurationError("there are two LEGWWarmup callbacks: keep one of them.")
+        self._legw = rule
+
+    def follow_stages(self, follower: StageFollower) -> None:
+        """Train in stages.
+
+        Raises:
+            ConfigurationError: where stages are followed already.
+        """
+        if self.stages is not None and self.stages is not follower:
+            raise ConfigurationError("there are two SequenceLengthStages callbacks: put all stages into one.")
+        self.stages = follower
+
+    # -- before training -----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and self._loop is None:
+            self._loop = LoopAccess(trainer)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loop = self.loop
+        refuse_two_clips(trainer)
+        if self._owner is not None:
+            refuse_batch_conflicts(trainer, pl_module, self._owner[0])
+            loop.decide_steps(lambda: self._closes)
+            loop.zero_grad_only_when(pl_module, lambda: self._window is None or self._window.seen == 1)
+        if self.stages is not None:
+            loop.set_max_steps(self.stages.plan.total_steps)
+        if self._scales_rate:
+            refuse_rate_conflicts(trainer, self.stages.plan if self.stages else None, self._legw)
+            loop.around_schedulers(self._update_schedulers)
+        loop.leave_sampler_alone(self._is_resumable)
+        loop.around_loading_data(lambda: self._enter_stage(trainer), lambda: self._read_loaders(trainer))
+        loop.around_saving(self._save)
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._enter_stage(trainer)  # validation, too, has a stage's length
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._scales_rate:
+            self.rate = RateControl(trainer.optimizers[0])
+            self._write_rate(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for loader in self.loop.train_loaders:
+            self._is_resumable(loader)
+
+    # -- a window ------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._window is None:
+            self.batch_size = self._next_batch_size(trainer)
+            self._window = Window(self.batch_size or 0, self._micro_batches(trainer, self.batch_size))
+        self._window.seen += 1
+        if self.stages is not None and self._window.full and self.stages.changes_at(trainer.global_step + 1):
+            self.loop.end_epoch()
+        last_window = self._owner[1].last_window if self._owner is not None else "step"
+        self._closes = self._window.closes(epoch_ends=self.loop.epoch_ends, last_window=last_window)
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if self._window is not None:
+            self._window.contributed += 1
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.
+        if self._owner is not None and self._window is not None and self._window.contributed > 1:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if grads:
+                torch._foreach_div_(grads, float(self._window.contributed))
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if self._window is None or not (self._closes or self.loop.epoch_ends):
+            return
+        self._count(self._window, trainer.world_size)
+        self._window = None
+        if self.rate is not None:
+            self.lr = self.rate.first
+        if self.rate is not None and not self._stage_over(trainer):
+            self._write_rate(trainer)
+        saves, self._waiting_saves = self._waiting_saves, []
+        for save in saves:
+            self._save(save)
+
+    def _count(self, window: Window, world_size: int) -> None:
+        """Add a window's samples to what has been consumed."""
+        consumed = window.seen * (self._micro_batch_size or 0) * world_size
+        self.samples += consumed
+        if self.stages is not None:
+            self.stages.samples += consumed
+            self.tokens += consumed * self.stages.stage.sequence_length
+
+    def _next_batch_size(self, trainer: L.Trainer) -> int | None:
+        """Samples of the next window over all ranks; None where there is no owner and the loader does not say."""
+        if self._owner is not None:
+            samples = self.stages.samples if self.stages is not None else self.samples
+            return self._owner[1].batch_size(trainer.global_step, samples)
+        if self._micro_batch_size is None:
+            return None
+        return self._micro_batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+    def _micro_batches(self, trainer: L.Trainer, batch_size: int | None) -> int:
+        if self._owner is None or batch_size is None:
+            return trainer.accumulate_grad_batches
+        assert self._micro_batch_size is not None, "checked when the loader was read"
+        return micro_batches_for(batch_size, self._micro_batch_size, trainer.world_size)
+
+    @property
+    def stepped(self) -> bool:
+        """In ``on_train_batch_end``: whether the optimizer stepped on this micro-batch."""
+        return self._closes and self._window is None
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def _enter_stage(self, trainer: L.Trainer) -> None:
+        """Before the loop makes sure of its loaders: tell the data of a new stage, and have its loaders made anew."""
+        if self.stages is None or not self.stages.changes_at(trainer.global_step):
+            return
+        if self.stages.serving is not None:
+            self.loop.drop_loaders()
+        elif self.stages.plan.at(trainer.global_step).step == 0 and trainer.global_step > 0:
+            self.loop.begin_new_epoch_on_restart()
+        self.stages.enter(trainer.global_step, trainer.world_size)
+
+    def _read_loaders(self, trainer: L.Trainer) -> None:
+        """After the loop made sure of its loaders: their micro-batch must be one that the batch size can be made of."""
+        loaders = self.loop.train_loaders
+        if not loaders:
+            return
+        size = getattr(getattr(loaders[0], "batch_sampler", None), "batch_size", None)
+        self._micro_batch_size = size if size is not None else getattr(loaders[0], "batch_size", None)
+        wanted = self.stages.stage.micro_batch_size if self.stages is not None else None
+        if self._micro_batch_size is None:
+            self._micro_batch_size = wanted
+        if wanted is not None and self._micro_batch_size != wanted:
+            raise ConfigurationError(
+                f"the stage's micro_batch_size is {wanted} but the training loader's batch size is"
+                f" {self._micro_batch_size}: build the loader with the micro_batch_size that set_stage is given."
+            )
+        if self._owner is not None:
+            if self._micro_batch_size is None:
+                raise ConfigurationError(
+                    f"{self._owner[0]} cannot see the training loader's batch size: use a torch DataLoader with"
+                    " batch_size, or a batch sampler with an attribute batch_size."
+                )
+            batch_size = self._next_batch_size(trainer)
+            assert batch_size is not None
+            try:
+                micro_batches_for(batch_size, self._micro_batch_size, trainer.world_size)
+            except ValueError as error:
+                raise ConfigurationError(str(error)) from None
+        self._read_warmup(trainer, loaders)
+        if self.rate is not None:
+            self._write_rate(trainer)  # of a stage's first step: its warmup was not known before
+
+    def _read_warmup(self, trainer: L.Trainer, loaders: list[Any]) -> None:
+        """Turn warmups given in epochs or shares into optimizer steps, now that the data is known."""
+        step_unit = self._micro_batch_size * trainer.world_size if self._micro_batch_size is not None else None
+        limited = self.loop.micro_batches_per_epoch if trainer.limit_train_batches != 1.0 else math.inf
+        epoch = samples_per_epoch(loaders, limited, step_unit)
+        stage = self.stages.stage if self.stages is not None else None
+        try:
+            if stage is not None:
+                self._stage_warmup = stage.warmup_steps(samples_per_epoch=epoch)
+            if self._legw is not None and (stage is None or stage.lr is None):
+                batch_size, total = self._next_batch_size(trainer), None
+                if stage is not None:
+                    total = stage_samples(stage)
+                elif trainer.max_steps != -1 and batch_size is not None:
+                    total = trainer.max_steps * batch_size
+                elif epoch is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+                    total = trainer.max_epochs * epoch
+                self._legw_steps = self._legw.warmup_steps(
+                    samples_per_epoch=epoch,
+                    total_samples=total,
+                    tokens_per_sample=stage.sequence_length if stage is not None else None,
+                )
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+
+    def _is_resumable(self, loader: Any) -> bool:
+        """Whether a loader's order follows from the samples consumed; if so it is told how many those are."""
+        sampler = getattr(loader, "batch_sampler", None)
+        if not isinstance(sampler, ResumableBatchSampler):
+            return False
+        sampler.samples_consumed = self.stages.samples if self.stages is not None else self.samples
+        return True
+
+    # -- the learning rate ---------------------------------------------------------------------------------------------
+
+    @property
+    def _scales_rate(self) -> bool:
+        return self._legw is not None or self.stages is not None
+
+    def _stage_over(self, trainer: L.Trainer) -> bool:
+        """Whether the next optimizer step is not of the stage that is served."""
+        if self.stages is None:
+            return False
+        return trainer.global_step >= self.stages.plan.total_steps or self.stages.changes_at(trainer.global_step)
+
+    def _write_rate(self, trainer: L.Trainer) -> None:
+        """Set the rate of the next optimizer step."""
+        assert self.rate is not None
+        if self._stage_over(trainer):
+            return
+        batch_size = self._next_batch_size(trainer)
+        if self._legw is not None and batch_size is None:
+            raise ConfigurationError(
+                "LEGWWarmup cannot see the batch size: use a torch DataLoader with batch_size, or add"
+                " GradientAccumulation(batch_size=...)."
+            )
+        self.rate.write(
+            compose_rate(
+                step=trainer.global_step + 1,
+                batch_size=batch_size or 1,
+                plan=self.stages.plan if self.stages is not None else None,
+                legw=self._legw,
+                legw_warmup_steps=self._legw_steps,
+                stage_warmup_steps=self._stage_warmup,
+            )
+        )
+
+    def _update_schedulers(self, update: Callable[[], None]) -> None:
+        if self.rate is None:
+            update()
+            return
+        with self.rate.unscaled():
+            update()
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _save(self, save: Callable[[], None]) -> None:
+        """Save with unscaled rates; inside a window, wait for its end, for its gradients are in no checkpoint."""
+        if self._window is not None:
+            self._waiting_saves.append(save)
+        elif self.rate is not None:
+            with self.rate.unscaled():
+                save()
+        else:
+            save()
+
+    def state_dict(self) -> dict[str, Any]:
+        stage = self.stages.state_dict() if self.stages is not None else {}
+        return {"samples": self.samples, "tokens": self.tokens, **stage}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.samples, self.tokens = state_dict["samples"], state_dict["tokens"]
+        if self.stages is not None:
+            self.stages.load_state_dict(state_dict)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._give_back_rate()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._waiting_saves:
+            rank_zero_warn(
+                "a checkpoint that waited for the end of its batch was not written: the step did not finish."
+            )
+        self._give_back_rate()
+
+    def _give_back_rate(self) -> None:
+        if self.rate is not None:
+            self.rate.restore()
+            self.rate = None
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._loop is not None:
+            self._loop.restore()
+        self._loop = self._owner = self._legw = self._legw_steps = self.stages = self._window = None
+        self._closes, self._waiting_saves = True, []
+
+    @property
+    def loop(self) -> LoopAccess:
+        """Lightning's loop, between setup and teardown."""
+        assert self._loop is not None, "the adapter is used outside of fit"
+        return self._loop

@@ -1,0 +1,87 @@
+"""What cannot run beside the window and the scaled learning rate, refused before training starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.schedule import LEGW, StagePlan
+
+
+def refuse_batch_conflicts(trainer: L.Trainer, module: L.LightningModule, owner: str) -> None:
+    """Raises ConfigurationError for anything else that decides when Lightning steps."""
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigurationError(
+            f"{owner} sets the batch size, but trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}:"
+            " leave accumulate_grad_batches out, the number of micro-batches follows from the batch size."
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ConfigurationError(
+                f"{owner} and GradientAccumulationScheduler both set the batch size: remove"
+                " GradientAccumulationScheduler."
+            )
+    if not module.automatic_optimization:
+        raise ConfigurationError(
+            f"{owner} needs automatic optimization, but {type(module).__name__} sets automatic_optimization = False:"
+            " let training_step return the loss instead."
+        )
+
+
+def refuse_rate_conflicts(trainer: L.Trainer, plan: StagePlan | None, legw: LEGW | None) -> None:
+    """Raises ConfigurationError for anything else that sets the rate; warns of a rule that will not be used."""
+    if len(trainer.optimizers) != 1:
+        raise ConfigurationError(
+            f"learning-rate scaling takes one optimizer, and configure_optimizers returned {len(trainer.optimizers)}:"
+            " return one optimizer with a parameter group for each part."
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ConfigurationError(
+                "StochasticWeightAveraging takes over the learning rate that LEGWWarmup and SequenceLengthStages set:"
+                " remove it, or average the weights with lightning's WeightAveraging."
+            )
+    if plan is None:
+        return
+    scheduled = bool(trainer.lr_scheduler_configs)
+    for number, stage in enumerate(plan.stages, 1):
+        if scheduled and stage.lr is not None:
+            raise ConfigurationError(
+                f"stage {number} sets lr={stage.lr} and there is a learning-rate scheduler: remove the scheduler, or the"
+                " stage's lr."
+            )
+        if scheduled and stage.decay != "constant":
+            raise ConfigurationError(
+                f"stage {number} decays the rate ({stage.decay}) and so does a learning-rate scheduler: remove the"
+                " scheduler, or write decay: constant in the stage."
+            )
+    if legw is not None and all(stage.lr is not None for stage in plan.stages):
+        rank_zero_warn("LEGWWarmup is not used, for every stage sets its own lr: remove LEGWWarmup, or a stage's lr.")
+
+
+def refuse_two_clips(trainer: L.Trainer) -> None:
+    """Raises ConfigurationError where the Trainer and the optimizer would both clip by the global norm."""
+    for optimizer in trainer.optimizers:
+        inner: Any = getattr(optimizer, "optimizer", optimizer)
+        limit = getattr(inner, "max_grad_norm", None)
+        if limit is not None and trainer.gradient_clip_val:
+            raise ConfigurationError(
+                f"the optimizer clips gradients to max_grad_norm={limit} and the Trainer to"
+                f" gradient_clip_val={trainer.gradient_clip_val}: keep one of the two."
+            )
+
+
+def refuse_other_namespace(trainer: Any) -> None:
+    """Raises ConfigurationError for objects of ``pytorch_lightning``, whose classes are others than the same names here."""
+    parts = [trainer, *trainer.callbacks, trainer.lightning_module, getattr(trainer, "datamodule", None)]
+    for part in parts:
+        kinds = {cls.__module__.split(".")[0] for cls in type(part).__mro__}
+        if "pytorch_lightning" in kinds:
+            raise ConfigurationError(
+                f"{type(part).__name__} is built on pytorch_lightning, whose classes are not those of lightning.pytorch:"
+                " write `import lightning.pytorch as L` in place of `import pytorch_lightning` everywhere."
+            )

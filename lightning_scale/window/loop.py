@@ -1,0 +1,191 @@
+"""The only place that touches private parts of Lightning's training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import lightning.pytorch as L
+from torch.utils.data import DataLoader
+
+from lightning_scale.errors import ConfigurationError
+
+_UNLIMITED_EPOCHS = 1000  # what Lightning puts where the user gave neither max_epochs nor max_steps
+
+
+class LoopAccess:
+    """What the window needs of one Trainer's loop, and how it is put back.
+
+    Args:
+        trainer: The Trainer, in ``fit``.
+
+    Raises:
+        RuntimeError: where this version of Lightning lacks a part that is relied on; it names the version.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._trainer: Any = trainer
+        self._fit_loop: Any = trainer.fit_loop
+        self._epoch_loop: Any = trainer.fit_loop.epoch_loop
+        self._undo: list[tuple[Any, str]] = []
+        connector = getattr(trainer, "_data_connector", None)
+        for owner, name in (
+            (self._epoch_loop, "_should_accumulate"),
+            (self._epoch_loop, "_num_ready_batches_reached"),
+            (self._epoch_loop, "update_lr_schedulers"),
+            (self._epoch_loop, "batch_progress"),
+            (self._epoch_loop, "max_steps"),
+            (self._fit_loop, "setup_data"),
+            (self._fit_loop, "epoch_progress"),
+            (self._fit_loop, "_combined_loader"),
+            (connector, "_requires_distributed_sampler"),
+        ):
+            if not hasattr(owner, name):
+                raise RuntimeError(
+                    f"lightning {lightning.__version__} has no {type(owner).__name__}.{name}, which lightning_scale"
+                    " relies on: use a version of lightning that its metadata names, or report this."
+                )
+
+    # -- replacing methods of this Trainer's own objects ---------------------------------------------------------------
+
+    def _replace(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+        setattr(owner, name, make(getattr(owner, name)))
+        self._undo.append((owner, name))
+
+    def restore(self) -> None:
+        """Put back everything that was replaced."""
+        for owner, name in reversed(self._undo):
+            owner.__dict__.pop(name, None)
+        self._undo.clear()
+
+    def decide_steps(self, closes: Callable[[], bool]) -> None:
+        """Let ``closes()`` say whether the optimizer steps after the present micro-batch.
+
+        ``no_sync``, schedulers, ``global_step``, ``max_steps`` and validation follow from that one answer.
+        """
+        self._replace(self._epoch_loop, "_should_accumulate", lambda _: lambda: not closes())
+
+    def zero_grad_only_when(self, module: L.LightningModule, first: Callable[[], bool]) -> None:
+        """Let gradients be zeroed only before the micro-batches for which ``first()`` holds."""
+
+        def make(original: Callable[..., None]) -> Callable[..., None]:
+            def optimizer_zero_grad(*args: Any, **kwargs: Any) -> None:
+                if first():
+                    original(*args, **kwargs)
+
+            return optimizer_zero_grad
+
+        self._replace(module, "optimizer_zero_grad", make)
+
+    def around_schedulers(self, wrap: Callable[[Callable[[], None]], None]) -> None:
+        """Let ``wrap(update)`` run each update of the learning-rate schedulers."""
+        self._replace(
+            self._epoch_loop,
+            "update_lr_schedulers",
+            lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
+        )
+
+    def around_saving(self, wrap: Callable[[Callable[[], None]], None]) -> None:
+        """Let ``wrap(save)`` run each ``Trainer.save_checkpoint``."""
+        self._replace(
+            self._trainer,
+            "save_checkpoint",
+            lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
+        )
+
+    def around_loading_data(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+        """Run ``before()`` and ``after()`` whenever the loop makes sure that it has a training loader (every epoch)."""
+
+        def make(original: Callable[[], None]) -> Callable[[], None]:
+            def setup_data() -> None:
+                before()
+                original()
+                after()
+
+            return setup_data
+
+        self._replace(self._fit_loop, "setup_data", make)
+
+    def leave_sampler_alone(self, mine: Callable[[DataLoader[Any]], bool]) -> None:
+        """Keep Lightning from putting a DistributedSampler into loaders for which ``mine(loader)`` holds."""
+        self._replace(
+            self._trainer._data_connector,
+            "_requires_distributed_sampler",
+            lambda original: lambda loader: not mine(loader) and original(loader),
+        )
+
+    # -- reading and setting -------------------------------------------------------------------------------------------
+
+    @property
+    def train_loaders(self) -> list[Any]:
+        """The training loaders at hand; empty before there are any."""
+        combined = self._fit_loop._combined_loader
+        return list(combined.flattened) if combined is not None else []
+
+    @property
+    def micro_batches_per_epoch(self) -> float:
+        """Micro-batches one rank takes in a Lightning epoch; inf where unknown."""
+        return float(self._fit_loop.max_batches)
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether the present micro-batch is the Lightning epoch's last."""
+        return bool(self._epoch_loop._num_ready_batches_reached())
+
+    def drop_loaders(self) -> None:
+        """Forget training and validation loaders, so that they are asked for anew."""
+        for loop in (self._fit_loop, self._epoch_loop.val_loop):
+            if loop._combined_loader is not None:
+                loop._combined_loader.reset()  # ends its worker processes
+                loop._combined_loader = None
+
+    def end_epoch(self) -> None:
+        """Make the present micro-batch the Lightning epoch's last."""
+        self._epoch_loop.batch_progress.is_last_batch = True
+
+    def begin_new_epoch_on_restart(self) -> None:
+        """After a resume from a checkpoint at an epoch's last micro-batch: that epoch is over.
+
+        Lightning compares the counts of the old epoch with the length of the loader that it has now, which another
+        stage's is not.
+        """
+        if not self._fit_loop.restarting and not self._fit_loop._loaded_from_state_dict:
+            return
+        progress = self._fit_loop.epoch_progress
+        for tracker in (progress.total, progress.current):
+            tracker.started = tracker.processed = tracker.completed = tracker.ready
+        batches = self._epoch_loop.batch_progress
+        batches.total.started = batches.total.processed = batches.total.completed = batches.total.ready
+        batches.reset_on_run()
+        batches.is_last_batch = False
+        if self._fit_loop.restarting:
+            self._epoch_loop._batches_that_stepped += 1  # as Lightning's reset() does for a checkpoint inside an epoch
+        _restart_off(self._fit_loop)
+
+    def set_max_steps(self, steps: int) -> None:
+        """Let training end after this many optimizer steps, and not for a number of epochs.
+
+        Raises:
+            ConfigurationError: where the user gave another ``max_steps``.
+        """
+        if self._trainer.max_steps not in (-1, steps):
+            raise ConfigurationError(
+                f"the stages take {steps} steps but trainer.max_steps is {self._trainer.max_steps}: leave max_steps out."
+            )
+        self._epoch_loop.max_steps = steps
+        if self._fit_loop.max_epochs not in (None, -1, _UNLIMITED_EPOCHS):
+            L.utilities.rank_zero_warn(
+                f"trainer.max_epochs={self._fit_loop.max_epochs} is not used: training ends after the stages' {steps}"
+                " steps. Leave max_epochs out, or write -1."
+            )
+        self._fit_loop.max_epochs = -1
+
+
+def _restart_off(loop: Any) -> None:
+    """Take the mark of a restart off a loop and its children, but not the memory that weights were loaded."""
+    loop._restarting = False
+    loop._loaded_from_state_dict = False
+    for child in loop.__dict__.values():
+        if hasattr(child, "_restarting"):
+            _restart_off(child)
