@@ -27,7 +27,7 @@ class ScaleArgumentParser(LightningArgumentParser):
     """A parser whose errors are one sentence, not a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
-        raise ConfigurationError(sentence(message)) from ex
+        raise ConfigurationError(sentence(message, _option_names(self))) from ex
 
 
 class ScaleCLI(LightningCLI):
@@ -106,6 +106,16 @@ class ScaleCLI(LightningCLI):
                 raise ConfigurationError(sentence(str(error))) from error
 
         self.model.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
+
+
+def _option_names(parser: Any) -> list[str]:
+    """Every option of a parser and of its subcommands."""
+    names = []
+    for action in parser._actions:
+        names.append(action.dest)
+        for subparser in action.choices.values() if isinstance(action.choices, dict) else ():
+            names += _option_names(subparser)
+    return names
 
 
 def _scheduler_config(optimizer: Optimizer, scheduler: Any, interval: str) -> dict[str, Any]:

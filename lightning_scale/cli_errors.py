@@ -1,13 +1,55 @@
-"""One sentence out of a parser's page."""
+"""One sentence out of a configuration parser's page."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
-def sentence(message: str) -> str:
-    """What matters of a parser's nested message: the most specific line, and where in the configuration it is.
+# What a parser lists beside the real reason when a value fits none of a type's alternatives.
+_ALTERNATIVES = re.compile(
+    r"^(Expected a <class 'NoneType'>|Not a valid subclass of|Subclass types expect one of|a class path \(str\)"
+    r"|a dict with|a dict without|Does not validate against|Subtypes:|Errors:|Given value)"
+)
+_KEY = re.compile(r'^Parser key "([^"]+)":\s*(.*)$')
+
+
+def sentence(message: str, known: Iterable[str] = ()) -> str:
+    """What matters of a parser's message: where in the configuration, what was wrong, what to write instead.
 
     Args:
-        message: As jsonargparse or a class's constructor wrote it; one-line messages come back as they are.
+        message: As jsonargparse or a class's constructor wrote it. One-line messages come back nearly as they are.
+        known: Option names the parser knows, to suggest one near a misspelt one.
     """
-    lines = [line.strip(" -\t") for line in message.strip().splitlines() if line.strip(" -\t")]
-    return lines[0] if lines else "the configuration cannot be used."
+    keys: list[str] = []
+    reason = ""
+    for raw in message.splitlines():
+        line = raw.strip(" -\t")
+        if match := _KEY.match(line):
+            keys.append(match[1])
+            line = match[2]
+        if line and not _ALTERNATIVES.match(line):
+            # "Problem with X:" is followed by the problem; anything else is the reason itself.
+            reason = f"{reason} {line}".strip()
+            if not line.endswith(":"):
+                break
+    if not reason:
+        reason = "this value cannot be used; compare it with the output of --print_config."
+    where = ": ".join(keys)
+    return _reworded(f"{where}: {reason}" if where else reason, list(known))
+
+
+def _reworded(text: str, known: list[str]) -> str:
+    text = re.sub(r"Expected a <class '([^']+)'>\. Got value: (.*)", r"expected \1, got \2.", text)
+    text = re.sub(r"the following arguments are required: (.+)", r"\1 must be given.", text)
+    if match := re.search(r"(?:does not accept option|Option) '([^']+)'(?: is not accepted)?", text):
+        name = match[1]
+        near = get_close_matches(name, known, n=1)
+        hint = f"write '{near[0]}'" if near else "see --help for the options there are, or --print_config"
+        text = f"{text[: match.start()]}there is no option '{name}': {hint}."
+        text = re.sub(r"Subcommand '(\w+)' ", r"\1: ", text)
+    if match := re.search(r"Import path pytorch_lightning\.(\S+)", text):
+        text += (
+            f", for pytorch_lightning's classes are not those of lightning.pytorch: write lightning.pytorch.{match[1]}."
+        )
+    return text

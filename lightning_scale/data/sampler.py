@@ -98,10 +98,11 @@ class ResumableBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         stride = self.micro_batch_size * self.world_size
-        first = self.samples_consumed + self.rank * self.micro_batch_size
-        taken = self.samples_consumed // stride
-        for i in range(len(self) - taken):
-            start = first + i * stride
+        taken, passes = self.samples_consumed // stride, len(self)
+        # One pass at a time goes on to the next multiple of its length; a run of given length to its end.
+        end = passes if self.micro_batches is not None else (taken // passes + 1) * passes
+        for number in range(taken, end):
+            start = number * stride + self.rank * self.micro_batch_size
             yield [self._sample(position) for position in range(start, start + self.micro_batch_size)]
 
     def _sample(self, position: int) -> int:

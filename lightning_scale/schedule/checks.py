@@ -30,7 +30,8 @@ def whole(name: str, value: SupportsIndex, least: int = 1) -> int:
 def finite(name: str, value: float | Fraction, *, least: float = 0, above: bool = False) -> None:
     """Raises ValueError unless ``value`` is a finite number of at least ``least`` (``above``: greater than it)."""
     bound = f"above {least}" if above else f"of at least {least}"
-    if isinstance(value, bool) or not isinstance(value, (int, float, Fraction)) or not math.isfinite(value):
+    number = isinstance(value, (int, float, Fraction)) and not isinstance(value, bool)
+    if not number or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name} is {value!r}: give a finite number {bound}.")
     if not (value > least if above else value >= least):
         raise ValueError(f"{name} is {value!r}: give a number {bound}.")

@@ -77,8 +77,7 @@ def compose_rate(
     factor = ramp_factor * (1.0 if legw is None else legw.lr_factor(batch_size))
     if plan is None:
         return Rate(None, factor * warmup_factor(step, legw_warmup()))
-    position = plan.at(step - 1)
-    stage, step_in_stage = position.stage, position.step + 1
+    stage, step_in_stage = plan.locate(step)
     warmup = stage.warmup_steps() if stage_warmup_steps is None else stage_warmup_steps
     if stage.lr is not None:
         return Rate(stage.lr, stage.rate_factor(step_in_stage, warmup))

@@ -69,9 +69,10 @@ class InsteadOfDecay(BatchSizeSchedule):
             if self._cap is not None and size > self._cap:
                 size = Fraction(self._cap)
             if size.denominator != 1:
+                grid = self.factor.numerator ** len(milestones)
                 raise ValueError(
                     f"factor {factor} makes the batch {float(size):g} at milestones[{i - 1}], not a whole number: write"
-                    f" a factor such as 0.1, 0.2 or 0.5, or a start that is a multiple of {self.factor.numerator**i}."
+                    f" a factor such as 0.1, 0.2 or 0.5, or a start that is a multiple of {grid}."
                 )
             self._sizes.append(size.numerator)
 

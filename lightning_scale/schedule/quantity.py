@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from typing import Literal, get_args
 
 from lightning_scale.schedule.checks import one_of
@@ -64,7 +64,7 @@ class Quantity:
                 raise ValueError(f'{name} is "{text}", but its unit is not one of those for it: {_advice("1", units)}.')
             return text
         if isinstance(text, (bool, int, float)):
-            number = "1" if isinstance(text, bool) or not math.isfinite(text) else str(abs(text))
+            number = "1" if isinstance(text, bool) or text in (inf, -inf) or text != text else str(abs(text))
             raise ValueError(f"{name} is {text!r}, without a unit: {_advice(number, units)}.")
         match = _NUMBER.match(text.strip()) if isinstance(text, str) else None
         if match is None:

@@ -70,6 +70,24 @@ class StagePlan:
         start = self.boundaries[index] - self.stages[index].steps
         return StagePosition(index, self.stages[index], step - start, index == last)
 
+    def locate(self, step: int) -> tuple[Stage, int]:
+        """The stage that an optimizer step belongs to, and which step of that stage it is, from 1.
+
+        Args:
+            step: The optimizer step, from 1 to ``total_steps``, over all stages.
+
+        Raises:
+            ValueError: for a step outside the plan.
+        """
+        step = whole("step", step)
+        if step > self.total_steps:
+            raise ValueError(
+                f"step is {step}, beyond the {self.total_steps} steps of the stages: give a step from 1 to"
+                f" {self.total_steps}."
+            )
+        position = self.at(step - 1)
+        return position.stage, position.step + 1
+
     def lr(self, step: int) -> float:
         """The rate of an optimizer step.
 
@@ -79,5 +97,5 @@ class StagePlan:
         Raises:
             ValueError: for a step outside the plan, or in a stage without ``lr``.
         """
-        position = self.at(whole("step", step) - 1)
-        return position.stage.rate(position.step + 1)
+        stage, step_in_stage = self.locate(step)
+        return stage.rate(step_in_stage)

@@ -39,6 +39,7 @@ class LoopAccess:
             (self._fit_loop, "setup_data"),
             (self._fit_loop, "epoch_progress"),
             (self._fit_loop, "_combined_loader"),
+            (self._fit_loop, "_data_fetcher"),
             (connector, "_requires_distributed_sampler"),
         ):
             if not hasattr(owner, name):
@@ -136,9 +137,10 @@ class LoopAccess:
     def drop_loaders(self) -> None:
         """Forget training and validation loaders, so that they are asked for anew."""
         for loop in (self._fit_loop, self._epoch_loop.val_loop):
-            if loop._combined_loader is not None:
-                loop._combined_loader.reset()  # ends its worker processes
-                loop._combined_loader = None
+            if loop._data_fetcher is not None:
+                loop._data_fetcher.teardown()  # ends the loaders' worker processes
+                loop._data_fetcher = None
+            loop._combined_loader = None
 
     def end_epoch(self) -> None:
         """Make the present micro-batch the Lightning epoch's last."""
@@ -154,13 +156,12 @@ class LoopAccess:
             return
         progress = self._fit_loop.epoch_progress
         for tracker in (progress.total, progress.current):
-            tracker.started = tracker.processed = tracker.completed = tracker.ready
+            tracker.ready = tracker.processed = tracker.completed = tracker.started
         batches = self._epoch_loop.batch_progress
         batches.total.started = batches.total.processed = batches.total.completed = batches.total.ready
         batches.reset_on_run()
         batches.is_last_batch = False
-        if self._fit_loop.restarting:
-            self._epoch_loop._batches_that_stepped += 1  # as Lightning's reset() does for a checkpoint inside an epoch
+        self._epoch_loop._batches_that_stepped = self._epoch_loop.global_step  # the loggers' step
         _restart_off(self._fit_loop)
 
     def set_max_steps(self, steps: int) -> None:

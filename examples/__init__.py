@@ -1,0 +1,1 @@
+"""Models, data and configurations that run the library, one folder an example."""

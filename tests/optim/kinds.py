@@ -1,0 +1,66 @@
+"""Every kind of optimizer that the contract tests run over, and small models and gradients for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_scale.optim import LAMB, LARS
+
+Make = Callable[..., Any]
+
+
+def maker(kind: Any, **fixed: Any) -> Make:
+    def make(params: Any, **options: Any) -> Any:
+        return kind(params, **{"lr": 0.05, "weight_decay": 0.1, **fixed, **options})
+
+    return make
+
+
+KINDS: dict[str, Make] = {
+    "LAMB": maker(LAMB),
+    "LAMB-plain": maker(LAMB, bias_correction=False, fused=False),
+    "LARS": maker(LARS),
+    "LARS-nesterov": maker(LARS, nesterov=True, lr_in_momentum=False),
+    "LARS-momentum": maker(LARS, trust_norm="momentum"),
+    "LARS-memoryless": maker(LARS, momentum=0.0),
+}
+every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+
+def model_of(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).to(dtype)
+
+
+def set_gradients(parameters: Iterable[Tensor], step: int, scale: float = 1.0) -> None:
+    """Random gradients that depend on `step` and the parameter's place alone."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    for parameter in parameters:
+        parameter.grad = (scale * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype)
+
+
+def train(model: nn.Module, optimizer: Any, steps: range) -> None:
+    for step in steps:
+        set_gradients(model.parameters(), step)
+        optimizer.step()
+
+
+def bits(value: Any) -> Any:
+    """A copy of weights or of an optimizer's state that `==` compares bit for bit (NaN equals the same NaN)."""
+    if isinstance(value, Tensor):
+        raw = value.detach().contiguous().reshape(-1).clone().view(torch.uint8)
+        return str(value.dtype), tuple(value.shape), bytes(raw.tolist())
+    if isinstance(value, nn.Module):
+        return bits(dict(value.state_dict()))
+    if isinstance(value, torch.optim.Optimizer):
+        return [[bits(value.state[p]) for p in group["params"]] for group in value.param_groups]
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [bits(item) for item in value]
+    return value

@@ -1,0 +1,151 @@
+"""What cannot run beside the window is refused with a sentence, before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage, TrustRatioMonitor
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.optim import LAMB
+from tests.toys import Net, Tally, Vectors, indices, trainer
+
+STAGE = Stage(sequence_length=8, steps=2, batch_size=8, micro_batch_size=4)
+
+
+def lamb(module: L.LightningModule) -> Any:
+    return LAMB(module.named_parameters(), lr=0.01)
+
+
+def with_scheduler(module: L.LightningModule) -> Any:
+    optimizer = lamb(module)
+    return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+def refuse(
+    root: Path, callbacks: list[L.Callback], sentence: str, module: Any = None, data: Any = None, **options: Any
+) -> None:
+    module = module or Net(lamb)
+    with pytest.raises(ConfigurationError, match=sentence) as error:
+        trainer(root, callbacks, max_epochs=1, **options).fit(module, Vectors() if data is None else data)
+    assert "\n" not in str(error.value)
+    assert getattr(module, "steps", []) == []
+
+
+def test_two_owners_of_the_batch_size(tmp_path: Path) -> None:
+    both = [GradientAccumulation(8), SequenceLengthStages([STAGE])]
+    refuse(tmp_path, both, "GradientAccumulation and SequenceLengthStages both set the batch size: keep one")
+
+
+def test_two_of_the_same(tmp_path: Path) -> None:
+    refuse(tmp_path, [LEGWWarmup(4, "1 steps"), LEGWWarmup(8, "1 steps")], "two LEGWWarmup callbacks")
+
+
+def test_lightnings_own_accumulation(tmp_path: Path) -> None:
+    callbacks: list[L.Callback] = [GradientAccumulation(8)]
+    refuse(tmp_path, callbacks, "leave accumulate_grad_batches out", accumulate_grad_batches=2)
+    refuse(tmp_path, [*callbacks, GradientAccumulationScheduler({1: 2})], "remove GradientAccumulationScheduler")
+
+
+def test_manual_optimization(tmp_path: Path) -> None:
+    module = Net(lamb)
+    module.automatic_optimization = False
+    refuse(tmp_path, [GradientAccumulation(8)], "automatic_optimization = False", module)
+
+
+def test_weight_averaging_that_takes_the_rate(tmp_path: Path) -> None:
+    refuse(tmp_path, [LEGWWarmup(4, "1 steps"), StochasticWeightAveraging(0.1)], "StochasticWeightAveraging takes over")
+
+
+def test_a_scheduler_beside_a_stages_rate(tmp_path: Path) -> None:
+    own_rate = Stage(sequence_length=8, steps=2, batch_size=8, micro_batch_size=4, lr=0.1)
+    refuse(tmp_path, [SequenceLengthStages([own_rate])], "remove the scheduler, or the stage's lr", Net(with_scheduler))
+    refuse(tmp_path, [SequenceLengthStages([STAGE])], "write decay: constant", Net(with_scheduler))
+
+
+def test_another_max_steps(tmp_path: Path) -> None:
+    refuse(tmp_path, [SequenceLengthStages([STAGE])], "the stages take 2 steps but trainer.max_steps is 7", max_steps=7)
+
+
+def test_a_batch_that_micro_batches_cannot_make(tmp_path: Path) -> None:
+    refuse(tmp_path, [GradientAccumulation(6)], "write batch_size 4 or 8", data=Vectors(4))
+
+
+def test_data_that_cannot_follow_stages(tmp_path: Path) -> None:
+    class Plain(L.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return indices(8, 4)
+
+    refuse(
+        tmp_path, [SequenceLengthStages([STAGE])], r"Plain has no method set_stage: add `def set_stage", data=Plain()
+    )
+
+
+def test_data_that_ignores_the_stage(tmp_path: Path) -> None:
+    class Deaf(Vectors):
+        def train_dataloader(self) -> Any:
+            return indices(8, 2)
+
+    refuse(
+        tmp_path,
+        [SequenceLengthStages([STAGE])],
+        "micro_batch_size is 4 but the training loader's batch size is 2",
+        data=Deaf(),
+    )
+
+
+def test_two_clips(tmp_path: Path) -> None:
+    clipped = Net(lambda m: LAMB(m.named_parameters(), max_grad_norm=1.0))
+    refuse(tmp_path, [LEGWWarmup(4, "1 steps")], "keep one of the two", clipped, gradient_clip_val=1.0)
+
+
+def test_a_monitor_without_statistics(tmp_path: Path) -> None:
+    plain = Net(lambda m: torch.optim.AdamW(m.parameters()))
+    logger = CSVLogger(tmp_path)
+    refuse(
+        tmp_path, [TrustRatioMonitor()], "AdamW has none: use lightning_scale.optim.LAMB or LARS", plain, logger=logger
+    )
+    refuse(tmp_path, [TrustRatioMonitor()], "no logger")
+
+
+def test_a_warmup_that_needs_what_nobody_knows(tmp_path: Path) -> None:
+    class Endless(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(torch.randn(8, 8))
+
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=4)
+    refuse(tmp_path, [LEGWWarmup(4, "1 epochs")], "samples_per_epoch", data=loader)
+
+
+def test_objects_of_the_other_namespace(tmp_path: Path) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    foreign = other.callbacks.LearningRateMonitor()
+    refuse(tmp_path, [foreign, GradientAccumulation(8)], "write `import lightning.pytorch as L`")
+
+
+def test_an_unused_rule_is_warned_of(tmp_path: Path) -> None:
+    own_rate = Stage(sequence_length=8, steps=2, batch_size=8, micro_batch_size=4, lr=0.1)
+    fit = trainer(tmp_path, [LEGWWarmup(4, "1 steps"), SequenceLengthStages([own_rate])], max_epochs=3)
+    with (
+        pytest.warns(UserWarning, match="LEGWWarmup is not used"),
+        pytest.warns(UserWarning, match="max_epochs=3 is not used"),
+    ):
+        fit.fit(Net(lamb), Vectors())
+    assert fit.global_step == 2
+
+
+def test_a_missing_private_part_is_named_with_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+    monkeypatch.delattr(_TrainingEpochLoop, "update_lr_schedulers")
+    with pytest.raises(
+        RuntimeError, match=rf"lightning {lightning.__version__} has no _TrainingEpochLoop.update_lr_schedulers"
+    ):
+        trainer(tmp_path, [GradientAccumulation(4)], max_epochs=1).fit(Tally(8), indices(8, 1))
