@@ -63,8 +63,8 @@ class TrustRatioMonitor(L.Callback):
             for name, row in zip(stats, table, strict=True)
             for kind, value in zip(LayerStats._fields, row, strict=True)
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step - 1)
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_metrics(metrics, step=step - 1)  # loggers count steps from 0
         adapting = [row[2] for row in table if row[2] != 1.0] or [1.0]
         ratios = torch.tensor(adapting, dtype=torch.float64)
         summary = {"min": ratios.min(), "median": ratios.median(), "max": ratios.max()}

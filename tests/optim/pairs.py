@@ -136,8 +136,12 @@ class Pair:
             if result is None or self.parameters[index].grad is None:
                 continue
             assert all(isinstance(value, Tensor) and value.ndim == 0 for value in stats[name])
-            self.compare(index, "weight_norm", to_numpy(stats[name].weight_norm), np.array(result.weight_norm), tolerance)
-            self.compare(index, "update_norm", to_numpy(stats[name].update_norm), np.array(result.update_norm), tolerance)
+            self.compare(
+                index, "weight_norm", to_numpy(stats[name].weight_norm), np.array(result.weight_norm), tolerance
+            )
+            self.compare(
+                index, "update_norm", to_numpy(stats[name].update_norm), np.array(result.update_norm), tolerance
+            )
             # A quotient carries the relative errors of both norms.
             condition = 1.0
             for key, value in (("weight_norm", result.weight_norm), ("update_norm", result.update_norm)):

@@ -95,9 +95,7 @@ def test_float32_follows_the_equations(name: str, options: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("name", "options"), ALL_OPTIONS, ids=IDS)
-def test_master_weights_follow_the_equations_in_float32(
-    name: str, options: dict[str, Any], dtype: torch.dtype
-) -> None:
+def test_master_weights_follow_the_equations_in_float32(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     pair = Pair(name, [(arrays_of(0, SHAPES), {})], {**options, "master_weights": True}, dtype=dtype)
     for step in range(STEPS):
         pair.step(arrays_of(100 + step, SHAPES), lr=rate(step))

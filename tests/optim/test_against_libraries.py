@@ -221,9 +221,7 @@ def test_lars_is_torch_optimizer_lars(
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
         return torch_optimizer.LARS(groups, **options)
 
-    ours = run_torch(
-        lambda p: LARS(p, 0.1, weight_decay=0.1, lr_in_momentum=False, **options), dtype, rates(constant)
-    )
+    ours = run_torch(lambda p: LARS(p, 0.1, weight_decay=0.1, lr_in_momentum=False, **options), dtype, rates(constant))
     assert_same(ours, run_torch(theirs, dtype, rates(constant)), dtype)
 
 
@@ -272,7 +270,13 @@ def test_lars_by_the_norm_of_the_momentum_is_a_chain_of_optax(
 
     ours = run_torch(
         lambda p: LARS(
-            p, 0.1, momentum=0.8, weight_decay=0.1, trust_norm="momentum", trust_coefficient=coefficient, exclude_1d=False
+            p,
+            0.1,
+            momentum=0.8,
+            weight_decay=0.1,
+            trust_norm="momentum",
+            trust_coefficient=coefficient,
+            exclude_1d=False,
         ),
         dtype,
         rates(constant),
@@ -285,7 +289,9 @@ def test_lars_without_ratios_is_sgd_of_torch(dtype: torch.dtype) -> None:
     """torch.optim.SGD keeps lr outside the momentum."""
     options = {"momentum": 0.8, "weight_decay": 0.2, "nesterov": True}
     ours = run_torch(
-        lambda p: LARS([{"params": p, "weight_decay": 0.2, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options),
+        lambda p: LARS(
+            [{"params": p, "weight_decay": 0.2, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options
+        ),
         dtype,
         rates(False),
     )

@@ -115,7 +115,9 @@ def test_no_parameters(kind: Any) -> None:
         kind([], lr=0.1)
 
 
-@pytest.mark.parametrize("options", [{"betas": 0.9}, {"weight_norm_clip": 3.0}, {"trust_ratio_clip": 3.0}, {"lr": "fast"}])
+@pytest.mark.parametrize(
+    "options", [{"betas": 0.9}, {"weight_norm_clip": 3.0}, {"trust_ratio_clip": 3.0}, {"lr": "fast"}]
+)
 def test_the_wrong_kind_of_value(options: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
         LAMB([parameter()], **options)

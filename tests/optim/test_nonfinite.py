@@ -14,7 +14,12 @@ from lightning_scale.optim.layerwise import LayerwiseOptimizer
 from .kinds import Make, bits, every_kind, model_of, set_gradients, train
 
 BAD = [float("nan"), float("inf"), float("-inf")]
-PRECISIONS = [(torch.float32, {}), (torch.float64, {}), (torch.bfloat16, {}), (torch.bfloat16, {"master_weights": True})]
+PRECISIONS = [
+    (torch.float32, {}),
+    (torch.float64, {}),
+    (torch.bfloat16, {}),
+    (torch.bfloat16, {"master_weights": True}),
+]
 
 
 @pytest.fixture(params=[True, False], ids=["looking", "without looking"])
@@ -33,7 +38,9 @@ def looking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def two_groups(make: Make, model: Any, **options: Any) -> Any:
-    return make([{"params": model[0].parameters()}, {"params": [*model[1].parameters(), *model[2].parameters()]}], **options)
+    return make(
+        [{"params": model[0].parameters()}, {"params": [*model[1].parameters(), *model[2].parameters()]}], **options
+    )
 
 
 @every_kind

@@ -1,0 +1,73 @@
+"""Run a function of a test file on two gloo processes, with a time limit, and fetch what each rank returns."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+_WORKER = """
+import sys, torch, importlib
+torch.set_num_threads(1)
+module, function, folder = sys.argv[1:4]
+result = getattr(importlib.import_module(module), function)(folder)
+import os
+torch.save(result, os.path.join(folder, "rank" + os.environ["LOCAL_RANK"] + ".pt"))
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+os._exit(0)  # gloo sometimes aborts a process that has done all its work
+"""
+
+
+def run_ranks(module: str, function: str, folder: Path, world_size: int = 2, timeout: float = 120) -> list[Any]:
+    """Call ``module.function(folder)`` on every rank of a new process group.
+
+    Args:
+        module: Importable from the repository's root.
+        function: Takes the folder's path; what it returns must be loadable with weights_only.
+        folder: Where ranks write.
+        world_size: Number of processes on this machine.
+        timeout: Seconds until a hang fails.
+
+    Returns:
+        Each rank's result.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(world_size):
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(world_size),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "GROUP_RANK": "0",
+            "TORCHELASTIC_RUN_ID": "test",  # Lightning then takes ranks from the environment
+        }
+        command = [sys.executable, "-c", _WORKER, module, function, str(folder)]
+        log = (folder / f"rank{rank}.log").open("w")
+        ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder))
+    try:
+        for process in ranks:
+            process.wait(timeout)
+    finally:
+        for process in ranks:
+            process.kill()
+    results = []
+    for rank in range(world_size):
+        file = folder / f"rank{rank}.pt"
+        assert file.exists(), (folder / f"rank{rank}.log").read_text()[-4000:]
+        results.append(torch.load(file, weights_only=True))
+    return results

@@ -1,0 +1,105 @@
+"""Two processes: the same steps as one, and no gradient synchronization inside a window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage, TrustRatioMonitor
+from lightning_scale.optim import LAMB
+from tests.distributed.launch import run_ranks
+from tests.toys import Net, Recorder, Tally, Vectors, indices, trainer
+
+MODULE = __name__
+
+
+class Synced(L.Callback):
+    """Notes for every micro-batch whether DDP would synchronize its gradients."""
+
+    def __init__(self) -> None:
+        self.synced: list[bool] = []
+
+    def on_before_backward(self, fit: L.Trainer, *args: Any) -> None:
+        self.synced.append(bool(getattr(fit.model, "require_backward_grad_sync", True)))
+
+
+def ddp_options() -> dict[str, Any]:
+    world = torch.distributed.is_torchelastic_launched()
+    return {"devices": 2, "strategy": "ddp"} if world else {}
+
+
+def tally(folder: str) -> dict[str, Any]:
+    module, synced = Tally(32), Synced()
+    fit = trainer(Path(folder), [synced, GradientAccumulation(12)], max_epochs=1, **ddp_options())
+    fit.fit(module, indices(32, 2))
+    return {"gradients": module.gradients, "synced": synced.synced, "steps": fit.global_step}
+
+
+def two_stages(folder: str, ckpt: str | None = None, save: str | None = None) -> dict[str, Any]:
+    L.seed_everything(0, verbose=False)
+    module = Net(lambda m: LAMB(m.named_parameters(), lr=0.01, max_grad_norm=1.0))
+    micro = 4 if ddp_options() else 8
+    stages = [Stage(8, 6, 16, micro), Stage(16, 5, 8, micro, lr=0.1, warmup="40%", bias_correction_step="reset")]
+    callbacks: list[L.Callback] = [LEGWWarmup(8, "2 steps"), SequenceLengthStages(stages), TrustRatioMonitor(1)]
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, fit: L.Trainer, *args: Any) -> None:
+            if save and fit.global_step == 8 and not Path(save).exists():
+                fit.save_checkpoint(save)
+
+    logger = Recorder(Path(folder) / "logs")
+    fit = trainer(Path(folder), [*callbacks, Save()], logger=logger, **ddp_options())
+    fit.fit(module, Vectors(), ckpt_path=ckpt)
+    return {
+        "weights": [p.detach().clone() for p in module.parameters()],
+        "rates": [lr for _, lr, _ in module.steps],
+        "norms": [norm for _, _, norm in module.steps],
+        "logged": len(logger.values("trust_ratio/net.0.weight")),
+    }
+
+
+def saving(folder: str) -> dict[str, Any]:
+    return two_stages(folder, save=str(Path(folder) / "eight.ckpt"))
+
+
+def resuming(folder: str) -> dict[str, Any]:
+    return two_stages(folder, ckpt=str(Path(folder) / "eight.ckpt"))
+
+
+@pytest.mark.timeout(200)
+def test_windows_over_two_ranks(tmp_path: Path) -> None:
+    ranks = run_ranks(MODULE, "tally", tmp_path)
+    # Lightning's own sampler gives rank r the samples r, r+2, ... of a shuffled pass: every sample once, in all.
+    for rank in ranks:
+        assert rank["steps"] == 3
+        assert rank["synced"] == [False, False, True, False, False, True, False, True]
+        for gradient, size in zip(rank["gradients"], (12, 12, 8), strict=True):
+            assert int((gradient > 0).sum()) == size
+            torch.testing.assert_close(gradient[gradient > 0], torch.full((size,), 1 / size))
+    torch.testing.assert_close(
+        sum(g * n for g, n in zip(ranks[0]["gradients"], (12, 12, 8), strict=True)), torch.ones(32)
+    )
+    for ours, theirs in zip(ranks[0]["gradients"], ranks[1]["gradients"], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.timeout(300)
+def test_stages_on_two_ranks_are_those_of_one_and_resume(tmp_path: Path) -> None:
+    one = two_stages(str(tmp_path))
+    first, second = run_ranks(MODULE, "saving", tmp_path)
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(first["weights"], one["weights"], strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+    assert first["rates"] == one["rates"]
+    assert first["norms"] == pytest.approx(one["norms"], rel=1e-4)
+    assert (first["logged"], second["logged"]) == (11, 0)  # written by one rank
+
+    resumed, _ = run_ranks(MODULE, "resuming", tmp_path)
+    assert resumed["rates"] == first["rates"][8:]
+    for a, b in zip(resumed["weights"], first["weights"], strict=True):
+        assert torch.equal(a, b)
