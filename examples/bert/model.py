@@ -156,6 +156,4 @@ class BertPretraining(L.LightningModule):
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy in nats at every place, [samples · places]; 0 where the target is ignored."""
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 
 from examples.bert.packing import join
 from examples.bert.text import documents, split
-from examples.bert.tokenizer import SEP_ID, SPECIAL_TOKENS, train_tokenizer
 from examples.bert.token_file import TokenFile
+from examples.bert.tokenizer import SEP_ID, SPECIAL_TOKENS, train_tokenizer
 from lightning_scale.errors import ConfigurationError
 
 _FORMAT = 1  # raise it when the same text would give other files

@@ -25,21 +25,21 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], vocab_size: int) -> Toke
         texts: Gives the training documents, anew at every call. The first 100 M characters are used.
         vocab_size: Tokens in the vocabulary; a short text may give fewer.
     """
-    blank = _untrained(models.WordPiece(unk_token="[UNK]"))
-    characters = _alphabet(_words(blank, texts()), vocab_size)
+    characters = _alphabet(_words(texts()), vocab_size)
     # Words with another character become [UNK] whole; the trainer must not see them, or it numbers that character itself.
-    usable = (" ".join(word for word in words if characters.issuperset(word)) for words in _words(blank, texts()))
+    usable = (" ".join(word for word in words if characters.issuperset(word)) for words in _words(texts()))
     numbered = [piece for c in sorted(characters) for piece in (c, f"##{c}")]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *numbered], show_progress=False
     )
-    blank.train_from_iterator(usable, trainer)
-    tokenizer = _untrained(models.WordPiece(blank.get_vocab(), unk_token="[UNK]"))  # characters are no longer special
+    trained = _tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.train_from_iterator(usable, trainer)
+    tokenizer = _tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))  # characters are no longer special
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
 
 
-def _untrained(model: models.WordPiece) -> Tokenizer:
+def _tokenizer(model: models.WordPiece) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -47,15 +47,17 @@ def _untrained(model: models.WordPiece) -> Tokenizer:
     return tokenizer
 
 
-def _words(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[str]]:
+def _words(texts: Iterable[str]) -> Iterator[list[str]]:
     """Each text's words, up to the longest training text."""
+    # Their own objects: a tokenizer in training holds a lock on its parts.
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     left = _LONGEST_TRAINING_TEXT
     for text in texts:
         if left <= 0:
             return
-        normal = tokenizer.normalizer.normalize_str(text[:left])
+        normal = normalizer.normalize_str(text[:left])
         left -= len(text)
-        yield [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+        yield [word for word, _ in pre_tokenizer.pre_tokenize_str(normal)]
 
 
 def _alphabet(texts: Iterable[list[str]], vocab_size: int) -> set[str]:

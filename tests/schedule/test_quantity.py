@@ -138,6 +138,7 @@ def test_a_quantity_checks_its_parts_and_stays_as_it_is() -> None:
         ("1_000", 1000),
         ("0", 0),
         (7, 7),
+        (0, 0),
         ("1e3", 1000),
         (" 3 K ", 3000),
     ],

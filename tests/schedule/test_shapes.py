@@ -124,6 +124,11 @@ def test_rationals_stay_exact_where_floats_do_not() -> None:
     assert rate_factor(10**6 - 1, 10**6, decay="cosine") == pytest.approx((math.pi / 2 * 1e-6) ** 2, rel=1e-9)
 
 
+def test_defaults_are_a_straight_line_to_0() -> None:
+    assert [rate_factor(t, 4) for t in range(1, 5)] == [0.75, 0.5, 0.25, 0]
+    assert [decay_factor("polynomial", p / 4) for p in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+
+
 def test_refused() -> None:
     refuses("step is 0", call=lambda: warmup_factor(0, 5))
     refuses("step is 1.5", call=lambda: warmup_factor(1.5, 5))  # type: ignore[arg-type]

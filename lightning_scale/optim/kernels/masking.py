@@ -7,17 +7,26 @@ from torch import Tensor
 
 from lightning_scale.optim.kernels.work import Guard
 
+# x + -0.0 and x - 0.0 are x for every x, also for both zeros; x + 0.0 turns -0.0 into 0.0.
+NOTHING_TO_ADD = -0.0
+NOTHING_TO_SUBTRACT = 0.0
+
 
 def guarded_grads(grads: list[Tensor], guard: Guard) -> list[Tensor]:
     """The gradients clipped, and zero on a non-finite step; new tensors where anything changes."""
     if guard.clip is not None:
         clip = guard.clip.to(device=grads[0].device, dtype=grads[0].dtype)
         grads = list(torch._foreach_mul(grads, clip))
-    if guard.finite is not None:
-        # Zero times NaN is NaN, so the value is chosen, not multiplied. There is no multi-tensor form of this.
-        finite = guard.finite.to(grads[0].device)
-        grads = [torch.where(finite, g, 0.0) for g in grads]
-    return grads
+    return zero_if_skipped(grads, guard, NOTHING_TO_ADD)
+
+
+def zero_if_skipped(tensors: list[Tensor], guard: Guard, zero: float) -> list[Tensor]:
+    """The tensors, or on a non-finite step the zero that leaves every bit of what it meets."""
+    if guard.finite is None:
+        return tensors
+    # Zero times NaN is NaN, so the value is chosen, not multiplied. There is no multi-tensor form of this.
+    finite = guard.finite.to(tensors[0].device)
+    return [torch.where(finite, t, zero) for t in tensors]
 
 
 def unless_skipped(value: float | Tensor, skipped: float, guard: Guard, like: Tensor) -> float | Tensor:

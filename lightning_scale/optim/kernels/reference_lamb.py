@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.masking import guarded_grads, unless_skipped
+from lightning_scale.optim.kernels.masking import (
+    NOTHING_TO_SUBTRACT,
+    guarded_grads,
+    unless_skipped,
+    zero_if_skipped,
+)
 from lightning_scale.optim.kernels.norms import layer_norms, trust_ratios
 from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, per_segment
 from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
@@ -30,8 +35,7 @@ def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
     results = []
     for bucket, update, w, u in zip(buckets, updates, norms[: len(buckets)], norms[len(buckets) :], strict=True):
         ratio = trust_ratios(w, u, bucket.trust, u)
-        step_size = unless_skipped(bucket.lr, 0.0, guard, ratio)
-        torch._foreach_mul_(bucket.layout.views(update), per_segment(bucket.layout, ratio * step_size))
+        torch._foreach_mul_(bucket.layout.views(update), per_segment(bucket.layout, ratio * bucket.lr))
         apply(bucket, update)
         results.append(LayerNorms(w, u, ratio))
     return results
@@ -62,4 +66,4 @@ def _moments_and_update(bucket: LambBucket, guard: Guard) -> list[Tensor]:
         update = [m.clone() for m in bucket.exp_avg]
     torch._foreach_div_(update, denominator)
     add_weight_decay(bucket, update)
-    return update
+    return zero_if_skipped(update, guard, NOTHING_TO_SUBTRACT)  # with ε = 0, moments that are still zero make it 0/0

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.masking import guarded_grads, unless_skipped
+from lightning_scale.optim.kernels.masking import (
+    NOTHING_TO_ADD,
+    NOTHING_TO_SUBTRACT,
+    guarded_grads,
+    unless_skipped,
+    zero_if_skipped,
+)
 from lightning_scale.optim.kernels.norms import layer_norms, trust_ratios
 from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, per_segment
 from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
@@ -36,13 +42,12 @@ def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
         if bucket.momentum_norm:
             ratio = trust_ratios(w, n, bucket.trust, n, bucket.trust_coefficient)
             step = [m.clone() for m in value]
-            scale = ratio * unless_skipped(bucket.lr, 0.0, guard, ratio)
-            torch._foreach_mul_(bucket.layout.views(step), per_segment(bucket.layout, scale))
+            torch._foreach_mul_(bucket.layout.views(step), per_segment(bucket.layout, ratio * bucket.lr))
         else:
             decay = torch.tensor(bucket.weight_decay, dtype=w.dtype, device=w.device)
             ratio = trust_ratios(w, n, bucket.trust, n + decay * w + bucket.eps, bucket.trust_coefficient)
             step = _gradient_step(bucket, value, ratio, guard)
-        apply(bucket, step)
+        apply(bucket, zero_if_skipped(step, guard, NOTHING_TO_SUBTRACT))
         results.append(LayerNorms(w, n, ratio))
     return results
 
@@ -53,26 +58,26 @@ def _momentum(bucket: LarsBucket, grads: list[Tensor], guard: Guard) -> list[Ten
     add_weight_decay(bucket, decayed)
     like = bucket.weights[0]
     torch._foreach_mul_(bucket.momentum_buffer, unless_skipped(bucket.momentum, 1.0, guard, like))
-    torch._foreach_mul_(decayed, unless_skipped(1 - bucket.momentum, 0.0, guard, like))
-    torch._foreach_add_(bucket.momentum_buffer, decayed)
+    torch._foreach_mul_(decayed, 1 - bucket.momentum)
+    torch._foreach_add_(bucket.momentum_buffer, zero_if_skipped(decayed, guard, NOTHING_TO_ADD))
     return bucket.momentum_buffer
 
 
 def _gradient_step(bucket: LarsBucket, grads: list[Tensor], ratio: Tensor, guard: Guard) -> list[Tensor]:
     """Update the momentum in place with d = ratio·(g + λw); return what is taken off the weights, in new tensors."""
-    like = bucket.weights[0]
-    lr = unless_skipped(bucket.lr, 0.0, guard, like)
     direction = [g.clone() for g in grads]
     add_weight_decay(bucket, direction)
-    inside = ratio * (lr if bucket.lr_in_momentum else unless_skipped(1.0, 0.0, guard, like))
+    inside = ratio * bucket.lr if bucket.lr_in_momentum else ratio
     torch._foreach_mul_(bucket.layout.views(direction), per_segment(bucket.layout, inside))
     if bucket.momentum_buffer:
+        like = bucket.weights[0]
+        direction = zero_if_skipped(direction, guard, NOTHING_TO_ADD)
         torch._foreach_mul_(bucket.momentum_buffer, unless_skipped(bucket.momentum, 1.0, guard, like))
         torch._foreach_add_(bucket.momentum_buffer, direction)
         if bucket.nesterov:
             torch._foreach_add_(direction, bucket.momentum_buffer, alpha=bucket.momentum)
         else:
             direction = [b.clone() for b in bucket.momentum_buffer]
-    outside = unless_skipped(1.0, 0.0, guard, like) if bucket.lr_in_momentum else lr
-    torch._foreach_mul_(direction, outside)
+    if not bucket.lr_in_momentum:
+        torch._foreach_mul_(direction, bucket.lr)
     return direction

@@ -1,0 +1,148 @@
+"""A run's picture, its numbers as CSV, and a table at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from examples.bert.run_record import RunRecord, StepRow, ValidationRow
+from examples.bert.table import stage_table
+
+
+class RunReport(L.Callback):
+    """Writes ``report.png`` and ``report.csv`` at the end of fit, and prints a table of the stages.
+
+    Recorded at every optimizer step: training loss (mean over the step's micro-batches and ranks), learning rate, global
+    batch, sequence length; every few steps the trust ratios of the layers that adapt, from an optimizer that keeps them
+    (LAMB, LARS); at every validation its loss and accuracy, and the loss of guessing by word frequency, which is logged
+    as ``val_frequency_guess`` too. The rows are part of checkpoints, so a resumed run's picture is whole. Its place among
+    the callbacks does not matter.
+
+    Args:
+        dir: Where the files go; None for the run's log folder.
+        trust_ratio_every: Optimizer steps between two looks at the trust ratios.
+
+    Raises:
+        ValueError: for ``trust_ratio_every`` below 1.
+    """
+
+    def __init__(self, dir: str | None = None, trust_ratio_every: int = 10) -> None:
+        if trust_ratio_every < 1:
+            raise ValueError(f"trust_ratio_every is {trust_ratio_every}: give a whole number of at least 1.")
+        self.dir = dir
+        self.trust_ratio_every = trust_ratio_every
+        self.record = RunRecord()
+        self._seen_step = 0
+        self._losses: list[Tensor] = []
+        self._samples = 0
+        self._lr = 0.0
+
+    # -- collecting ----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._seen_step = trainer.global_step
+        self._losses, self._samples = [], 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        # Now, for at the batch's end the rate is the next step's already.
+        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._losses.append(trainer.callback_metrics["train_loss"])
+        samples, length = batch["input_ids"].shape
+        self._samples += samples * trainer.world_size
+        if trainer.global_step == self._seen_step:
+            return  # inside a step's micro-batches
+        self._seen_step = trainer.global_step
+        loss = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        ratios = self._trust_ratios(trainer) if _due(trainer.global_step, self.trust_ratio_every) else ()
+        if trainer.is_global_zero:
+            before = self.record.steps[-1].samples if self.record.steps else 0
+            self.record.steps.append(
+                StepRow(
+                    trainer.global_step,
+                    _stage(trainer),
+                    before + self._samples,
+                    length,
+                    self._samples,
+                    self._lr,
+                    float(loss),
+                    *ratios,
+                )
+            )
+        self._losses, self._samples = [], 0
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if _counts(trainer) and hasattr(_data(trainer), "frequency_guess_loss"):
+            pl_module.log("val_frequency_guess", _data(trainer).frequency_guess_loss(), prog_bar=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if _counts(trainer) and trainer.is_global_zero and "val_loss" in metrics:
+            self.record.add_validation(
+                ValidationRow(
+                    trainer.global_step,
+                    _stage(trainer),
+                    metrics["val_loss"],
+                    metrics.get("val_accuracy"),
+                    metrics.get("val_perplexity"),
+                    metrics.get("val_frequency_guess"),
+                )
+            )
+
+    def _trust_ratios(self, trainer: L.Trainer) -> tuple[float, ...]:
+        """Smallest, median and largest ratio of the layers that adapt; nothing where the optimizer keeps none."""
+        optimizer: Any = trainer.optimizers[0]
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # out of a strategy's wrapping
+        stats = optimizer.layer_stats() if hasattr(optimizer, "layer_stats") else {}
+        if not stats:
+            return ()
+        ratios = torch.stack([values.trust_ratio for values in stats.values()]).double().cpu()
+        adapting = ratios[ratios != 1.0]
+        return (*(float(adapting.quantile(q)) for q in (0.0, 0.5, 1.0)),) if len(adapting) else (1.0, 1.0, 1.0)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.record.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.record.load_state_dict(state_dict)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = Path(self.dir or trainer.log_dir or trainer.default_root_dir)  # on every rank: log_dir talks to all
+        if not trainer.is_global_zero or not self.record.steps:
+            return
+        from examples.bert.picture import draw
+
+        folder.mkdir(parents=True, exist_ok=True)
+        draw(self.record, folder / "report.png")
+        self.record.write_csv(folder / "report.csv")
+        print(f"\n{stage_table(self.record)}\n\npicture: {folder / 'report.png'}\nnumbers: {folder / 'report.csv'}")
+
+
+def _due(step: int, every: int) -> bool:
+    return step == 1 or step % every == 0
+
+
+def _counts(trainer: L.Trainer) -> bool:
+    """Whether the present validation is one of a training run, and not the check before it."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _data(trainer: L.Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
+
+
+def _stage(trainer: L.Trainer) -> int:
+    """The stage that the data serves, from 1."""
+    stage = getattr(_data(trainer), "stage", None)
+    return stage.index + 1 if stage is not None else 1
