@@ -47,7 +47,9 @@ class RunReport(L.Callback):
         self._seen_step = trainer.global_step
         self._losses, self._samples = [], 0
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         # Now, for at the batch's end the rate is the next step's already.
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 

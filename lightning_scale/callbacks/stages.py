@@ -9,8 +9,8 @@ import lightning.pytorch as L
 from lightning_scale.data import StagedDataModule
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
-from lightning_scale.schedule import Stage, StagePlan, parse_schedule
-from lightning_scale.window import LastWindow, LoopAdapter, StageFollower
+from lightning_scale.schedule import Stage, StagePlan
+from lightning_scale.window import LastWindow, LoopAdapter, StageFollower, micro_batches_for
 
 
 class SequenceLengthStages(L.Callback):
@@ -35,7 +35,7 @@ class SequenceLengthStages(L.Callback):
     def __init__(self, stages: list[Stage], last_window: LastWindow = "step") -> None:
         self.plan = StagePlan(stages)
         self.last_window = last_window
-        self._schedules = [parse_schedule(stage.batch_size) for stage in self.plan.stages]
+        self._schedules = [stage.schedule for stage in self.plan.stages]
         self._adapter: LoopAdapter | None = None
 
     def batch_size(self, step: int, samples: int) -> int:
@@ -46,6 +46,8 @@ class SequenceLengthStages(L.Callback):
         if stage != "fit":
             return
         data = _staged_data(trainer, pl_module)
+        for number, planned in enumerate(self.plan.stages, 1):
+            _check_batch(number, planned, trainer.world_size)
         self._adapter = LoopAdapter.attach(trainer)
         self._adapter.own_batch_size(type(self).__name__, self)
         self._adapter.follow_stages(StageFollower(self.plan, data, lambda _, new: _begin(trainer, new)))
@@ -78,6 +80,17 @@ def _staged_data(trainer: L.Trainer, module: L.LightningModule) -> StagedDataMod
         " `def set_stage(self, stage: lightning_scale.data.StageData) -> None`, and build the loaders with its"
         " sequence_length and micro_batch_size."
     )
+
+
+def _check_batch(number: int, stage: Stage, world_size: int) -> None:
+    """Raises ConfigurationError for a batch that micro-batches on this many ranks cannot make up."""
+    if stage.micro_batch_size is None:
+        return
+    for _, size in stage.schedule.changes():
+        try:
+            micro_batches_for(size, stage.micro_batch_size, world_size)
+        except ValueError as error:
+            raise ConfigurationError(f"stage {number}: {error}") from None
 
 
 def _begin(trainer: L.Trainer, stage: Stage) -> None:

@@ -5,6 +5,6 @@ from __future__ import annotations
 from lightning_scale.window.adapter import LoopAdapter
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.stages import StageFollower
-from lightning_scale.window.window import LastWindow
+from lightning_scale.window.window import LastWindow, micro_batches_for
 
-__all__ = ["BatchSizeOwner", "LastWindow", "LoopAdapter", "StageFollower"]
+__all__ = ["BatchSizeOwner", "LastWindow", "LoopAdapter", "StageFollower", "micro_batches_for"]

@@ -22,11 +22,11 @@ from lightning_scale.window.conflicts import (
     refuse_rate_conflicts,
     refuse_two_clips,
 )
+from lightning_scale.window.epoch import samples_per_epoch
 from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.rate import RateControl
 from lightning_scale.window.stages import StageFollower
-from lightning_scale.window.warmup import samples_per_epoch, stage_samples
 from lightning_scale.window.window import Window, micro_batches_for
 
 
@@ -261,7 +261,7 @@ class LoopAdapter(L.Callback):
             if self._legw is not None and (stage is None or stage.lr is None):
                 batch_size, total = self._next_batch_size(trainer), None
                 if stage is not None:
-                    total = stage_samples(stage)
+                    total = stage.total_samples
                 elif trainer.max_steps != -1 and batch_size is not None:
                     total = trainer.max_steps * batch_size
                 elif epoch is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_scale.data import StageData, StagedDataModule
-from lightning_scale.schedule import ConstantBatchSize, Stage, StagePlan, parse_schedule
+from lightning_scale.schedule import ConstantBatchSize, Stage, StagePlan
 from lightning_scale.window.window import micro_batches_for
 
 
@@ -54,9 +54,8 @@ class StageFollower:
         assert self.serving is not None, "asked for a stage before one was entered"
         stage, micro = self.stage, self.stage.micro_batch_size
         micro_batches = None
-        schedule = parse_schedule(stage.batch_size)
-        if micro is not None and isinstance(schedule, ConstantBatchSize):
-            micro_batches = stage.steps * micro_batches_for(schedule.batch_size(0), micro, world_size)
+        if micro is not None and isinstance(stage.schedule, ConstantBatchSize):
+            micro_batches = stage.steps * micro_batches_for(stage.schedule.batch_size(0), micro, world_size)
         return StageData(self.serving, stage.sequence_length, micro, micro_batches, self.samples)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage, TrustRatioMonitor
+from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
 from tests.distributed.launch import run_ranks
 from tests.toys import Net, Recorder, Tally, Vectors, indices, trainer
@@ -68,6 +69,24 @@ def saving(folder: str) -> dict[str, Any]:
 
 def resuming(folder: str) -> dict[str, Any]:
     return two_stages(folder, ckpt=str(Path(folder) / "eight.ckpt"))
+
+
+def refused(folder: str) -> str:
+    first, second = Stage(8, 2, 8, 4), Stage(16, 2, 12, 4)
+    try:
+        trainer(Path(folder), [SequenceLengthStages([first, second])], **ddp_options()).fit(
+            Net(lambda m: LAMB(m.named_parameters())), Vectors()
+        )
+    except ConfigurationError as error:
+        return str(error)
+    return "trained"
+
+
+@pytest.mark.timeout(200)
+def test_a_later_stages_batch_is_checked_on_the_ranks_there_are(tmp_path: Path) -> None:
+    for said in run_ranks(MODULE, "refused", tmp_path):
+        assert said.startswith("stage 2: a batch of 12 samples cannot be made of micro-batches of 4 on 2 ranks")
+        assert "write batch_size 8 or 16" in said
 
 
 @pytest.mark.timeout(200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,16 @@ KINDS: dict[str, Make] = {
     "LARS-memoryless": maker(LARS, momentum=0.0),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+# (dtype of the parameters, options): every way in which state and parameter may differ in type.
+PRECISIONS = {
+    "float32": (torch.float32, {}),
+    "float64": (torch.float64, {}),
+    "bfloat16": (torch.bfloat16, {}),
+    "bfloat16-master": (torch.bfloat16, {"master_weights": True}),
+    "float16-master": (torch.float16, {"master_weights": True}),
+}
+every_precision = pytest.mark.parametrize(("dtype", "options"), PRECISIONS.values(), ids=PRECISIONS)
 
 
 def model_of(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
@@ -64,3 +75,11 @@ def bits(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [bits(item) for item in value]
     return value
+
+
+def through_a_file(value: Any) -> Any:
+    """What `torch.save` and a safe `torch.load` leave of a value."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)

@@ -25,6 +25,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 FLOAT32_TOLERANCE = 32 * 2.0**-24
 FLOAT64_TOLERANCE = 1e-12
 
+STEPS = 10
+# A matrix, a convolution, a bias, a scalar parameter, one element as vector and as matrix, and nothing at all.
+SHAPES: list[tuple[int, ...]] = [(5, 7), (4, 3, 2, 2), (7,), (), (1,), (1, 1), (0, 3)]
+
+
+def arrays_of(seed: int, shapes: list[tuple[int, ...]], scale: float = 1.0) -> list[np.ndarray]:
+    """Normal numbers in these shapes, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    return [scale * rng.standard_normal(shape) for shape in shapes]
+
+
+def rate(step: int) -> float:
+    """A learning rate that no two neighbouring steps share."""
+    return 0.02 * (1 + step % 3) / (1 + step)
+
 
 def to_numpy(tensor: Tensor) -> Array:
     """Any tensor as a float64 array of the same shape (bfloat16 included)."""

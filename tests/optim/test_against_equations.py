@@ -14,12 +14,8 @@ from torch import nn
 
 from lightning_scale.optim import LAMB, LARS
 
-from .pairs import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, Pair, to_numpy
-from .reference import Options, lamb_step, lars_step, norm, round_to_bfloat16
-
-STEPS = 10
-# A matrix, a convolution, a bias, a scalar parameter, one element as vector and as matrix, and nothing at all.
-SHAPES = [(5, 7), (4, 3, 2, 2), (7,), (), (1,), (1, 1), (0, 3)]
+from .pairs import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, SHAPES, STEPS, Pair, arrays_of, rate, to_numpy
+from .reference import round_to_bfloat16
 
 LAMB_OPTIONS: list[dict[str, Any]] = [
     {},
@@ -60,21 +56,6 @@ LARS_OPTIONS: list[dict[str, Any]] = [
 ]
 ALL_OPTIONS = [("LAMB", o) for o in LAMB_OPTIONS] + [("LARS", o) for o in LARS_OPTIONS]
 IDS = [f"{name}-{','.join(f'{k}={v}' for k, v in o.items()) or 'defaults'}" for name, o in ALL_OPTIONS]
-
-
-def arrays_of(seed: int, shapes: list[tuple[int, ...]], scale: float = 1.0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [scale * rng.standard_normal(shape) for shape in shapes]
-
-
-def rate(step: int) -> float:
-    """A learning rate that no two neighbouring steps share."""
-    return 0.02 * (1 + step % 3) / (1 + step)
-
-
-def run(pair: Pair, shapes: list[tuple[int, ...]], steps: int = STEPS, seed: int = 1, scale: float = 1.0) -> None:
-    for step in range(steps):
-        pair.step(arrays_of(seed * 1000 + step, shapes, scale), lr=rate(step))
 
 
 @pytest.mark.parametrize(("name", "options"), ALL_OPTIONS, ids=IDS)
@@ -207,107 +188,6 @@ def test_float64_follows_the_equations_for_any_groups(name: str, data: st.DataOb
     assert [p.stride() for p in pair.parameters] == strides
 
 
-@pytest.mark.parametrize("fused", [None, False])
-@pytest.mark.parametrize("layout", ["transposed", "strided", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["LAMB", "LARS"])
-def test_layouts_in_low_precision(name: str, dtype: torch.dtype, layout: str, fused: bool | None) -> None:
-    options = {"weight_decay": 0.1, "max_grad_norm": 1.0, "master_weights": dtype == torch.bfloat16, "fused": fused}
-    pair = Pair(name, [(arrays_of(0, SHAPES), {})], options, dtype=dtype, layout=layout)
-    addresses = [p.data_ptr() for p in pair.parameters]
-    run(pair, SHAPES)
-    pair.check(FLOAT32_TOLERANCE)
-    assert [p.data_ptr() for p in pair.parameters] == addresses
-
-
-@pytest.mark.parametrize("name", ["LAMB", "LARS"])
-@pytest.mark.parametrize("fused", [None, False])
-def test_sizes_around_the_edges_of_vectors_and_chunks(name: str, fused: bool | None) -> None:
-    sizes = [(1023,), (1024,), (1025,), (33, 31), (64, 64), (257, 129), (3, 1024), (70_001,)]
-    options = {"weight_decay": 0.1, "max_grad_norm": 5.0, "exclude_1d": False, "fused": fused}
-    pair = Pair(name, [(arrays_of(0, sizes), {})], options, dtype=torch.float32)
-    run(pair, sizes, steps=3)
-    pair.check(FLOAT32_TOLERANCE)
-
-
-@pytest.mark.parametrize("gradient_layout", ["contiguous", "transposed"])
-@pytest.mark.parametrize("name", ["LAMB", "LARS"])
-def test_a_gradient_may_lie_otherwise_than_its_parameter(name: str, gradient_layout: str) -> None:
-    pair = Pair(name, [(arrays_of(0, SHAPES), {})], {"weight_decay": 0.1}, layout="channels_last")
-    for step in range(3):
-        pair.layout = gradient_layout
-        pair.step(arrays_of(step + 1, SHAPES), lr=rate(step))
-        pair.check(FLOAT64_TOLERANCE)
-
-
-@pytest.mark.parametrize("name", ["LAMB", "LARS"])
-def test_an_expanded_gradient(name: str) -> None:
-    """A gradient of stride 0: every element is the same memory."""
-    pair = Pair(name, [(arrays_of(0, [(4, 6)]), {})], {"weight_decay": 0.1, "max_grad_norm": 1.0, "maximize": True})
-    for _ in range(3):
-        pair.parameters[0].grad = torch.ones((), dtype=torch.float64).expand(4, 6)
-        pair.step_as_they_are()
-        pair.check(FLOAT64_TOLERANCE)
-
-
-@pytest.mark.parametrize("exclude_1d", [True, False])
-@pytest.mark.parametrize("own", [{}, {"weight_decay": 0.3}, {"layer_adaptation": True}, {"layer_adaptation": False}])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("LAMB", {}), ("LARS", {}), ("LARS", {"trust_norm": "momentum"}), ("LARS", {"lr_in_momentum": False})],
-)
-def test_a_groups_own_words_win_over_exclude_1d(
-    name: str, options: dict[str, Any], own: dict[str, Any], exclude_1d: bool
-) -> None:
-    start = arrays_of(0, SHAPES)
-    options = {"weight_decay": 0.1, "exclude_1d": exclude_1d, **options}
-    pair = Pair(name, [(start, own), (start, {}), (start, {"weight_decay": 0.0, "lr": 0.5})], options)
-    for step in range(STEPS):
-        pair.step(arrays_of(step + 1, SHAPES * 3))
-        pair.check(FLOAT64_TOLERANCE)
-
-
-@pytest.mark.parametrize("name", ["LAMB", "LARS"])
-def test_every_group_uses_its_own_hyperparameters(name: str) -> None:
-    own: dict[str, list[dict[str, Any]]] = {
-        "LAMB": [{"lr": 0.1, "betas": (0.5, 0.6)}, {"eps": 0.3}, {"lr": 0.0}],
-        "LARS": [{"lr": 0.1, "momentum": 0.3}, {"eps": 0.3}, {"trust_coefficient": 0.7}, {"lr": 0.0}],
-    }
-    start = arrays_of(0, [(4, 3), (3,)])
-    pair = Pair(name, [(start, options) for options in own[name]], {"weight_decay": 0.1, "max_grad_norm": 1.0})
-    for step in range(STEPS):
-        pair.step(arrays_of(step + 1, [(4, 3), (3,)] * len(own[name])))
-        pair.check(FLOAT64_TOLERANCE)
-
-
-@pytest.mark.parametrize("name", ["LAMB", "LARS"])
-@pytest.mark.parametrize("bias_correction", [True, False])
-def test_a_parameter_without_gradient_is_left_out_and_its_count_waits(name: str, bias_correction: bool) -> None:
-    options = {"bias_correction": bias_correction} if name == "LAMB" else {"weight_decay": 0.1}
-    pair = Pair(name, [(arrays_of(0, [(3, 4), (4, 3), (5,)]), {})], {**options, "max_grad_norm": 1.0})
-    for step in range(STEPS):
-        gradients: list[np.ndarray | None] = list(arrays_of(step + 1, [(3, 4), (4, 3), (5,)]))
-        if step % 3 != 1:
-            gradients[1] = None
-        if step < 4:
-            gradients[2] = None
-        before = [to_numpy(p) for p in pair.parameters]
-        pair.step(gradients, lr=rate(step))
-        pair.check(FLOAT64_TOLERANCE)
-        for index, gradient in enumerate(gradients):
-            assert np.array_equal(before[index], to_numpy(pair.parameters[index])) == (gradient is None)
-    assert [s["step"] for s in pair.reference.states] == [10, 3, 6]
-
-
-@pytest.mark.parametrize("name", ["LAMB", "LARS"])
-def test_a_step_without_any_gradient_changes_nothing(name: str) -> None:
-    pair = Pair(name, [(arrays_of(0, SHAPES), {})], {"max_grad_norm": 1.0})
-    before = [to_numpy(p) for p in pair.parameters]
-    pair.optimizer.step()
-    assert all(np.array_equal(a, to_numpy(p)) for a, p in zip(before, pair.parameters, strict=True))
-    assert int(pair.optimizer.skipped_steps) == 0
-
-
 @pytest.mark.parametrize("clip", [None, (0.5, 0.9)])
 @pytest.mark.parametrize("which", ["weights", "gradients", "both"])
 @pytest.mark.parametrize(
@@ -352,64 +232,6 @@ def test_lars_by_hand() -> None:
     stats = optimizer.layer_stats()["0.0"]
     assert float(stats.trust_ratio) == pytest.approx(0.04, rel=1e-15)
     assert (float(stats.weight_norm), float(stats.update_norm)) == pytest.approx((5.0, 10.0), rel=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("one_step", "kind", "options"),
-    [
-        (lamb_step, LAMB, {"weight_decay": 0.1}),
-        (lars_step, LARS, {"weight_decay": 0.1}),
-        (lars_step, LARS, {"weight_decay": 0.1, "trust_norm": "momentum"}),
-    ],
-)
-def test_layer_stats_are_of_the_last_step_under_the_parameters_names(
-    one_step: Any, kind: type[torch.optim.Optimizer], options: dict[str, Any]
-) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
-    optimizer: Any = kind(model.named_parameters(), lr=0.1, **options)
-    states: dict[str, Any] = {name: {} for name, _ in model.named_parameters()}
-    for step in range(3):
-        gradients = arrays_of(step, [tuple(p.shape) for p in model.parameters()])
-        expected = {}
-        for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
-            parameter.grad = torch.from_numpy(gradient)
-            own = {} if parameter.ndim > 1 else {"weight_decay": 0.0, "layer_adaptation": False}
-            base = {"eps": 1e-6 if kind is LAMB else 1e-8, "lr": 0.1}
-            result = one_step(to_numpy(parameter), gradient, states[name], Options(**{**base, **options, **own}))
-            states[name], expected[name] = result.state, result
-        optimizer.step()
-        stats = optimizer.layer_stats()
-        assert set(stats) == {"0.weight", "0.bias", "1.weight", "1.bias"}
-        for name, result in expected.items():
-            assert float(stats[name].weight_norm) == pytest.approx(result.weight_norm, rel=1e-14)
-            assert float(stats[name].update_norm) == pytest.approx(result.update_norm, rel=1e-12)
-            assert float(stats[name].trust_ratio) == pytest.approx(result.trust_ratio, rel=1e-12)
-            assert all(value.ndim == 0 for value in stats[name])
-        assert float(stats["0.bias"].trust_ratio) == 1.0
-
-
-@pytest.mark.parametrize("kind", [LAMB, LARS])
-def test_layer_stats_name_unnamed_parameters_by_group_and_index(kind: Any) -> None:
-    first, second = [[nn.Parameter(torch.ones(2, 2)) for _ in range(n)] for n in (2, 3)]
-    optimizer = kind([{"params": first}, {"params": second}], lr=0.1)
-    for parameter in [*first, *second]:
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    assert set(optimizer.layer_stats()) == {"0.0", "0.1", "1.0", "1.1", "1.2"}
-
-
-@pytest.mark.parametrize("own_clip", [1.0, 1e-3])
-@pytest.mark.parametrize("name", ["LAMB", "LARS"])
-def test_max_grad_norm_is_over_all_groups_together(name: str, own_clip: float) -> None:
-    """Each group alone would stay below the limit of 1, or be clipped by another factor than all together."""
-    start = arrays_of(0, [(4, 4)])
-    pair = Pair(name, [(start, {}), (start, {}), (start, {})], {"max_grad_norm": own_clip, "weight_decay": 0.1})
-    for step in range(3):
-        gradients = arrays_of(step + 1, [(4, 4)] * 3)
-        gradients = [0.8 * g / norm(g) for g in gradients]
-        pair.step(gradients, lr=rate(step))
-        pair.check(FLOAT64_TOLERANCE)
 
 
 @pytest.mark.parametrize(

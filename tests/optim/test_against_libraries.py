@@ -24,6 +24,9 @@ optax = pytest.importorskip("optax")
 torch_optimizer = pytest.importorskip("torch_optimizer")
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
+# Where jax has it depends on its version.
+enable_x64 = getattr(jax, "enable_x64", None) or pytest.importorskip("jax.experimental").enable_x64
+
 SHAPES = [(16, 8), (8, 3, 2, 2), (8,), (1,), ()]
 STEPS = 8
 # The same formulas in another order of operations, eight steps long; measured on a CPU: 3e-16 and 5e-7.
@@ -65,7 +68,7 @@ def run_torch(make: Callable[[list[nn.Parameter]], Any], dtype: torch.dtype, lrs
 
 def run_optax(make: Callable[[Any], Any], dtype: torch.dtype, lrs: list[float]) -> list[Tensor]:
     """The weights after all steps of an optax transformation; `make` is given the learning rate as a schedule."""
-    with jax.enable_x64(dtype == torch.float64):
+    with enable_x64(dtype == torch.float64):
         table = jax.numpy.asarray(lrs)
         transformation = make(lambda count: table[count])
         weights = [jax.numpy.asarray(t.numpy()) for t in starts(dtype)]

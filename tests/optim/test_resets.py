@@ -36,9 +36,9 @@ def start(name: str, options: dict[str, Any], low: bool) -> tuple[Pair, float]:
 )  # fmt: skip
 def test_the_bias_correction_starts_again_and_the_moments_stay(name: str, options: dict[str, Any], low: bool) -> None:
     pair, tolerance = start(name, options, low)
-    weights = bits([p for p in pair.parameters])
+    weights = bits(pair.parameters)
     pair.optimizer.reset_bias_correction()
-    assert bits([p for p in pair.parameters]) == weights
+    assert bits(pair.parameters) == weights
     for state in pair.reference.states:
         state["step"] = 0
     pair.check(tolerance)

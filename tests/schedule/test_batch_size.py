@@ -119,6 +119,7 @@ def test_constant_refuses(size: object) -> None:
         (lambda: ConstantBatchSize(256), "ConstantBatchSize(0:256)"),
         (lambda: StepSchedule("0:1 5:2 9:3"), "StepSchedule(0:1 5:2 9:3)"),
         (lambda: StepSchedule("0:1 5:2 9:3 12:4"), "StepSchedule(0:1 5:2 9:3 12:4)"),
+        (lambda: StepSchedule("0:1 5:2 9:3 12:4 20:5"), "StepSchedule(0:1 5:2 9:3 ... 20:5)"),
         (lambda: LinearRamp(1, 9, "8 samples"), "LinearRamp(0:1 1:2 2:3 ... 8:9)"),
     ],
 )

@@ -1,11 +1,9 @@
-"""How many samples an epoch and a run have, for warmups that are given in epochs or shares."""
+"""How many samples an epoch has, for warmups that are given in epochs."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
-
-from lightning_scale.schedule import Stage, parse_schedule
 
 
 def samples_per_epoch(loaders: list[Any], micro_batches: float, samples_per_micro_batch: int | None) -> int | None:
@@ -20,10 +18,3 @@ def samples_per_epoch(loaders: list[Any], micro_batches: float, samples_per_micr
         return int(micro_batches) * samples_per_micro_batch
     dataset = getattr(loaders[0], "dataset", None) if loaders else None
     return len(dataset) if hasattr(dataset, "__len__") else None  # type: ignore[arg-type]
-
-
-def stage_samples(stage: Stage) -> int | None:
-    """Samples that a stage takes; None where its batch size changes on the way."""
-    schedule = parse_schedule(stage.batch_size)
-    sizes = schedule.changes()
-    return stage.steps * schedule.batch_size(0) if len(sizes) <= 1 else None
