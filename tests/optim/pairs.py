@@ -67,7 +67,7 @@ class Pair:
         name: "LAMB" or "LARS".
         groups: (arrays, the group's own options) for each group.
         options: keywords for both; `fused`, `master_weights` and `skip_nonfinite` go to the library alone.
-        dtype: of the library's parameters. The reference starts from the values as this dtype holds them.
+        dtype: of the library's parameters, or of each of them. The reference starts from the values as this dtype holds them.
         layout: see `lay_out`.
         store: see `Reference`.
     """
@@ -77,12 +77,14 @@ class Pair:
         name: str,
         groups: Sequence[tuple[Sequence[NDArray[Any]], dict[str, Any]]],
         options: dict[str, Any],
-        dtype: torch.dtype = torch.float64,
+        dtype: torch.dtype | Sequence[torch.dtype] = torch.float64,
         layout: str = "contiguous",
         **reference_arguments: Any,
     ) -> None:
         kind, one_step = OPTIMIZERS[name]
-        self.parameters = [nn.Parameter(lay_out(a, layout, dtype)) for arrays, _ in groups for a in arrays]
+        flat = [array for arrays, _ in groups for array in arrays]
+        dtypes = [dtype] * len(flat) if isinstance(dtype, torch.dtype) else dtype
+        self.parameters = [nn.Parameter(lay_out(a, layout, d)) for a, d in zip(flat, dtypes, strict=True)]
         tensors = iter(self.parameters)
         param_groups = [{"params": [next(tensors) for _ in arrays], **own} for arrays, own in groups]
         self.optimizer = kind(param_groups, **{"lr": 1e-3, **options})

@@ -24,8 +24,8 @@ optax = pytest.importorskip("optax")
 torch_optimizer = pytest.importorskip("torch_optimizer")
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
-# Where jax has it depends on its version.
-enable_x64 = getattr(jax, "enable_x64", None) or pytest.importorskip("jax.experimental").enable_x64
+# It moved between versions of jax.
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else pytest.importorskip("jax.experimental").enable_x64
 
 SHAPES = [(16, 8), (8, 3, 2, 2), (8,), (1,), ()]
 STEPS = 8

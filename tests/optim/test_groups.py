@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from .pairs import FLOAT64_TOLERANCE, SHAPES, STEPS, Pair, arrays_of, rate, to_numpy
+from .pairs import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, SHAPES, STEPS, Pair, arrays_of, rate, to_numpy
 from .reference import norm
 
 
@@ -80,3 +81,17 @@ def test_max_grad_norm_is_over_all_groups_together(name: str, own_clip: float) -
         gradients = [0.8 * g / norm(g) for g in gradients]
         pair.step(gradients, lr=rate(step))
         pair.check(FLOAT64_TOLERANCE)
+
+
+@pytest.mark.parametrize("limit", [None, 1.0, 8.0])
+@pytest.mark.parametrize("name", ["LAMB", "LARS"])
+def test_parameters_of_several_dtypes_in_one_group(name: str, limit: float | None) -> None:
+    """Computed in float32 and float64 beside each other, and clipped by one norm over all of them."""
+    shapes: list[tuple[int, ...]] = [(4, 4), (3, 5), (4, 4), (5,), (0, 3), (2, 2), (3,)]
+    dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float64, torch.float32, torch.float16, torch.bfloat16]
+    start = arrays_of(0, shapes)
+    options = {"max_grad_norm": limit, "weight_decay": 0.1, "master_weights": True}
+    pair = Pair(name, [(start[:4], {}), (start[4:], {"weight_decay": 0.2})], options, dtype=dtypes)
+    for step in range(STEPS):
+        pair.step(arrays_of(step + 1, shapes), lr=rate(step))
+        pair.check(FLOAT32_TOLERANCE)

@@ -155,7 +155,25 @@ def test_a_skipped_step_keeps_the_sign_of_zero(looking: None, make: Make, gradie
     optimizer.step()
     with torch.no_grad():
         parameter.copy_(torch.tensor([[0.0, -0.0], [1.0, -0.0]]))
+        for key in optimizer.state[parameter].keys() & {"exp_avg", "momentum_buffer"}:
+            optimizer.state[parameter][key][0].copy_(torch.tensor([0.0, -0.0]))
     before = bits(parameter), bits(optimizer)
     parameter.grad = torch.full((2, 2), float("nan"))
     optimizer.step()
     assert (bits(parameter), bits(optimizer)) == before
+
+
+@every_kind
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_a_nonfinite_gradient_of_any_dtype_stops_all(looking: None, make: Make, where: int) -> None:
+    dtypes = (torch.float64, torch.float32, torch.bfloat16)
+    parameters = [torch.nn.Parameter(torch.ones(3, 2, dtype=dtype)) for dtype in dtypes]
+    optimizer = make(parameters)
+    set_gradients(parameters, 0)
+    optimizer.step()
+    before = bits(parameters), bits(optimizer)
+    set_gradients(parameters, 1)
+    parameters[where].grad[1, 1] = float("nan")  # type: ignore[index]
+    optimizer.step()
+    assert (bits(parameters), bits(optimizer)) == before
+    assert int(optimizer.skipped_steps) == 1

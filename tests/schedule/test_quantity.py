@@ -84,6 +84,7 @@ def test_suffix_is_exact(number: object, suffix: tuple[str, int]) -> None:
         (-2000, ("warmup is -2000", '"2000 steps"')),
         (0.5, ("warmup is 0.5", '"0.5 epochs"')),
         (float("nan"), ("warmup is nan", '"1 steps"')),
+        (float("-inf"), ("warmup is -inf", '"1 steps"')),
         (True, ("warmup is True", '"1 steps"')),
         ("2000", ("warmup is '2000'", "without a unit", '"2000 steps"')),
         ("1.5K", ("without a unit", '"1.5K steps"')),
