@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_scale.optim.kernels.work import Guard
 
 # x + -0.0 and x - 0.0 are x for every x, also for both zeros; x + 0.0 turns -0.0 into 0.0.
-NOTHING_TO_ADD = 0.0
+NOTHING_TO_ADD = -0.0
 NOTHING_TO_SUBTRACT = 0.0
 
 
