@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from lightning_scale.callbacks.gradient_accumulation import GradientAccumulation
 from lightning_scale.callbacks.legw import LEGWWarmup
+from lightning_scale.callbacks.progress_bar import StepProgressBar
 from lightning_scale.callbacks.stages import SequenceLengthStages
 from lightning_scale.callbacks.trust_ratio import TrustRatioMonitor
 from lightning_scale.schedule import Stage
 
-__all__ = ["GradientAccumulation", "LEGWWarmup", "SequenceLengthStages", "Stage", "TrustRatioMonitor"]
+__all__ = [
+    "GradientAccumulation",
+    "LEGWWarmup",
+    "SequenceLengthStages",
+    "Stage",
+    "StepProgressBar",
+    "TrustRatioMonitor",
+]
