@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import lightning.pytorch as L
@@ -15,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.schedule import LEGW, compose_rate
+from lightning_scale.schedule import LEGW
 from lightning_scale.window.conflicts import (
     refuse_batch_conflicts,
     refuse_other_namespace,
@@ -26,6 +25,7 @@ from lightning_scale.window.epoch import samples_per_epoch
 from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.rate import RateControl
+from lightning_scale.window.rate_rule import RateRule
 from lightning_scale.window.stages import StageFollower
 from lightning_scale.window.window import Window, micro_batches_for
 
@@ -49,9 +49,7 @@ class LoopAdapter(L.Callback):
         self.stages: StageFollower | None = None
         self.rate: RateControl | None = None
         self._owner: tuple[str, BatchSizeOwner] | None = None
-        self._legw: LEGW | None = None
-        self._legw_steps: Fraction | None = None
-        self._stage_warmup: Fraction | None = None
+        self._rule = RateRule()
         self._micro_batch_size: int | None = None
         self._loop: LoopAccess | None = None
         self._window: Window | None = None
@@ -92,9 +90,9 @@ class LoopAdapter(L.Callback):
         Raises:
             ConfigurationError: where there is another LEGW rule already.
         """
-        if self._legw is not None and self._legw is not rule:
+        if self._rule.legw is not None and self._rule.legw is not rule:
             raise ConfigurationError("there are two LEGWWarmup callbacks: keep one of them.")
-        self._legw = rule
+        self._rule.legw = rule
 
     def follow_stages(self, follower: StageFollower) -> None:
         """Train in stages.
@@ -105,6 +103,7 @@ class LoopAdapter(L.Callback):
         if self.stages is not None and self.stages is not follower:
             raise ConfigurationError("there are two SequenceLengthStages callbacks: put all stages into one.")
         self.stages = follower
+        self._rule.plan = follower.plan
 
     # -- before training -----------------------------------------------------------------------------------------------
 
@@ -121,8 +120,8 @@ class LoopAdapter(L.Callback):
             loop.zero_grad_only_when(pl_module, lambda: self._window is None or self._window.seen == 1)
         if self.stages is not None:
             loop.set_max_steps(self.stages.plan.total_steps)
-        if self._scales_rate:
-            refuse_rate_conflicts(trainer, self.stages.plan if self.stages else None, self._legw)
+        if self._rule.active:
+            refuse_rate_conflicts(trainer, self._rule.plan, self._rule.legw)
             loop.around_schedulers(self._update_schedulers)
         loop.leave_sampler_alone(self._is_resumable)
         loop.around_loading_data(lambda: self._enter_stage(trainer), lambda: self._read_loaders(trainer))
@@ -132,7 +131,7 @@ class LoopAdapter(L.Callback):
         self._enter_stage(trainer)  # validation, too, has a stage's length
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._scales_rate:
+        if self._rule.active:
             self.rate = RateControl(trainer.optimizers[0])
             self._write_rate(trainer)
 
@@ -250,29 +249,16 @@ class LoopAdapter(L.Callback):
             self._write_rate(trainer)  # of a stage's first step: its warmup was not known before
 
     def _read_warmup(self, trainer: L.Trainer, loaders: list[Any]) -> None:
-        """Turn warmups given in epochs or shares into optimizer steps, now that the data is known."""
-        step_unit = self._micro_batch_size * trainer.world_size if self._micro_batch_size is not None else None
+        """Tell the rate's rule how many samples an epoch and the run have, as far as that is known."""
+        unit = self._micro_batch_size * trainer.world_size if self._micro_batch_size is not None else None
         limited = self.loop.micro_batches_per_epoch if trainer.limit_train_batches != 1.0 else math.inf
-        epoch = samples_per_epoch(loaders, limited, step_unit)
-        stage = self.stages.stage if self.stages is not None else None
-        try:
-            if stage is not None:
-                self._stage_warmup = stage.warmup_steps(samples_per_epoch=epoch)
-            if self._legw is not None and (stage is None or stage.lr is None):
-                batch_size, total = self._next_batch_size(trainer), None
-                if stage is not None:
-                    total = stage.total_samples
-                elif trainer.max_steps != -1 and batch_size is not None:
-                    total = trainer.max_steps * batch_size
-                elif epoch is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-                    total = trainer.max_epochs * epoch
-                self._legw_steps = self._legw.warmup_steps(
-                    samples_per_epoch=epoch,
-                    total_samples=total,
-                    tokens_per_sample=stage.sequence_length if stage is not None else None,
-                )
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from None
+        epoch = samples_per_epoch(loaders, limited, unit)
+        batch_size, total = self._next_batch_size(trainer), None
+        if trainer.max_steps != -1 and batch_size is not None:
+            total = trainer.max_steps * batch_size
+        elif epoch is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            total = trainer.max_epochs * epoch
+        self._rule.know_data(trainer.global_step, epoch, total)
 
     def _is_resumable(self, loader: Any) -> bool:
         """Whether a loader's order follows from the samples consumed; if so it is told how many those are."""
@@ -283,10 +269,6 @@ class LoopAdapter(L.Callback):
         return True
 
     # -- the learning rate ---------------------------------------------------------------------------------------------
-
-    @property
-    def _scales_rate(self) -> bool:
-        return self._legw is not None or self.stages is not None
 
     def _stage_over(self, trainer: L.Trainer) -> bool:
         """Whether the next optimizer step is not of the stage that is served."""
@@ -299,22 +281,7 @@ class LoopAdapter(L.Callback):
         assert self.rate is not None
         if self._stage_over(trainer):
             return
-        batch_size = self._next_batch_size(trainer)
-        if self._legw is not None and batch_size is None:
-            raise ConfigurationError(
-                "LEGWWarmup cannot see the batch size: use a torch DataLoader with batch_size, or add"
-                " GradientAccumulation(batch_size=...)."
-            )
-        self.rate.write(
-            compose_rate(
-                step=trainer.global_step + 1,
-                batch_size=batch_size or 1,
-                plan=self.stages.plan if self.stages is not None else None,
-                legw=self._legw,
-                legw_warmup_steps=self._legw_steps,
-                stage_warmup_steps=self._stage_warmup,
-            )
-        )
+        self.rate.write(self._rule.rate(trainer.global_step, self._next_batch_size(trainer)))
 
     def _update_schedulers(self, update: Callable[[], None]) -> None:
         if self.rate is None:
@@ -364,8 +331,8 @@ class LoopAdapter(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._loop is not None:
             self._loop.restore()
-        self._loop = self._owner = self._legw = self._legw_steps = self.stages = self._window = None
-        self._closes, self._waiting_saves = True, []
+        self._loop = self._owner = self.stages = self._window = None
+        self._rule, self._closes, self._waiting_saves = RateRule(), True, []
 
     @property
     def loop(self) -> LoopAccess:

@@ -1,0 +1,73 @@
+"""What the rate of the next optimizer step is, for one Trainer: LEGW, stages, and warmups turned into steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.schedule import LEGW, Rate, StagePlan, compose_rate
+
+
+@dataclass
+class RateRule:
+    """Rates as a pure function of progress, once the data is known.
+
+    Args:
+        legw: LEGW's rule, or None.
+        plan: The stages, or None.
+    """
+
+    legw: LEGW | None = None
+    plan: StagePlan | None = None
+    _legw_steps: Fraction | None = None
+    _stage_warmup: Fraction | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether anything scales the rate."""
+        return self.legw is not None or self.plan is not None
+
+    def know_data(self, step: int, samples_per_epoch: int | None, total_samples: int | None) -> None:
+        """Turn warmups given in epochs, samples or shares into optimizer steps.
+
+        Args:
+            step: Optimizer steps attempted so far (they tell the stage).
+            samples_per_epoch: Of the data at hand; None where unknown.
+            total_samples: Of the whole run, where there are no stages; None where unknown.
+
+        Raises:
+            ConfigurationError: where a warmup needs what is unknown, or is longer than its stage.
+        """
+        stage = self.plan.at(step).stage if self.plan is not None else None
+        try:
+            if stage is not None:
+                self._stage_warmup = stage.warmup_steps(samples_per_epoch=samples_per_epoch)
+            if self.legw is not None and (stage is None or stage.lr is None):
+                self._legw_steps = self.legw.warmup_steps(
+                    samples_per_epoch=samples_per_epoch,
+                    total_samples=total_samples if stage is None else stage.total_samples,
+                    tokens_per_sample=stage.sequence_length if stage is not None else None,
+                )
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+
+    def rate(self, step: int, batch_size: int | None) -> Rate:
+        """The rate of the optimizer step after ``step`` attempted ones, on a batch of ``batch_size`` samples.
+
+        Raises:
+            ConfigurationError: where LEGW needs the batch size and nobody knows it.
+        """
+        if self.legw is not None and batch_size is None:
+            raise ConfigurationError(
+                "LEGWWarmup cannot see the batch size: use a torch DataLoader with batch_size, or add"
+                " GradientAccumulation(batch_size=...)."
+            )
+        return compose_rate(
+            step=step + 1,
+            batch_size=batch_size or 1,
+            plan=self.plan,
+            legw=self.legw,
+            legw_warmup_steps=self._legw_steps,
+            stage_warmup_steps=self._stage_warmup,
+        )
