@@ -11,7 +11,8 @@ class GradientAccumulation(L.Callback):
     """Every optimizer step is the mean gradient of ``batch_size`` samples.
 
     The number of micro-batches follows from the loader's micro-batch size and the number of ranks. Gradients are not
-    synchronized inside a window, and are divided once, by the number of micro-batches that went in.
+    synchronized inside a window, and are divided once. Each micro-batch counts by its samples, or by its items where
+    ``training_step`` returns ``{"loss": mean over n items, "num_items": n}``: a mean of uneven means is not the mean.
 
     Args:
         batch_size: Samples per optimizer step, over all ranks and micro-batches.

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,6 +21,7 @@ from lightning_scale.window.conflicts import (
     refuse_two_clips,
 )
 from lightning_scale.window.epoch import samples_per_epoch
+from lightning_scale.window.items import MeanOverItems, items_of, samples_of
 from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.rate import RateControl
@@ -50,6 +50,8 @@ class LoopAdapter(L.Callback):
         self.rate: RateControl | None = None
         self._owner: tuple[str, BatchSizeOwner] | None = None
         self._rule = RateRule()
+        self._mean = MeanOverItems()
+        self._items = 0.0
         self._micro_batch_size: int | None = None
         self._loop: LoopAccess | None = None
         self._window: Window | None = None
@@ -117,6 +119,7 @@ class LoopAdapter(L.Callback):
         if self._owner is not None:
             refuse_batch_conflicts(trainer, pl_module, self._owner[0])
             loop.decide_steps(lambda: self._closes)
+            loop.after_training_step(self._see_output)
             loop.zero_grad_only_when(pl_module, lambda: self._window is None or self._window.seen == 1)
         if self.stages is not None:
             loop.set_max_steps(self.stages.plan.total_steps)
@@ -147,22 +150,27 @@ class LoopAdapter(L.Callback):
         if self._window is None:
             self.batch_size = self._next_batch_size(trainer)
             self._window = Window(self.batch_size or 0, self._micro_batches(trainer, self.batch_size))
+            self._mean.begin()
         self._window.seen += 1
+        self._window.samples += samples_of(batch, self._micro_batch_size)
         if self.stages is not None and self._window.full and self.stages.changes_at(trainer.global_step + 1):
             self.loop.end_epoch()
         last_window = self._owner[1].last_window if self._owner is not None else "step"
         self._closes = self._window.closes(epoch_ends=self.loop.epoch_ends, last_window=last_window)
 
+    def _see_output(self, output: Any, batch: Any) -> None:
+        """After ``training_step``: how many items its loss is the mean of."""
+        self._items = items_of(output, batch, self._micro_batch_size)
+
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        if self._window is not None:
-            self._window.contributed += 1
+        if self._owner is not None:
+            self._mean.weigh(loss, self._items, trainer)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.
-        if self._owner is not None and self._window is not None and self._window.contributed > 1:
-            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if grads:
-                torch._foreach_div_(grads, float(self._window.contributed))
+        if self._owner is not None:
+            params = (p for group in optimizer.param_groups for p in group["params"])
+            self._mean.divide([p.grad for p in params if p.grad is not None], trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if self._window is None or not (self._closes or self.loop.epoch_ends):
@@ -179,7 +187,7 @@ class LoopAdapter(L.Callback):
 
     def _count(self, window: Window, world_size: int) -> None:
         """Add a window's samples to what has been consumed."""
-        consumed = window.seen * (self._micro_batch_size or 0) * world_size
+        consumed = window.samples * world_size
         self.samples += consumed
         if self.stages is not None:
             self.stages.samples += consumed
@@ -304,10 +312,10 @@ class LoopAdapter(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         stage = self.stages.state_dict() if self.stages is not None else {}
-        return {"samples": self.samples, "tokens": self.tokens, **stage}
+        return {"samples": self.samples, "tokens": self.tokens, "unit": self._mean.unit, **stage}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.samples, self.tokens = state_dict["samples"], state_dict["tokens"]
+        self.samples, self.tokens, self._mean.unit = (state_dict[key] for key in ("samples", "tokens", "unit"))
         if self.stages is not None:
             self.stages.load_state_dict(state_dict)
 

@@ -67,6 +67,19 @@ class LoopAccess:
         """
         self._replace(self._epoch_loop, "_should_accumulate", lambda _: lambda: not closes())
 
+    def after_training_step(self, see: Callable[[Any, Any], None]) -> None:
+        """Call ``see(output, batch)`` with what each ``training_step`` returned (callbacks see it too late)."""
+
+        def make(original: Callable[..., Any]) -> Callable[..., Any]:
+            def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+                output = original(batch, *args, **kwargs)
+                see(output, batch)
+                return output
+
+            return training_step
+
+        self._replace(self._trainer.strategy, "training_step", make)
+
     def zero_grad_only_when(self, module: L.LightningModule, first: Callable[[], bool]) -> None:
         """Let gradients be zeroed only before the micro-batches for which ``first()`` holds."""
 

@@ -21,8 +21,8 @@ class Window:
     """Micro-batches of one rank that hold them."""
     seen: int = 0
     """Micro-batches begun."""
-    contributed: int = 0
-    """Micro-batches that were back-propagated (``training_step`` may return None)."""
+    samples: int = 0
+    """Samples in them, on this rank."""
 
     @property
     def full(self) -> bool:

@@ -14,6 +14,7 @@ from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
 from tests.distributed.launch import run_ranks
 from tests.toys import Net, Recorder, Tally, Vectors, indices, trainer
+from tests.window.test_window import Weighted
 
 MODULE = __name__
 
@@ -38,6 +39,14 @@ def tally(folder: str) -> dict[str, Any]:
     fit = trainer(Path(folder), [synced, GradientAccumulation(12)], max_epochs=1, **ddp_options())
     fit.fit(module, indices(32, 2))
     return {"gradients": module.gradients, "synced": synced.synced, "steps": fit.global_step}
+
+
+def uneven(folder: str) -> dict[str, Any]:
+    """Sample i holds i % 5 + 1 items, so ranks and micro-batches hold different numbers."""
+    module = Weighted(24)
+    fit = trainer(Path(folder), [GradientAccumulation(12)], max_epochs=1, **ddp_options())
+    fit.fit(module, indices(24, 2))
+    return {"gradients": module.gradients}
 
 
 def two_stages(folder: str, ckpt: str | None = None, save: str | None = None) -> dict[str, Any]:
@@ -104,6 +113,17 @@ def test_windows_over_two_ranks(tmp_path: Path) -> None:
     )
     for ours, theirs in zip(ranks[0]["gradients"], ranks[1]["gradients"], strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.timeout(200)
+def test_uneven_items_over_two_ranks_are_one_mean(tmp_path: Path) -> None:
+    first, second = run_ranks(MODULE, "uneven", tmp_path)
+    items = torch.arange(24) % 5 + 1.0
+    for gradient, same in zip(first["gradients"], second["gradients"], strict=True):
+        assert torch.equal(gradient, same)
+        mine = gradient > 0
+        assert int(mine.sum()) == 12
+        torch.testing.assert_close(gradient[mine], items[mine] / items[mine].sum(), rtol=4e-7, atol=0)
 
 
 @pytest.mark.timeout(300)

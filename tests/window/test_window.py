@@ -32,10 +32,10 @@ def windows(size: int, micro: int, batch: int, epochs: int, last_window: str) ->
 
 
 def mean_gradient(window: list[list[int]], size: int) -> Tensor:
-    """The mean over micro-batches of the mean over their samples, in float64."""
+    """The mean over all samples, in float64."""
     gradient = torch.zeros(size, dtype=torch.float64)
-    for micro in window:
-        gradient[micro] += 1 / len(micro) / len(window)
+    samples = [index for micro in window for index in micro]
+    gradient[samples] = 1 / len(samples)
     return gradient
 
 
@@ -49,14 +49,12 @@ def check(gradients: list[Tensor], steps: list[list[list[int]]], size: int) -> N
 @given(
     micro=st.integers(1, 4),
     factor=st.integers(1, 5),
-    epoch=st.integers(1, 9),
+    size=st.integers(1, 30),
     epochs=st.integers(1, 3),
     last_window=st.sampled_from(["step", "drop"]),
 )
-def test_each_step_is_the_mean_of_its_window(
-    micro: int, factor: int, epoch: int, epochs: int, last_window: Any
-) -> None:
-    size = micro * epoch
+def test_each_step_is_the_mean_of_its_window(micro: int, factor: int, size: int, epochs: int, last_window: Any) -> None:
+    """Also where an epoch's last micro-batch is short."""
     module = Tally(size)
     with TemporaryDirectory() as root:
         fit = trainer(Path(root), [GradientAccumulation(micro * factor, last_window)], max_epochs=epochs)
@@ -104,10 +102,10 @@ def test_mixed_precision(tmp_path: Path, precision: str) -> None:
     options: dict[str, Any] = {"precision": precision}
     if precision == "16-mixed":
         plugins, options = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))], {}
-    module = Tally(12)
+    module = Tally(11)
     fit = trainer(tmp_path, [GradientAccumulation(6)], max_epochs=1, plugins=plugins, **options)
-    fit.fit(module, indices(12, 2))
-    check(module.gradients, windows(12, 2, 6, 1, "step"), 12)
+    fit.fit(module, indices(11, 2))
+    check(module.gradients, windows(11, 2, 6, 1, "step"), 11)
 
 
 def test_clipping_sees_the_mean(tmp_path: Path) -> None:
@@ -125,6 +123,41 @@ def test_clipping_sees_the_mean(tmp_path: Path) -> None:
     for gradient, window in zip(module.gradients, windows(8, 1, 4, 1, "step"), strict=True):
         mean = mean_gradient(window, 8)  # norm 0.5
         torch.testing.assert_close(gradient.double(), mean * 0.25 / mean.norm(), rtol=1e-5, atol=0)
+
+
+class Weighted(Tally):
+    """The loss is the mean over ``index % 5 + 1`` items a sample."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        (index,) = batch
+        items = index % 5 + 1
+        return {"loss": (self.weight[index] * items).sum() / items.sum(), "num_items": items.sum()}
+
+
+@settings(max_examples=15, deadline=None)
+@given(micro=st.integers(1, 4), factor=st.integers(1, 5), size=st.integers(1, 30))
+def test_uneven_items_are_one_mean(micro: int, factor: int, size: int) -> None:
+    module = Weighted(size)
+    with TemporaryDirectory() as root:
+        trainer(Path(root), [GradientAccumulation(micro * factor)], max_epochs=1).fit(module, indices(size, micro))
+    steps = windows(size, micro, micro * factor, 1, "step")
+    assert len(module.gradients) == len(steps)
+    for gradient, window in zip(module.gradients, steps, strict=True):
+        items = torch.zeros(size, dtype=torch.float64)
+        for index in (i for part in window for i in part):
+            items[index] = index % 5 + 1
+        torch.testing.assert_close(gradient.double(), items / items.sum(), rtol=4e-7, atol=0)
+
+
+def test_a_window_without_items_moves_nothing(tmp_path: Path) -> None:
+    class Empty(Tally):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            return {"loss": self.weight[batch[0]].sum() * 0.0, "num_items": 0}
+
+    module = Empty(4)
+    trainer(tmp_path, [GradientAccumulation(2)], max_epochs=1).fit(module, indices(4, 1))
+    assert [float(g.abs().sum()) for g in module.gradients] == [0.0, 0.0]
+    assert module.weight.isfinite().all()
 
 
 def test_validation_inside_a_window_leaves_it_whole(tmp_path: Path) -> None:

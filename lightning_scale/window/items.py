@@ -1,0 +1,84 @@
+"""The mean over all items of a window and of all ranks, where micro-batches hold different numbers of items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+
+ITEMS_KEY = "num_items"
+"""``training_step`` may return ``{"loss": mean over n items, "num_items": n}`` (masked tokens, say); else samples count."""
+
+
+def items_of(output: Any, batch: Any, nominal: int | None) -> float:
+    """How many items one rank's loss of one micro-batch is the mean of.
+
+    Args:
+        output: What ``training_step`` returned.
+        batch: The micro-batch: its samples count where ``training_step`` names no items.
+        nominal: The loader's micro-batch size, where the batch's structure does not tell its samples.
+    """
+    if isinstance(output, Mapping) and ITEMS_KEY in output:
+        return float(output[ITEMS_KEY])
+    return float(samples_of(batch, nominal))
+
+
+def samples_of(batch: Any, nominal: int | None) -> int:
+    """Samples in one rank's micro-batch: the length of its tensors, else ``nominal``, else 1."""
+    try:
+        return extract_batch_size(batch)
+    except Exception:  # Lightning raises several kinds for structures it cannot read
+        return nominal or 1
+
+
+class MeanOverItems:
+    """Weighs each micro-batch's gradient by its items, and divides the sum once.
+
+    Each rank's loss is a mean over its n items; what is wanted is Σ n·∇loss / Σ n over micro-batches and ranks. Gradients
+    are weighed as they are computed, by n / unit, and divided at the end by Σ n / (unit · ranks), for DDP averages over
+    ranks. The unit (the items of the run's first micro-batch, averaged over ranks) keeps the weights near 1, so that
+    float16 stays in range; it is part of checkpoints, for it decides roundings.
+    """
+
+    def __init__(self) -> None:
+        self.unit: float | None = None
+        self._sum = 0.0
+
+    def begin(self) -> None:
+        """A new window."""
+        self._sum = 0.0
+
+    def weigh(self, loss: Tensor, items: float, trainer: L.Trainer) -> None:
+        """Before the backward pass of a micro-batch; every rank calls it as often."""
+        if self.unit is None:
+            self.unit = float(_sum_over_ranks(items, trainer)) / trainer.world_size or 1.0
+        self._sum += items
+        weight = items / self.unit
+        if weight != 1 and loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * weight)  # type: ignore[no-untyped-call]
+
+    def divide(self, grads: list[Tensor], trainer: L.Trainer) -> None:
+        """At the end of a window: turn the sum into the mean, in place; every rank calls it."""
+        if self.unit is None:
+            return
+        total = _sum_over_ranks(self._sum, trainer)  # stays on the device: no step waits for it
+        if isinstance(total, Tensor):
+            divisor: float | Tensor = torch.where(total > 0, total / (self.unit * trainer.world_size), 1.0)
+        else:
+            divisor = total / self.unit if total > 0 else 1.0
+        if grads and not (isinstance(divisor, float) and divisor == 1.0):
+            torch._foreach_div_(grads, divisor)
+
+
+def _sum_over_ranks(value: float, trainer: L.Trainer) -> float | Tensor:
+    """One scalar collective where there are several ranks."""
+    if trainer.world_size == 1:
+        return value
+    scalar = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)
+    reduced = trainer.strategy.reduce(scalar, reduce_op="sum")
+    assert isinstance(reduced, Tensor)
+    return reduced
