@@ -7,6 +7,7 @@ import sys
 from typing import Any, Literal
 
 import lightning.pytorch as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -21,6 +22,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_scale.cli_errors import sentence
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.fragments import find_configs
+
+_CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
 
 
 class ScaleArgumentParser(LightningArgumentParser):
@@ -75,6 +78,11 @@ class ScaleCLI(LightningCLI):
             super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint and checkpoint not in _CHECKPOINT_WORDS and not _exists(str(checkpoint)):
+            raise ConfigurationError(
+                f"ckpt_path: there is no checkpoint {checkpoint}: give an existing one, or leave ckpt_path out."
+            )
         try:
             super().instantiate_classes()
         except ConfigurationError:
@@ -108,6 +116,11 @@ class ScaleCLI(LightningCLI):
         self.model.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
 
 
+def _exists(checkpoint: str) -> bool:
+    """Whether a checkpoint is there, as far as that can be told: addresses of remote ones are taken as they are."""
+    return "://" in checkpoint or checkpoint.startswith("registry:") or os.path.exists(checkpoint)
+
+
 def _option_names(parser: Any) -> list[str]:
     """Every option of a parser and of its subcommands."""
     names = []
@@ -134,8 +147,8 @@ def main(args: ArgsType = None) -> None:
         sys.path.insert(0, os.getcwd())
     try:
         ScaleCLI(args=args, trainer_class=L.Trainer)
-    except ConfigurationError as error:
-        print(f"lightning-scale: {error}", file=sys.stderr)
+    except (ConfigurationError, MisconfigurationException) as error:
+        print(f"lightning-scale: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

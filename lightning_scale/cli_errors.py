@@ -8,8 +8,9 @@ from difflib import get_close_matches
 
 # What a parser lists beside the real reason when a value fits none of a type's alternatives.
 _ALTERNATIVES = re.compile(
-    r"^(Expected a <class 'NoneType'>|Not a valid subclass of|Subclass types expect one of|a class path \(str\)"
-    r"|a dict with|a dict without|Does not validate against|Subtypes:|Errors:|Given value)"
+    r"^(Not a valid subclass of|Subclass types expect one of|a class path \(str\)|a dict with|a dict without"
+    r"|Does not validate against|Subtypes:|Errors:|Given value|Expected a path but .* invalid$"
+    r"|Expected a (dot import path string|<class '[^']+'>$|typing\.))"
 )
 _KEY = re.compile(r'^Parser key "([^"]+)":\s*(.*)$')
 
@@ -34,9 +35,21 @@ def sentence(message: str, known: Iterable[str] = ()) -> str:
             if not line.endswith(":"):
                 break
     if not reason:
-        reason = "this value cannot be used; compare it with the output of --print_config."
+        reason = _what_was_expected(message)
     where = ": ".join(keys)
     return _reworded(f"{where}: {reason}" if where else reason, list(known))
+
+
+def _what_was_expected(message: str) -> str:
+    """Where a value is of none of the kinds that are taken: these kinds."""
+    kinds = [kind.split(".")[-1] for kind in re.findall(r"Expected a <class '([^']+)'>", message) if kind != "NoneType"]
+    for choices in re.findall(r"Expected a typing\.Literal\[(.*)\]", message):
+        kinds += [choice.strip(" '") for choice in choices.split(",")]
+    if "Expected a dot import path string" in message:
+        kinds.append("a class path such as package.module.Class")
+    given = re.search(r"Given value: (.*)", message)
+    got = f", got {given[1].rstrip('>')}" if given else ""
+    return f"expected {' or '.join(dict.fromkeys(kinds)) or 'another value (see --help)'}{got}."
 
 
 def _reworded(text: str, known: list[str]) -> str:

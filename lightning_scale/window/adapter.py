@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,6 +14,7 @@ from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.schedule import LEGW
 from lightning_scale.window.conflicts import (
+    check_epoch_holds,
     refuse_batch_conflicts,
     refuse_other_namespace,
     refuse_rate_conflicts,
@@ -48,6 +48,8 @@ class LoopAdapter(L.Callback):
         """The first parameter group's rate in the last step, where it is scaled."""
         self.stages: StageFollower | None = None
         self.rate: RateControl | None = None
+        """Between ``on_train_start`` and the end of training, where anything scales the rate."""
+        self._rates: RateControl | None = None
         self._owner: tuple[str, BatchSizeOwner] | None = None
         self._rule = RateRule()
         self._mean = MeanOverItems()
@@ -110,7 +112,8 @@ class LoopAdapter(L.Callback):
     # -- before training -----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and self._loop is None:
+        if stage == "fit":
+            self.teardown(trainer, pl_module, stage)  # what a fit that raised has left
             self._loop = LoopAccess(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -120,12 +123,15 @@ class LoopAdapter(L.Callback):
             refuse_batch_conflicts(trainer, pl_module, self._owner[0])
             loop.decide_steps(lambda: self._closes)
             loop.after_training_step(self._see_output)
-            loop.zero_grad_only_when(pl_module, lambda: self._window is None or self._window.seen == 1)
+            loop.zero_grad_only_when(
+                pl_module, lambda: self._window is None or self._window.seen == 1, self._mean.begin
+            )
         if self.stages is not None:
             loop.set_max_steps(self.stages.plan.total_steps)
         if self._rule.active:
             refuse_rate_conflicts(trainer, self._rule.plan, self._rule.legw)
             loop.around_schedulers(self._update_schedulers)
+            self._rates = RateControl(trainer.optimizers[0])
         loop.leave_sampler_alone(self._is_resumable)
         loop.around_loading_data(lambda: self._enter_stage(trainer), lambda: self._read_loaders(trainer))
         loop.around_saving(self._save)
@@ -134,8 +140,9 @@ class LoopAdapter(L.Callback):
         self._enter_stage(trainer)  # validation, too, has a stage's length
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._rule.active:
-            self.rate = RateControl(trainer.optimizers[0])
+        if self._rates is not None:
+            self._rates.take_base()
+            self.rate = self._rates
             self._write_rate(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -150,10 +157,9 @@ class LoopAdapter(L.Callback):
         if self._window is None:
             self.batch_size = self._next_batch_size(trainer)
             self._window = Window(self.batch_size or 0, self._micro_batches(trainer, self.batch_size))
-            self._mean.begin()
         self._window.seen += 1
         self._window.samples += samples_of(batch, self._micro_batch_size)
-        if self.stages is not None and self._window.full and self.stages.changes_at(trainer.global_step + 1):
+        if self.stages is not None and self._window.full and self.stages.ends_after(trainer.global_step + 1):
             self.loop.end_epoch()
         last_window = self._owner[1].last_window if self._owner is not None else "step"
         self._closes = self._window.closes(epoch_ends=self.loop.epoch_ends, last_window=last_window)
@@ -181,9 +187,7 @@ class LoopAdapter(L.Callback):
             self.lr = self.rate.first
         if self.rate is not None and not self._stage_over(trainer):
             self._write_rate(trainer)
-        saves, self._waiting_saves = self._waiting_saves, []
-        for save in saves:
-            self._save(save)
+        self._write_waiting()
 
     def _count(self, window: Window, world_size: int) -> None:
         """Add a window's samples to what has been consumed."""
@@ -249,9 +253,10 @@ class LoopAdapter(L.Callback):
             batch_size = self._next_batch_size(trainer)
             assert batch_size is not None
             try:
-                micro_batches_for(batch_size, self._micro_batch_size, trainer.world_size)
+                needed = micro_batches_for(batch_size, self._micro_batch_size, trainer.world_size)
             except ValueError as error:
                 raise ConfigurationError(str(error)) from None
+            check_epoch_holds(batch_size, needed, self.loop.micro_batches_per_epoch, self._owner[1].last_window)
         self._read_warmup(trainer, loaders)
         if self.rate is not None:
             self._write_rate(trainer)  # of a stage's first step: its warmup was not known before
@@ -280,9 +285,7 @@ class LoopAdapter(L.Callback):
 
     def _stage_over(self, trainer: L.Trainer) -> bool:
         """Whether the next optimizer step is not of the stage that is served."""
-        if self.stages is None:
-            return False
-        return trainer.global_step >= self.stages.plan.total_steps or self.stages.changes_at(trainer.global_step)
+        return self.stages is not None and self.stages.ends_after(trainer.global_step)
 
     def _write_rate(self, trainer: L.Trainer) -> None:
         """Set the rate of the next optimizer step."""
@@ -322,14 +325,26 @@ class LoopAdapter(L.Callback):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._give_up_window()
         self._give_back_rate()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self._waiting_saves:
-            rank_zero_warn(
-                "a checkpoint that waited for the end of its batch was not written: the step did not finish."
-            )
+        self._give_up_window()
         self._give_back_rate()
+        if self._loop is not None:
+            self._loop.restore()  # Lightning does not call teardown now, and the module may be trained elsewhere
+
+    def _give_up_window(self) -> None:
+        """Training ends inside a window: its gradients go, and checkpoints from now on lie at the last one's end."""
+        if self._window is not None:
+            self.loop.rewind(self._window.seen)
+            self._window = None
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        saves, self._waiting_saves = self._waiting_saves, []
+        for save in saves:
+            self._save(save)
 
     def _give_back_rate(self) -> None:
         if self.rate is not None:
@@ -339,7 +354,7 @@ class LoopAdapter(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._loop is not None:
             self._loop.restore()
-        self._loop = self._owner = self.stages = self._window = None
+        self._loop = self._owner = self.stages = self._window = self._rates = self.rate = None
         self._rule, self._closes, self._waiting_saves = RateRule(), True, []
 
     @property

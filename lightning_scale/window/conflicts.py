@@ -63,6 +63,19 @@ def refuse_rate_conflicts(trainer: L.Trainer, plan: StagePlan | None, legw: LEGW
         rank_zero_warn("LEGWWarmup is not used, for every stage sets its own lr: remove LEGWWarmup, or a stage's lr.")
 
 
+def check_epoch_holds(batch_size: int, needed: int, available: float, last_window: str) -> None:
+    """A batch larger than an epoch: an error where it would never be stepped on, else a warning."""
+    if available >= needed:
+        return
+    said = f"a batch of {batch_size} samples takes {needed} micro-batches of each rank and an epoch has {available:.0f}"
+    if last_window == "drop":
+        raise ConfigurationError(
+            f'{said}, which last_window="drop" leaves out, so that no step would ever be taken: use a smaller batch_size,'
+            " or more data."
+        )
+    rank_zero_warn(f"{said}: every step will be on fewer samples than asked. Use a smaller batch_size, or more data.")
+
+
 def refuse_two_clips(trainer: L.Trainer) -> None:
     """Raises ConfigurationError where the Trainer and the optimizer would both clip by the global norm."""
     for optimizer in trainer.optimizers:

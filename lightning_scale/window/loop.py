@@ -57,7 +57,7 @@ class LoopAccess:
     def restore(self) -> None:
         """Put back everything that was replaced."""
         for owner, name in reversed(self._undo):
-            owner.__dict__.pop(name, None)
+            vars(owner).pop(name, None)
         self._undo.clear()
 
     def decide_steps(self, closes: Callable[[], bool]) -> None:
@@ -80,13 +80,16 @@ class LoopAccess:
 
         self._replace(self._trainer.strategy, "training_step", make)
 
-    def zero_grad_only_when(self, module: L.LightningModule, first: Callable[[], bool]) -> None:
-        """Let gradients be zeroed only before the micro-batches for which ``first()`` holds."""
+    def zero_grad_only_when(
+        self, module: L.LightningModule, first: Callable[[], bool], zeroed: Callable[[], None]
+    ) -> None:
+        """Let gradients be zeroed only before micro-batches for which ``first()`` holds; call ``zeroed()`` then."""
 
         def make(original: Callable[..., None]) -> Callable[..., None]:
             def optimizer_zero_grad(*args: Any, **kwargs: Any) -> None:
                 if first():
                     original(*args, **kwargs)
+                    zeroed()
 
             return optimizer_zero_grad
 
@@ -156,8 +159,19 @@ class LoopAccess:
             loop._combined_loader = None
 
     def end_epoch(self) -> None:
-        """Make the present micro-batch the Lightning epoch's last."""
-        self._epoch_loop.batch_progress.is_last_batch = True
+        """Make the present micro-batch the Lightning epoch's last; validation at an epoch's end comes after it."""
+        batches = self._epoch_loop.batch_progress
+        batches.is_last_batch = True
+        if self._trainer.val_check_batch == self._fit_loop.max_batches:
+            self._trainer.val_check_batch = batches.current.ready
+
+    def rewind(self, micro_batches: int) -> None:
+        """Count the last micro-batches as not begun: their gradients are given up, and a resume takes them again."""
+        batches = self._epoch_loop.batch_progress
+        for tracker in (batches.total, batches.current):
+            tracker.ready -= micro_batches
+            tracker.started = tracker.processed = tracker.completed = tracker.ready
+        batches.is_last_batch = False
 
     def begin_new_epoch_on_restart(self) -> None:
         """After a resume from a checkpoint at an epoch's last micro-batch: that epoch is over.
@@ -183,6 +197,8 @@ class LoopAccess:
         Raises:
             ConfigurationError: where the user gave another ``max_steps``.
         """
+        if self._trainer.fast_dev_run:
+            return  # ends by itself after a few steps
         if self._trainer.max_steps not in (-1, steps):
             raise ConfigurationError(
                 f"the stages take {steps} steps but trainer.max_steps is {self._trainer.max_steps}: leave max_steps out."

@@ -23,15 +23,33 @@ class RateControl:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self._base = [_copy(group["lr"]) for group in optimizer.param_groups]
-        self._written: list[float | None] = [None] * len(self._base)
-        # A stage's absolute rate is that of a group at the optimizer's default; other groups keep their proportion.
-        default = float(optimizer.defaults.get("lr") or 0.0)
-        self._proportion = [float(base) / default if default else 1.0 for base in self._base]
+        self._base: list[float | Tensor] = []
+        self._written: list[float | None] = []
         self._rate = Rate(absolute=None, factor=1.0)
+        # A stage's absolute rate is that of a group at the optimizer's default; other groups keep their proportion.
+        # Taken from the configuration, before a checkpoint brings the rates of another one.
+        self._default = float(optimizer.defaults.get("lr") or 0.0)
+        self._proportion = [self._proportion_of(group) for group in optimizer.param_groups]
+
+    def _proportion_of(self, group: dict[str, Any]) -> float:
+        return float(group["lr"]) / self._default if self._default else 1.0
+
+    def take_base(self) -> None:
+        """Read every group's base, after a checkpoint has been restored and before the first `write`."""
+        self._base = [_copy(group["lr"]) for group in self._optimizer.param_groups]
+        self._written = [None] * len(self._base)
+
+    def _adopt_new_groups(self) -> None:
+        """Groups added during training come with their base."""
+        for group in self._optimizer.param_groups[len(self._base) :]:
+            self._base.append(_copy(group["lr"]))
+            self._written.append(None)
+        for group in self._optimizer.param_groups[len(self._proportion) :]:
+            self._proportion.append(self._proportion_of(group))
 
     def write(self, rate: Rate) -> None:
         """Set every group's rate for the next optimizer step."""
+        self._adopt_new_groups()
         self._rate = rate
         for i, group in enumerate(self._optimizer.param_groups):
             peak = self._base[i] if rate.absolute is None else rate.absolute * self._proportion[i]
@@ -46,6 +64,7 @@ class RateControl:
 
     def restore(self) -> None:
         """Set every group's rate to its base."""
+        self._adopt_new_groups()
         for group, base, written in zip(self._optimizer.param_groups, self._base, self._written, strict=True):
             now = group["lr"]
             if written is not None and not isinstance(now, Tensor) and now != written:

@@ -38,6 +38,10 @@ class StageFollower:
         """Whether the stage after ``step`` optimizer steps is another than the one served."""
         return self.plan.at(step).index != self.serving
 
+    def ends_after(self, step: int) -> bool:
+        """Whether the stage that is served ends with the optimizer step that makes it ``step``."""
+        return step >= self.plan.total_steps or self.changes_at(step)
+
     def enter(self, step: int, world_size: int) -> None:
         """Tell the data, and whoever asked, of the stage after ``step`` optimizer steps."""
         position = self.plan.at(step)

@@ -151,6 +151,21 @@ def test_groups_keep_their_own_base(tmp_path: Path) -> None:
     assert seen[-1] == pytest.approx([0.2, 0.6], rel=1e-12)
 
 
+def test_a_group_added_during_training_is_scaled_too(tmp_path: Path) -> None:
+    seen = []
+
+    class Growing(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.trainer.global_step == 2 and len(self.optimizers().param_groups) == 2:
+                self.optimizers().add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.5})
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            seen.append([group["lr"] for group in optimizer.param_groups])
+
+    trainer(tmp_path, [LEGWWarmup(1, "1 steps")], max_steps=5).fit(Growing(configure("none")), Vectors(4))
+    assert seen[-1] == pytest.approx([0.2, 0.6, 1.0])
+
+
 def test_overflowed_steps_count_for_the_warmup(tmp_path: Path) -> None:
     class Overflowing(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

@@ -152,6 +152,40 @@ def test_groups_keep_their_proportion_to_a_stages_rate(tmp_path: Path) -> None:
     assert seen == [[0.5, 1.0], [0.5, 1.0]]
 
 
+def test_a_stages_rate_does_not_depend_on_the_lr_of_an_older_configuration(tmp_path: Path) -> None:
+    def run_with(lr: float, ckpt: Path | None, save: Path | None) -> Net:
+        module = Net(lambda m: LAMB(m.named_parameters(), lr=lr))
+        more = [SaveOnce("on_train_batch_end", 2, save)] if save else []
+        fit = trainer(tmp_path, [SequenceLengthStages([Stage(8, 4, 4, 4, lr=0.1, decay="constant")]), *more])
+        fit.fit(module, Vectors(), ckpt_path=ckpt)
+        return module
+
+    run_with(0.01, None, tmp_path / "two.ckpt")
+    assert [lr for _, lr, _ in run_with(0.02, tmp_path / "two.ckpt", None).steps] == pytest.approx([0.1, 0.1])
+
+
+def test_fast_dev_run_takes_its_own_few_steps(tmp_path: Path) -> None:
+    module = Net(lamb)
+    trainer(tmp_path, [SequenceLengthStages([FIRST, SECOND])], fast_dev_run=2).fit(module, Vectors())
+    assert len(module.steps) <= 2
+
+
+def test_validation_comes_at_a_stages_end_also_where_the_loader_is_longer(tmp_path: Path) -> None:
+    class Longer(Vectors):
+        def train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(self.dataset, batch_size=4)
+
+    at = []
+
+    class Look(L.Callback):
+        def on_validation_end(self, fit: L.Trainer, *args: Any) -> None:
+            at.append(fit.global_step)
+
+    fit = trainer(tmp_path, [SequenceLengthStages([Stage(8, 3, 8, 4), Stage(16, 2, 8, 4)]), Look()])
+    fit.fit(Net(lamb), Longer())
+    assert at == [3, 5]
+
+
 def test_bert_large_gets_the_recipes_rate_at_every_step() -> None:
     """NVIDIA's phases, written out here once more: lr p/w while p < w, then lr sqrt(1-p)."""
     stages = SequenceLengthStages(

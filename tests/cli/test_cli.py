@@ -137,7 +137,7 @@ FRAGMENTS = sorted(
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)
 def test_every_fragment_parses_beside_a_configuration(tmp_path: Path, fragment: str) -> None:
-    changes = {"trainer__max_steps": -1}
+    changes = {"trainer__max_steps": -1, "trainer__enable_progress_bar": True}
     cli = ScaleCLI(args=["--config", config(tmp_path, **changes), "--config", fragment], run=False)
     used = yaml.safe_load(Path(find_config(fragment)).read_text())["trainer"]
     for entry in used.get("callbacks+", []):
@@ -219,6 +219,31 @@ CASES = {
         "both set the batch size: keep one of them",
     ),
 }
+
+
+ON_THE_COMMAND_LINE = {
+    "a word for a number": (["--optimizer.init_args.lr=abc"], "optimizer: lr: expected float or a class path"),
+    "a class that is not there": (["--model=tests.cli.late.Nope"], "module 'tests.cli.late' has no attribute 'Nope'"),
+    "an unknown name": (
+        ["--optimizer=Lamb"],
+        "optimizer: expected a class path such as package.module.Class, got Lamb.",
+    ),
+    "not a choice": (["--trainer.precision=fp16"], "bf16-mixed"),
+    "no such checkpoint": (["--ckpt_path=no.ckpt"], "there is no checkpoint no.ckpt"),
+    "no such device": (["--trainer.devices=0"], "devices=0"),
+}
+
+
+@pytest.mark.parametrize("case", ON_THE_COMMAND_LINE)
+def test_errors_on_the_command_line_are_one_sentence(
+    tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args, expected = ON_THE_COMMAND_LINE[case]
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", config(tmp_path), *args])
+    assert end.value.code == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-scale: ")]
+    assert expected in said
 
 
 @pytest.mark.parametrize("case", CASES)

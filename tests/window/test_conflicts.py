@@ -78,6 +78,12 @@ def test_a_batch_that_micro_batches_cannot_make(tmp_path: Path) -> None:
     refuse(tmp_path, [GradientAccumulation(6)], "write batch_size 4 or 8", data=Vectors(4))
 
 
+def test_a_batch_larger_than_an_epoch(tmp_path: Path) -> None:
+    refuse(tmp_path, [GradientAccumulation(128, "drop")], "no step would ever be taken")
+    with pytest.warns(UserWarning, match="every step will be on fewer samples than asked"):
+        trainer(tmp_path, [GradientAccumulation(128)], max_epochs=1).fit(Net(lamb), Vectors())
+
+
 def test_data_that_cannot_follow_stages(tmp_path: Path) -> None:
     class Plain(L.LightningDataModule):
         def train_dataloader(self) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
@@ -55,6 +55,7 @@ def check(gradients: list[Tensor], steps: list[list[list[int]]], size: int) -> N
 )
 def test_each_step_is_the_mean_of_its_window(micro: int, factor: int, size: int, epochs: int, last_window: Any) -> None:
     """Also where an epoch's last micro-batch is short."""
+    assume(windows(size, micro, micro * factor, 1, last_window))
     module = Tally(size)
     with TemporaryDirectory() as root:
         fit = trainer(Path(root), [GradientAccumulation(micro * factor, last_window)], max_epochs=epochs)
@@ -191,6 +192,108 @@ def test_a_checkpoint_inside_a_window_waits_for_its_end(tmp_path: Path) -> None:
     saved = torch.load(saver.path, weights_only=True)
     assert saved["global_step"] == 1
     assert saved["callbacks"]["LoopAdapter"]["samples"] == 4
+
+
+class Boom(L.Callback):
+    """Raises after one micro-batch."""
+
+    def __init__(self, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
+
+    def on_train_batch_end(
+        self, fit: L.Trainer, module: L.LightningModule, out: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.micro_batch:
+            raise RuntimeError("boom")
+
+
+def test_an_exception_leaves_module_and_trainer_as_they_were(tmp_path: Path) -> None:
+    module = Tally(8)
+    fit = trainer(tmp_path, [GradientAccumulation(4), Boom(1)], max_epochs=1)
+    with pytest.raises(RuntimeError, match="boom"):
+        fit.fit(module, indices(8, 1))
+    assert "optimizer_zero_grad" not in vars(module)
+    module.gradients.clear()
+    trainer(tmp_path, [], max_epochs=1).fit(module, indices(8, 1))  # a plain run after it zeroes its gradients
+    check(module.gradients, windows(8, 1, 1, 1, "step"), 8)
+
+
+def test_a_fit_that_raised_can_be_fit_again(tmp_path: Path) -> None:
+    boom = Boom(1)
+    fit = trainer(tmp_path, [GradientAccumulation(4), boom], max_epochs=1)
+    with pytest.raises(RuntimeError, match="boom"):
+        fit.fit(Tally(8), indices(8, 1))
+    boom.micro_batch = -1
+    module = Tally(8)
+    fit.fit(module, indices(8, 1))
+    check(module.gradients, windows(8, 1, 4, 1, "step"), 8)
+
+
+@pytest.mark.parametrize("micro_batch", [4, 5, 6])
+def test_a_checkpoint_on_an_exception_lies_at_the_last_windows_end(tmp_path: Path, micro_batch: int) -> None:
+    """Windows of 3 in 12 micro-batches of shuffled, resumable data: killed at micro-batch 4, 5 or 6 (from 0)."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from tests.toys import Net, Vectors
+
+    def run(*more: L.Callback, ckpt: Path | None = None) -> Net:
+        L.seed_everything(0, verbose=False)
+        module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
+        fit = trainer(tmp_path, [GradientAccumulation(12), *more], max_steps=8, enable_checkpointing=True, logger=False)
+        try:
+            fit.fit(module, Vectors(4), ckpt_path=ckpt)
+        except RuntimeError:
+            assert more
+        return module
+
+    whole = run()
+    run(ModelCheckpoint(tmp_path / "saved", save_on_exception=True, filename="{step}"), Boom(micro_batch))
+    (saved,) = (tmp_path / "saved").glob("*.ckpt")
+    done = (micro_batch + 1) // 3
+    assert torch.load(saved, weights_only=False)["global_step"] == done
+    rest = run(ckpt=saved)
+    assert rest.steps == whole.steps[done:]
+    assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
+
+
+def test_stopping_early_inside_a_window_can_be_resumed(tmp_path: Path) -> None:
+    class Stop(L.Callback):
+        def on_train_batch_end(self, fit: L.Trainer, module: Any, out: Any, batch: Any, batch_idx: int) -> None:
+            fit.should_stop = batch_idx == 5
+
+    from tests.toys import Net, Vectors
+
+    def run(*more: L.Callback, ckpt: Path | None = None) -> tuple[Net, L.Trainer]:
+        L.seed_everything(0, verbose=False)
+        module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
+        fit = trainer(tmp_path, [GradientAccumulation(16), *more], max_steps=5)
+        fit.fit(module, Vectors(4), ckpt_path=ckpt)
+        return module, fit
+
+    whole, _ = run()
+    _, stopped = run(Stop())
+    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
+    rest, _ = run(ckpt=tmp_path / "stopped.ckpt")
+    assert rest.steps == whole.steps[1:]
+
+
+def test_a_closure_called_twice_counts_once(tmp_path: Path) -> None:
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+            with torch.enable_grad():
+                closure()
+            return super().step(closure)
+
+    module = Tally(3, lambda parameters: Twice(parameters, lr=1.0))
+    seen = []
+
+    class Look(L.Callback):
+        def on_before_optimizer_step(self, fit: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+            seen.append(module.weight.grad.clone())  # type: ignore[union-attr]
+
+    trainer(tmp_path, [GradientAccumulation(1), Look()], max_epochs=1).fit(module, indices(3, 1))
+    for i, gradient in enumerate(seen):
+        assert gradient.sum() == 1, i
 
 
 def test_the_loop_is_put_back_after_training(tmp_path: Path) -> None:
