@@ -26,7 +26,7 @@ def frequency_guess_loss(training_counts: npt.NDArray[np.int64], targets: npt.ND
     hidden = targets[targets != IGNORED]
     if not hidden.size:
         raise ValueError("no target counts: give at least one hidden token.")
-    smoothed: npt.NDArray[np.float64] = training_counts[first:] + 1.0
+    smoothed = training_counts[first:] + 1.0
     log_share = np.log(smoothed / smoothed.sum())
     return float(-log_share[hidden - first].mean())
 

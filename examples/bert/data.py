@@ -25,7 +25,8 @@ class TextData(L.LightningDataModule):
     """Packed, dynamically masked samples of a text; a share of its documents is held out for validation.
 
     Order and masks are functions of the seed, the stage and the samples consumed, so a resumed run, or one with another
-    number of workers, sees the same. The held-out masks never change.
+    number of workers, sees the same. The held-out masks never change. It is the library's callbacks that count the
+    samples consumed: without any of them (`GradientAccumulation` is enough) every epoch repeats the first one.
 
     A batch is a dict of int64 tensors: "input_ids" [samples, sequence length], "positions" and "targets" [samples, places
     to guess]; a target of -100 does not count.

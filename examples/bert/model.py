@@ -56,7 +56,9 @@ class BertPretraining(L.LightningModule):
         if size not in _SIZES:
             raise ConfigurationError(f'model.size is {size!r}: write "demo", "base" or "large".')
         given = {"layers": layers, "width": width, "heads": heads, "dropout": dropout}
-        self._shape = {name: value if value is not None else _SIZES[size][name] for name, value in given.items()}
+        self._shape: dict[str, Any] = {
+            name: value if value is not None else _SIZES[size][name] for name, value in given.items()
+        }
         for name, value in (*self._shape.items(), ("max_positions", max_positions), ("vocab_size", vocab_size)):
             if name != "dropout" and value is not None and value < 1:
                 raise ConfigurationError(f"model.{name} is {value}: write a whole number of at least 1.")
@@ -108,16 +110,18 @@ class BertPretraining(L.LightningModule):
 
     def _vocab_size(self) -> int:
         trainer = self._trainer
-        theirs = getattr(getattr(trainer, "datamodule", None), "vocab_size", None)
-        mine = self.hparams["vocab_size"]
-        if mine is None and theirs is None:
-            raise ConfigurationError("the data does not say how large its vocabulary is: write model.vocab_size.")
-        if mine is not None and theirs is not None and theirs > mine:
+        theirs: int | None = getattr(getattr(trainer, "datamodule", None), "vocab_size", None)
+        mine: int | None = self.hparams["vocab_size"]
+        if mine is None:
+            if theirs is None:
+                raise ConfigurationError("the data does not say how large its vocabulary is: write model.vocab_size.")
+            return theirs
+        if theirs is not None and theirs > mine:
             raise ConfigurationError(
                 f"model.vocab_size is {mine} but data.vocab_size is {theirs}: leave model.vocab_size out, or write at"
                 f" least {theirs}."
             )
-        return int(mine if mine is not None else theirs)
+        return mine
 
     # -- running -------------------------------------------------------------------------------------------------------
 

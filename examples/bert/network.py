@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import BertForMaskedLM
 
 
-class BertAtPositions(BertForMaskedLM):  # type: ignore[misc]
+class BertAtPositions(BertForMaskedLM):  # type: ignore[misc, no-untyped-call]
     """transformers' BertForMaskedLM, its parameters and their names, with another forward.
 
     The prediction over the vocabulary is computed for the hidden places alone: 15 % of the work.

@@ -8,11 +8,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no global state
+from matplotlib.ticker import LogLocator, NullLocator
 
 from examples.bert.run_record import RunRecord
 
 _NOTE = (
-    "The loss jumps where a stage begins: its samples are longer, so places come into use that were never trained,"
+    "The loss can jump where a stage begins: its samples are longer, so places come into use that were never trained,"
     " and the rate climbs from zero again."
 )
 
@@ -46,13 +47,14 @@ def draw(record: RunRecord, path: Path) -> None:
 def _loss(axis: Axes, record: RunRecord, x: list[int]) -> None:
     axis.plot(x, [row.train_loss for row in record.steps], color="C0", linewidth=0.8, alpha=0.7, label="training")
     points = record.validations
-    axis.plot([p.step for p in points], [p.val_loss for p in points], "o", color="C3", markersize=5, label="validation")
-    label: str | None = "guessing by word frequency (validation)"
+    x, y = [p.step for p in points], [p.val_loss for p in points]
+    axis.plot(x, y, "o", color="C3", markersize=5, clip_on=False, zorder=3, label="validation")
+    label = "guessing by word frequency (validation)"
     for _, rows, validations in record.stages():
         guesses = [v.frequency_guess for v in validations if v.frequency_guess is not None]
         if guesses:
             axis.hlines(guesses[-1], rows[0].step, rows[-1].step, color="0.3", linestyle="--", linewidth=1, label=label)
-            label = None
+            label = ""  # one entry in the legend
     axis.set_ylabel("loss\n(nats per hidden token)")
     axis.legend(loc="upper right", fontsize=8)
     axis.grid(alpha=0.3)
@@ -78,8 +80,11 @@ def _ratios(axis: Axes, record: RunRecord) -> None:
     )
     axis.plot(x, [row.trust_ratio_median for row in rows], color="C2", linewidth=1.2, label="median layer")
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.set_ylabel("trust ratio")
-    axis.legend(loc="upper right", fontsize=8)
+    axis.legend(loc="best", fontsize=8)
     axis.grid(alpha=0.3)
 
 

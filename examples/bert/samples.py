@@ -70,7 +70,7 @@ class RankShare(DistributedSampler[int]):
             world_size = torch.distributed.get_world_size() if distributed else 1
         if rank is None:
             rank = torch.distributed.get_rank() if distributed else 0
-        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=False)
+        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.rank, len(self) * self.num_replicas, self.num_replicas))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from lightning_scale.errors import ConfigurationError
+
+_RULE = re.compile(r"([^\w\s])\1{3,}")  # the lines that tables are drawn with: a fifth of some documents
 
 
 def documents(files: Sequence[str] | None) -> Iterator[str]:
@@ -15,7 +18,7 @@ def documents(files: Sequence[str] | None) -> Iterator[str]:
 
     Args:
         files: UTF-8 text files, whose documents end at blank lines; None for the documentation that comes with CPython
-            (``pydoc_data.topics``: one document a topic).
+            (``pydoc_data.topics``: one document a topic; of a line of dashes or the like one dash is left).
 
     Raises:
         ConfigurationError: for a file that is missing, empty or not UTF-8.
@@ -46,7 +49,7 @@ def _python_topics() -> Iterator[str]:
             "this Python comes without its own documentation (pydoc_data): name text files in data.files."
         ) from None
     for name in sorted(topics):
-        yield topics[name]
+        yield _RULE.sub(r"\1", topics[name])
 
 
 def _from_files(files: Sequence[str]) -> Iterator[str]:

@@ -230,7 +230,7 @@ ON_THE_COMMAND_LINE = {
     ),
     "not a choice": (["--trainer.precision=fp16"], "bf16-mixed"),
     "no such checkpoint": (["--ckpt_path=no.ckpt"], "there is no checkpoint no.ckpt"),
-    "no such device": (["--trainer.devices=0"], "devices=0"),
+    "no such device": (["--trainer.devices=0"], "is not a valid input using cpu"),
 }
 
 
