@@ -37,4 +37,4 @@ class GradientAccumulation(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            LoopAdapter.attach(trainer).own_batch_size(type(self).__name__, self)
+            LoopAdapter.attach(trainer).own_batch_size(trainer, type(self).__name__, self)

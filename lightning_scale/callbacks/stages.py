@@ -49,7 +49,7 @@ class SequenceLengthStages(L.Callback):
         for number, planned in enumerate(self.plan.stages, 1):
             _check_batch(number, planned, trainer.world_size)
         self._adapter = LoopAdapter.attach(trainer)
-        self._adapter.own_batch_size(type(self).__name__, self)
+        self._adapter.own_batch_size(trainer, type(self).__name__, self)
         self._adapter.follow_stages(StageFollower(self.plan, data, lambda _, new: _begin(trainer, new)))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:

@@ -64,6 +64,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
         self.micro_batches = micro_batches
         self.samples_consumed = samples_consumed
         self.positions = positions
+        self._epoch_start: int | None = None
         self._rank, self._world_size = rank, world_size
         if micro_batches is None and dataset_size < micro_batch_size * self.world_size:
             raise ValueError(
@@ -96,11 +97,27 @@ class ResumableBatchSampler(Sampler[list[int]]):
             return self.micro_batches
         return self.dataset_size // (self.micro_batch_size * self.world_size)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Take pass number ``epoch``, as with torch's DistributedSampler; without effect where `follow` is used."""
+        if self._epoch_start is None and self.micro_batches is None:
+            self.samples_consumed = epoch * len(self) * self.micro_batch_size * self.world_size
+
+    def follow(self, *, samples_consumed: int, epoch_start: int) -> None:
+        """Go on at ``samples_consumed``, in an epoch that began at ``epoch_start`` samples and has ``len()`` micro-batches.
+
+        The callbacks of this package call it, before each epoch and after a resume.
+        """
+        self.samples_consumed, self._epoch_start = samples_consumed, epoch_start
+
     def __iter__(self) -> Iterator[list[int]]:
         stride = self.micro_batch_size * self.world_size
-        taken, passes = self.samples_consumed // stride, len(self)
-        # One pass at a time goes on to the next multiple of its length; a run of given length to its end.
-        end = passes if self.micro_batches is not None else (taken // passes + 1) * passes
+        taken, length = self.samples_consumed // stride, len(self)
+        if self.micro_batches is not None:
+            end = length
+        elif self._epoch_start is not None:
+            end = self._epoch_start // stride + length
+        else:
+            end = (taken // length + 1) * length
         for number in range(taken, end):
             start = number * stride + self.rank * self.micro_batch_size
             yield [self._sample(position) for position in range(start, start + self.micro_batch_size)]

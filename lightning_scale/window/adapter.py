@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as L
@@ -16,6 +17,7 @@ from lightning_scale.schedule import LEGW
 from lightning_scale.window.conflicts import (
     check_epoch_holds,
     refuse_batch_conflicts,
+    refuse_manual_optimization,
     refuse_other_namespace,
     refuse_rate_conflicts,
     refuse_two_clips,
@@ -58,7 +60,10 @@ class LoopAdapter(L.Callback):
         self._loop: LoopAccess | None = None
         self._window: Window | None = None
         self._closes = True  # between windows, and so in every checkpoint
-        self._waiting_saves: list[Callable[[], None]] = []
+        self._stage_samples = 0
+        self._epoch_start = 0  # samples consumed when Lightning's present epoch began
+        self._loading = False
+        self._ran = False
 
     # -- what callbacks call in their setup ----------------------------------------------------------------------------
 
@@ -75,7 +80,7 @@ class LoopAdapter(L.Callback):
         adapter.setup(trainer, trainer.lightning_module, "fit")
         return adapter
 
-    def own_batch_size(self, name: str, owner: BatchSizeOwner) -> None:
+    def own_batch_size(self, trainer: L.Trainer, name: str, owner: BatchSizeOwner) -> None:
         """Let ``owner`` say how large each batch is.
 
         Raises:
@@ -86,6 +91,8 @@ class LoopAdapter(L.Callback):
                 f"{self._owner[0]} and {name} both set the batch size: keep one of them"
                 " (a stage's batch_size can be a schedule)."
             )
+        if self._owner is None:
+            self.loop.estimate_steps(lambda: self._micro_batches(trainer, self._next_batch_size(trainer)))
         self._owner = (name, owner)
 
     def use_legw(self, rule: LEGW) -> None:
@@ -107,14 +114,19 @@ class LoopAdapter(L.Callback):
         if self.stages is not None and self.stages is not follower:
             raise ConfigurationError("there are two SequenceLengthStages callbacks: put all stages into one.")
         self.stages = follower
+        follower.samples = self._stage_samples  # of an earlier fit, or 0
         self._rule.plan = follower.plan
+        self.loop.set_max_steps(follower.plan.total_steps)
 
     # -- before training -----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.teardown(trainer, pl_module, stage)  # what a fit that raised has left
-            self._loop = LoopAccess(trainer)
+            loop = self._loop = LoopAccess(trainer)
+            # Already now: configure_optimizers may ask for the loaders, to count steps.
+            loop.leave_sampler_alone(self._take_resumable_sampler)
+            loop.around_loading_data(lambda: self._before_data(trainer), lambda: self._after_data(trainer))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loop = self.loop
@@ -123,31 +135,35 @@ class LoopAdapter(L.Callback):
             refuse_batch_conflicts(trainer, pl_module, self._owner[0])
             loop.decide_steps(lambda: self._closes)
             loop.after_training_step(self._see_output)
-            loop.zero_grad_only_when(
-                pl_module, lambda: self._window is None or self._window.seen == 1, self._mean.begin
-            )
-        if self.stages is not None:
-            loop.set_max_steps(self.stages.plan.total_steps)
+            loop.zero_grad_only_when(pl_module, self._nothing_to_keep, self._mean.begin)
         if self._rule.active:
+            refuse_manual_optimization(pl_module, "LEGWWarmup" if self._rule.plan is None else "SequenceLengthStages")
             refuse_rate_conflicts(trainer, self._rule.plan, self._rule.legw)
             loop.around_schedulers(self._update_schedulers)
             self._rates = RateControl(trainer.optimizers[0])
-        loop.leave_sampler_alone(self._is_resumable)
-        loop.around_loading_data(lambda: self._enter_stage(trainer), lambda: self._read_loaders(trainer))
         loop.around_saving(self._save)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._enter_stage(trainer)  # validation, too, has a stage's length
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ran = True
         if self._rates is not None:
             self._rates.take_base()
             self.rate = self._rates
             self._write_rate(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch_start = self._samples_now
         for loader in self.loop.train_loaders:
-            self._is_resumable(loader)
+            self._follow(loader)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Left open where a module's on_train_batch_start returned -1, or a loader ended without a word. (Where training
+        # is asked to stop, its end gives the window up.)
+        if self._window is not None and not trainer.should_stop:
+            self._count(self._window, trainer.world_size)
+            self._window = None
 
     # -- a window ------------------------------------------------------------------------------------------------------
 
@@ -157,6 +173,8 @@ class LoopAdapter(L.Callback):
         if self._window is None:
             self.batch_size = self._next_batch_size(trainer)
             self._window = Window(self.batch_size or 0, self._micro_batches(trainer, self.batch_size))
+            if self.rate is not None:
+                self._write_rate(trainer)  # anew, for another callback may have changed the batch since
         self._window.seen += 1
         self._window.samples += samples_of(batch, self._micro_batch_size)
         if self.stages is not None and self._window.full and self.stages.ends_after(trainer.global_step + 1):
@@ -169,8 +187,13 @@ class LoopAdapter(L.Callback):
         self._items = items_of(output, batch, self._micro_batch_size)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        if self._owner is not None:
+        if self._owner is not None and self._window is not None:
+            self._window.first = self._window.seen if self._window.first is None else self._window.first
             self._mean.weigh(loss, self._items, trainer)
+
+    def _nothing_to_keep(self) -> bool:
+        """Before a backward pass: whether no earlier micro-batch of the window has left gradients."""
+        return self._window is None or self._window.first in (None, self._window.seen)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.
@@ -187,7 +210,6 @@ class LoopAdapter(L.Callback):
             self.lr = self.rate.first
         if self.rate is not None and not self._stage_over(trainer):
             self._write_rate(trainer)
-        self._write_waiting()
 
     def _count(self, window: Window, world_size: int) -> None:
         """Add a window's samples to what has been consumed."""
@@ -200,8 +222,7 @@ class LoopAdapter(L.Callback):
     def _next_batch_size(self, trainer: L.Trainer) -> int | None:
         """Samples of the next window over all ranks; None where there is no owner and the loader does not say."""
         if self._owner is not None:
-            samples = self.stages.samples if self.stages is not None else self.samples
-            return self._owner[1].batch_size(trainer.global_step, samples)
+            return self._owner[1].batch_size(trainer.global_step, self._samples_now)
         if self._micro_batch_size is None:
             return None
         return self._micro_batch_size * trainer.world_size * trainer.accumulate_grad_batches
@@ -213,11 +234,30 @@ class LoopAdapter(L.Callback):
         return micro_batches_for(batch_size, self._micro_batch_size, trainer.world_size)
 
     @property
+    def _samples_now(self) -> int:
+        """Samples consumed, in the present stage where there are stages."""
+        return self.stages.samples if self.stages is not None else self.samples
+
+    @property
     def stepped(self) -> bool:
         """In ``on_train_batch_end``: whether the optimizer stepped on this micro-batch."""
         return self._closes and self._window is None
 
     # -- data ----------------------------------------------------------------------------------------------------------
+
+    def _before_data(self, trainer: L.Trainer) -> None:
+        """Before the loop makes sure of its training loaders."""
+        self._loading = True
+        if trainer.global_step > 0 and not self._ran:
+            if self.loop.train_loaders:
+                self.loop.drop_loaders()  # made before the checkpoint was restored, for a count of steps
+            if self.loop.last_batch_done:
+                self._epoch_start = self._samples_now
+        self._enter_stage(trainer)
+
+    def _after_data(self, trainer: L.Trainer) -> None:
+        self._loading = False
+        self._read_loaders(trainer)
 
     def _enter_stage(self, trainer: L.Trainer) -> None:
         """Before the loop makes sure of its loaders: tell the data of a new stage, and have its loaders made anew."""
@@ -225,7 +265,7 @@ class LoopAdapter(L.Callback):
             return
         if self.stages.serving is not None:
             self.loop.drop_loaders()
-        elif self.stages.plan.at(trainer.global_step).step == 0 and trainer.global_step > 0:
+        if self.stages.plan.at(trainer.global_step).step == 0 and trainer.global_step > 0:
             self.loop.begin_new_epoch_on_restart()
         self.stages.enter(trainer.global_step, trainer.world_size)
 
@@ -266,20 +306,25 @@ class LoopAdapter(L.Callback):
         unit = self._micro_batch_size * trainer.world_size if self._micro_batch_size is not None else None
         limited = self.loop.micro_batches_per_epoch if trainer.limit_train_batches != 1.0 else math.inf
         epoch = samples_per_epoch(loaders, limited, unit)
-        batch_size, total = self._next_batch_size(trainer), None
+        batch_size, limits = self._next_batch_size(trainer), []
         if trainer.max_steps != -1 and batch_size is not None:
-            total = trainer.max_steps * batch_size
-        elif epoch is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            total = trainer.max_epochs * epoch
-        self._rule.know_data(trainer.global_step, epoch, total)
+            limits.append(trainer.max_steps * batch_size)
+        if epoch is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            limits.append(trainer.max_epochs * epoch)
+        self._rule.know_data(trainer.global_step, epoch, min(limits, default=None))
 
-    def _is_resumable(self, loader: Any) -> bool:
-        """Whether a loader's order follows from the samples consumed; if so it is told how many those are."""
-        sampler = getattr(loader, "batch_sampler", None)
-        if not isinstance(sampler, ResumableBatchSampler):
+    def _take_resumable_sampler(self, loader: Any) -> bool:
+        """Whether a loader's order follows from the samples consumed; a training loader is told how many those are."""
+        if not isinstance(getattr(loader, "batch_sampler", None), ResumableBatchSampler):
             return False
-        sampler.samples_consumed = self.stages.samples if self.stages is not None else self.samples
+        if self._loading:
+            self._follow(loader)
         return True
+
+    def _follow(self, loader: Any) -> None:
+        sampler = getattr(loader, "batch_sampler", None)
+        if isinstance(sampler, ResumableBatchSampler):
+            sampler.follow(samples_consumed=self._samples_now, epoch_start=self._epoch_start)
 
     # -- the learning rate ---------------------------------------------------------------------------------------------
 
@@ -304,21 +349,22 @@ class LoopAdapter(L.Callback):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save(self, save: Callable[[], None]) -> None:
-        """Save with unscaled rates; inside a window, wait for its end, for its gradients are in no checkpoint."""
-        if self._window is not None:
-            self._waiting_saves.append(save)
-        elif self.rate is not None:
-            with self.rate.unscaled():
-                save()
-        else:
+        """Save with unscaled rates. Inside a window weights are those of its start, and so is the progress saved."""
+        with ExitStack() as stack:
+            if self._window is not None:
+                stack.enter_context(self.loop.rewound(self._window.seen))
+            if self.rate is not None:
+                stack.enter_context(self.rate.unscaled())
             save()
 
     def state_dict(self) -> dict[str, Any]:
         stage = self.stages.state_dict() if self.stages is not None else {}
-        return {"samples": self.samples, "tokens": self.tokens, "unit": self._mean.unit, **stage}
+        own = {"samples": self.samples, "tokens": self.tokens, "unit": self._mean.unit}
+        return {**own, "epoch_start": self._epoch_start, **stage}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.samples, self.tokens, self._mean.unit = (state_dict[key] for key in ("samples", "tokens", "unit"))
+        self._epoch_start = state_dict["epoch_start"]
         if self.stages is not None:
             self.stages.load_state_dict(state_dict)
 
@@ -339,12 +385,6 @@ class LoopAdapter(L.Callback):
         if self._window is not None:
             self.loop.rewind(self._window.seen)
             self._window = None
-        self._write_waiting()
-
-    def _write_waiting(self) -> None:
-        saves, self._waiting_saves = self._waiting_saves, []
-        for save in saves:
-            self._save(save)
 
     def _give_back_rate(self) -> None:
         if self.rate is not None:
@@ -354,8 +394,10 @@ class LoopAdapter(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._loop is not None:
             self._loop.restore()
+        if self.stages is not None:
+            self._stage_samples = self.stages.samples
         self._loop = self._owner = self.stages = self._window = self._rates = self.rate = None
-        self._rule, self._closes, self._waiting_saves = RateRule(), True, []
+        self._rule, self._closes, self._loading, self._ran = RateRule(), True, False, False
 
     @property
     def loop(self) -> LoopAccess:

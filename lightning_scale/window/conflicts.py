@@ -25,9 +25,14 @@ def refuse_batch_conflicts(trainer: L.Trainer, module: L.LightningModule, owner:
                 f"{owner} and GradientAccumulationScheduler both set the batch size: remove"
                 " GradientAccumulationScheduler."
             )
+    refuse_manual_optimization(module, owner)
+
+
+def refuse_manual_optimization(module: L.LightningModule, who: str) -> None:
+    """Raises ConfigurationError for a module that steps its optimizer itself."""
     if not module.automatic_optimization:
         raise ConfigurationError(
-            f"{owner} needs automatic optimization, but {type(module).__name__} sets automatic_optimization = False:"
+            f"{who} needs automatic optimization, but {type(module).__name__} sets automatic_optimization = False:"
             " let training_step return the loss instead."
         )
 

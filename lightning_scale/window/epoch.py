@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch.utils.data import DistributedSampler
+
+from lightning_scale.data import ResumableBatchSampler
+
 
 def samples_per_epoch(loaders: list[Any], micro_batches: float, samples_per_micro_batch: int | None) -> int | None:
     """Samples in one pass over the data, or None where nobody knows.
@@ -16,5 +20,11 @@ def samples_per_epoch(loaders: list[Any], micro_batches: float, samples_per_micr
     """
     if math.isfinite(micro_batches) and samples_per_micro_batch is not None:
         return int(micro_batches) * samples_per_micro_batch
-    dataset = getattr(loaders[0], "dataset", None) if loaders else None
-    return len(dataset) if hasattr(dataset, "__len__") else None  # type: ignore[arg-type]
+    loader = loaders[0] if loaders else None
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(batch_sampler, ResumableBatchSampler):
+        return batch_sampler.dataset_size
+    # The sampler's choice, not the data set: it may take a part, or repeat. A distributed one holds a rank's share.
+    sampler = getattr(loader, "sampler", None)
+    source: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else sampler
+    return len(source) if hasattr(source, "__len__") else None

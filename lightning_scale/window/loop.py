@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -29,6 +31,7 @@ class LoopAccess:
         self._fit_loop: Any = trainer.fit_loop
         self._epoch_loop: Any = trainer.fit_loop.epoch_loop
         self._undo: list[tuple[Any, str]] = []
+        self._plain_class: type | None = None
         connector = getattr(trainer, "_data_connector", None)
         for owner, name in (
             (self._epoch_loop, "_should_accumulate"),
@@ -59,6 +62,9 @@ class LoopAccess:
         for owner, name in reversed(self._undo):
             vars(owner).pop(name, None)
         self._undo.clear()
+        if self._plain_class is not None:
+            self._trainer.__class__ = self._plain_class
+            self._plain_class = None
 
     def decide_steps(self, closes: Callable[[], bool]) -> None:
         """Let ``closes()`` say whether the optimizer steps after the present micro-batch.
@@ -124,6 +130,28 @@ class LoopAccess:
 
         self._replace(self._fit_loop, "setup_data", make)
 
+    def estimate_steps(self, factor: Callable[[], int]) -> None:
+        """Let ``Trainer.estimated_stepping_batches`` count with ``factor()`` micro-batches a step.
+
+        It is a property, so the Trainer gets a subclass of its own class.
+        """
+        plain = type(self._trainer)
+
+        def estimated_stepping_batches(trainer: Any) -> int | float:
+            if trainer.train_dataloader is None:
+                trainer.fit_loop.setup_data()
+            trainer.accumulate_grad_batches = factor()
+            try:
+                estimate: int | float = plain.estimated_stepping_batches.__get__(trainer)
+                return estimate
+            finally:
+                trainer.accumulate_grad_batches = 1
+
+        self._trainer.__class__ = type(
+            plain.__name__, (plain,), {"estimated_stepping_batches": property(estimated_stepping_batches)}
+        )
+        self._plain_class = plain
+
     def leave_sampler_alone(self, mine: Callable[[DataLoader[Any]], bool]) -> None:
         """Keep Lightning from putting a DistributedSampler into loaders for which ``mine(loader)`` holds."""
         self._replace(
@@ -150,6 +178,11 @@ class LoopAccess:
         """Whether the present micro-batch is the Lightning epoch's last."""
         return bool(self._epoch_loop._num_ready_batches_reached())
 
+    @property
+    def last_batch_done(self) -> bool:
+        """After a resume: whether the checkpoint was saved at or after an epoch's last micro-batch."""
+        return bool(self._epoch_loop.batch_progress.is_last_batch)
+
     def drop_loaders(self) -> None:
         """Forget training and validation loaders, so that they are asked for anew."""
         for loop in (self._fit_loop, self._epoch_loop.val_loop):
@@ -172,6 +205,17 @@ class LoopAccess:
             tracker.ready -= micro_batches
             tracker.started = tracker.processed = tracker.completed = tracker.ready
         batches.is_last_batch = False
+
+    @contextmanager
+    def rewound(self, micro_batches: int) -> Iterator[None]:
+        """Within, the last micro-batches count as not begun."""
+        batches = self._epoch_loop.batch_progress
+        kept = copy.deepcopy(batches)
+        self.rewind(micro_batches)
+        try:
+            yield
+        finally:
+            vars(batches).update(vars(kept))
 
     def begin_new_epoch_on_restart(self) -> None:
         """After a resume from a checkpoint at an epoch's last micro-batch: that epoch is over.

@@ -50,6 +50,11 @@ class RateRule:
                     tokens_per_sample=stage.sequence_length if stage is not None else None,
                 )
         except ValueError as error:
+            if samples_per_epoch is None and "samples_per_epoch" in str(error):
+                raise ConfigurationError(
+                    "a warmup is given in epochs, and the training loader does not say how many samples an epoch has:"
+                    " write it in steps or samples."
+                ) from None
             raise ConfigurationError(str(error)) from None
 
     def rate(self, step: int, batch_size: int | None) -> Rate:

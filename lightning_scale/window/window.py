@@ -21,6 +21,8 @@ class Window:
     """Micro-batches of one rank that hold them."""
     seen: int = 0
     """Micro-batches begun."""
+    first: int | None = None
+    """The first of them that was back-propagated (``training_step`` may return None, or be skipped)."""
     samples: int = 0
     """Samples in them, on this rank."""
 

@@ -10,11 +10,12 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import SGD, lr_scheduler
 
 from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup
+from lightning_scale.errors import ConfigurationError
 from tests.toys import Net, Recorder, Vectors, trainer
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
@@ -81,6 +82,35 @@ def test_warmups_in_every_unit(tmp_path: Path, warmup: str, steps: float) -> Non
     module = Net(configure("none"))
     trainer(tmp_path, [LEGWWarmup(50, warmup), GradientAccumulation(100)], max_epochs=20).fit(module, Vectors(4))
     assert [lr for _, lr, _ in module.steps] == pytest.approx(expected("none", 20, 2, steps), rel=1e-12)
+
+
+def test_an_epoch_is_what_the_sampler_takes(tmp_path: Path) -> None:
+    data = Vectors()
+    sampler = torch.utils.data.SubsetRandomSampler(range(20))
+    loader = torch.utils.data.DataLoader(data.dataset, batch_size=4, sampler=sampler)
+    module = Net(configure("none"))
+    trainer(tmp_path, [LEGWWarmup(4, "1 epochs")], max_epochs=2).fit(module, loader)
+    assert [lr for _, lr, _ in module.steps] == pytest.approx(expected("none", 10, 1, 5), rel=1e-12)
+
+
+def test_a_share_is_of_what_will_be_trained(tmp_path: Path) -> None:
+    module = Net(configure("none"))
+    trainer(tmp_path, [LEGWWarmup(20, "40%")], max_steps=1000, max_epochs=1).fit(module, Vectors(20))
+    assert [lr for _, lr, _ in module.steps] == pytest.approx(expected("none", 5, 1, 2), rel=1e-12)
+
+
+def test_it_follows_a_batch_that_lightning_changes(tmp_path: Path) -> None:
+    module = Net(configure("none"))
+    callbacks = [LEGWWarmup(20, "1 steps"), GradientAccumulationScheduler({0: 1, 1: 4})]
+    trainer(tmp_path, callbacks, max_epochs=2).fit(module, Vectors(20))
+    assert [lr for _, lr, _ in module.steps] == pytest.approx([0.1] * 5 + [0.2] * 2)
+
+
+def test_manual_optimization_is_refused(tmp_path: Path) -> None:
+    module = Net(configure("none"))
+    module.automatic_optimization = False
+    with pytest.raises(ConfigurationError, match="LEGWWarmup needs automatic optimization"):
+        trainer(tmp_path, [LEGWWarmup(20, "1 steps")], max_epochs=1).fit(module, Vectors(20))
 
 
 def test_a_tensor_rate_is_written_in_place(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from lightning_scale.callbacks import LEGWWarmup, SequenceLengthStages, Stage
 from lightning_scale.optim import LAMB
+from lightning_scale.window import LoopAdapter
 from tests.toys import Net, Recorder, Vectors, trainer
 
 FIRST = Stage(sequence_length=8, steps=6, batch_size=16, micro_batch_size=4)
@@ -162,6 +163,28 @@ def test_a_stages_rate_does_not_depend_on_the_lr_of_an_older_configuration(tmp_p
 
     run_with(0.01, None, tmp_path / "two.ckpt")
     assert [lr for _, lr, _ in run_with(0.02, tmp_path / "two.ckpt", None).steps] == pytest.approx([0.1, 0.1])
+
+
+def test_a_second_fit_goes_on_in_its_stage(tmp_path: Path) -> None:
+    """Fit 1 is stopped after 12 samples; the stage's batch is 16 from there on."""
+    sizes: list[int] = []
+    again: list[bool] = []
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, fit: L.Trainer, *args: Any) -> None:
+            fit.should_stop = sizes == [4, 4, 4] and not again
+
+        def on_before_optimizer_step(self, fit: L.Trainer, *args: Any) -> None:
+            sizes.append(next(c for c in fit.callbacks if isinstance(c, LoopAdapter)).batch_size)
+
+    fit = trainer(tmp_path, [SequenceLengthStages([Stage(8, 6, "0:4 12:16", 4)]), Stop()])
+    module = Net(lamb)
+    fit.fit(module, Vectors())
+    assert sizes == [4, 4, 4]
+    again.append(True)
+    fit.should_stop = False
+    fit.fit(module, Vectors())
+    assert sizes == [4, 4, 4, 16, 16, 16]
 
 
 def test_fast_dev_run_takes_its_own_few_steps(tmp_path: Path) -> None:

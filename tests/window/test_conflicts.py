@@ -127,7 +127,7 @@ def test_a_warmup_that_needs_what_nobody_knows(tmp_path: Path) -> None:
             return iter(torch.randn(8, 8))
 
     loader = torch.utils.data.DataLoader(Endless(), batch_size=4)
-    refuse(tmp_path, [LEGWWarmup(4, "1 epochs")], "samples_per_epoch", data=loader)
+    refuse(tmp_path, [LEGWWarmup(4, "1 epochs")], "write it in steps or samples", data=loader)
 
 
 def test_objects_of_the_other_namespace(tmp_path: Path) -> None:

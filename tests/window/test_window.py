@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,12 +12,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.callbacks import GradientAccumulation
+from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.window.window import Window, micro_batches_for
-from tests.toys import Tally, indices, trainer
+from tests.toys import Net, Tally, Vectors, indices, trainer
 
 
 def windows(size: int, micro: int, batch: int, epochs: int, last_window: str) -> list[list[list[int]]]:
@@ -172,26 +176,100 @@ def test_validation_inside_a_window_leaves_it_whole(tmp_path: Path) -> None:
     check(module.gradients, windows(12, 1, 4, 1, "step"), 12)
 
 
+def adam(
+    root: Path, *more: L.Callback, ckpt: Path | None = None, batch: int = 12, **options: Any
+) -> tuple[Net, L.Trainer]:
+    L.seed_everything(0, verbose=False)
+    module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
+    fit = trainer(root, [GradientAccumulation(batch), *more], **{"max_steps": 8, **options})
+    fit.fit(module, Vectors(4), ckpt_path=ckpt)
+    return module, fit
+
+
 class SaveAt(L.Callback):
+    """Saves after one micro-batch, counted over epochs."""
+
     def __init__(self, path: Path, micro_batch: int) -> None:
         self.path, self.micro_batch = path, micro_batch
-        self.existed: bool | None = None
 
-    def on_train_batch_end(
-        self, fit: L.Trainer, module: L.LightningModule, out: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == self.micro_batch:
+    def on_train_batch_end(self, fit: L.Trainer, *args: Any) -> None:
+        if fit.fit_loop.total_batch_idx == self.micro_batch and not self.path.exists():
             fit.save_checkpoint(self.path)
-            self.existed = self.path.exists()
 
 
-def test_a_checkpoint_inside_a_window_waits_for_its_end(tmp_path: Path) -> None:
-    saver = SaveAt(tmp_path / "inside.ckpt", 1)
-    trainer(tmp_path, [saver, GradientAccumulation(4)], max_epochs=1).fit(Tally(8), indices(8, 1))
-    assert saver.existed is False
-    saved = torch.load(saver.path, weights_only=True)
-    assert saved["global_step"] == 1
-    assert saved["callbacks"]["LoopAdapter"]["samples"] == 4
+@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 7, "max_epochs": -1}], ids=["whole epochs", "limited"])
+def test_a_checkpoint_after_any_micro_batch_resumes_with_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Inside a window too: it holds the state of the window's start. 25 (or 7) micro-batches an epoch, 3 a window."""
+    steps = {"max_steps": 12, **options}
+    whole, reference = adam(tmp_path, **steps)
+    for micro_batch in (0, 1, 2, 3, 5, 6, 7, 13, 14, 20, 23, 24, 25, 27):
+        path = tmp_path / f"{micro_batch}.ckpt"
+        adam(tmp_path, SaveAt(path, micro_batch), **steps)
+        done = torch.load(path, weights_only=True)["global_step"]
+        rest, fit = adam(tmp_path, ckpt=path, **steps)
+        assert rest.steps == whole.steps[done:], micro_batch
+        assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
+        assert fit.global_step == reference.global_step
+
+
+def test_every_sample_of_the_endless_order_is_trained_once(tmp_path: Path) -> None:
+    """Epochs limited to 3 of 10 micro-batches go on where the last one stopped."""
+    size, seen = 40, []
+
+    class Look(Tally):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            seen.extend(batch[0].tolist())
+            return super().training_step(batch, batch_idx)
+
+    sampler = ResumableBatchSampler(size, 4, seed=5)
+    loader = DataLoader(TensorDataset(torch.arange(size)), batch_sampler=sampler)
+    fit = trainer(tmp_path, [GradientAccumulation(12)], max_epochs=7, limit_train_batches=3)
+    fit.fit(Look(size), loader)
+    order = list(chain.from_iterable(ResumableBatchSampler(size, 4, seed=5, micro_batches=21, rank=0, world_size=1)))
+    assert seen == order
+
+
+def test_a_validation_loader_is_left_as_it_is(tmp_path: Path) -> None:
+    counts = []
+
+    class Counted(Tally):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            counts.append(len(batch[0]))
+
+    loader = DataLoader(TensorDataset(torch.arange(12)), batch_sampler=ResumableBatchSampler(12, 4))
+    fit = trainer(tmp_path, [GradientAccumulation(4)], max_epochs=2, val_check_interval=2)
+    fit.fit(Counted(8), indices(8, 2), loader)
+    assert counts == [4] * 3 * 4
+
+
+def test_an_epoch_that_a_module_cuts_short_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Cut(Tally):
+        def on_train_batch_start(self, batch: list[Tensor], batch_idx: int) -> int | None:
+            return -1 if batch_idx == 5 else None
+
+    module = Cut(12)
+    trainer(tmp_path, [GradientAccumulation(4)], max_epochs=2).fit(module, indices(12, 1))
+    whole = [window for window in windows(12, 1, 4, 1, "drop")[:1] for _ in range(2)]
+    assert [int((g > 0).sum()) for g in module.gradients] == [4, 4]
+    check(module.gradients, whole, 12)
+
+
+def test_schedulers_are_told_the_true_number_of_steps(tmp_path: Path) -> None:
+    def one_cycle(module: L.LightningModule) -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        steps = module.trainer.estimated_stepping_batches
+        estimates.append(steps)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    estimates: list[float] = []
+    module = Net(one_cycle)
+    fit = trainer(tmp_path, [GradientAccumulation(20)], max_epochs=2)
+    fit.fit(module, Vectors(4))
+    assert estimates == [10]
+    assert fit.global_step == 10
+    assert module.steps[-1][1] == pytest.approx(4e-6, rel=0.01)  # OneCycleLR's last rate
+    assert type(fit) is L.Trainer
 
 
 class Boom(L.Callback):
@@ -232,19 +310,13 @@ def test_a_fit_that_raised_can_be_fit_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("micro_batch", [4, 5, 6])
 def test_a_checkpoint_on_an_exception_lies_at_the_last_windows_end(tmp_path: Path, micro_batch: int) -> None:
     """Windows of 3 in 12 micro-batches of shuffled, resumable data: killed at micro-batch 4, 5 or 6 (from 0)."""
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
-    from tests.toys import Net, Vectors
 
     def run(*more: L.Callback, ckpt: Path | None = None) -> Net:
-        L.seed_everything(0, verbose=False)
-        module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
-        fit = trainer(tmp_path, [GradientAccumulation(12), *more], max_steps=8, enable_checkpointing=True, logger=False)
         try:
-            fit.fit(module, Vectors(4), ckpt_path=ckpt)
+            return adam(tmp_path, *more, ckpt=ckpt, enable_checkpointing=True)[0]
         except RuntimeError:
             assert more
-        return module
+            return Net(lambda m: None)
 
     whole = run()
     run(ModelCheckpoint(tmp_path / "saved", save_on_exception=True, filename="{step}"), Boom(micro_batch))
@@ -261,19 +333,10 @@ def test_stopping_early_inside_a_window_can_be_resumed(tmp_path: Path) -> None:
         def on_train_batch_end(self, fit: L.Trainer, module: Any, out: Any, batch: Any, batch_idx: int) -> None:
             fit.should_stop = batch_idx == 5
 
-    from tests.toys import Net, Vectors
-
-    def run(*more: L.Callback, ckpt: Path | None = None) -> tuple[Net, L.Trainer]:
-        L.seed_everything(0, verbose=False)
-        module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
-        fit = trainer(tmp_path, [GradientAccumulation(16), *more], max_steps=5)
-        fit.fit(module, Vectors(4), ckpt_path=ckpt)
-        return module, fit
-
-    whole, _ = run()
-    _, stopped = run(Stop())
+    whole, _ = adam(tmp_path, batch=16, max_steps=5)
+    _, stopped = adam(tmp_path, Stop(), batch=16, max_steps=5)
     stopped.save_checkpoint(tmp_path / "stopped.ckpt")
-    rest, _ = run(ckpt=tmp_path / "stopped.ckpt")
+    rest, _ = adam(tmp_path, ckpt=tmp_path / "stopped.ckpt", batch=16, max_steps=5)
     assert rest.steps == whole.steps[1:]
 
 
