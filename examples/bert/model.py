@@ -27,7 +27,8 @@ class BertPretraining(L.LightningModule):
     """Masked-language-model pretraining (Devlin et al. 2018, arXiv 1810.04805), without next-sentence prediction.
 
     Logs ``train_loss`` at every micro-batch, and ``val_loss``, ``val_accuracy`` and ``val_perplexity`` over the held-out
-    hidden tokens of all ranks. The optimizer comes from the configuration (``optimizer:``), or from a subclass.
+    hidden tokens of all ranks. It has no ``configure_optimizers`` (Lightning says so where one is missing): the optimizer
+    is the configuration's (``optimizer:``), or a subclass's.
 
     Args:
         size: "demo" (2 layers of width 128, no dropout: for a laptop), "base" or "large".
@@ -75,15 +76,6 @@ class BertPretraining(L.LightningModule):
         self.val_perplexity: Metric = Perplexity(ignore_index=IGNORED)
 
     # -- building ------------------------------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        has_optimizer = "configure_optimizers" in vars(self)  # the CLI's
-        has_optimizer |= type(self).configure_optimizers is not L.LightningModule.configure_optimizers
-        if stage == "fit" and not has_optimizer:
-            raise ConfigurationError(
-                "BertPretraining has no optimizer: write `optimizer:` in the configuration of `lightning-scale fit`, or"
-                " define configure_optimizers in a subclass."
-            )
 
     def configure_model(self) -> None:
         """Build the layers, with random weights; does nothing where they are built."""
@@ -140,12 +132,14 @@ class BertPretraining(L.LightningModule):
         logits: Tensor = self.network(input_ids, positions)
         return logits
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         logits = self(batch["input_ids"], batch["positions"])
         losses = _losses(logits, batch["targets"])
-        loss = losses.sum() / (batch["targets"] != IGNORED).sum().clamp(min=1)
+        hidden = int((batch["targets"] != IGNORED).sum())
+        loss = losses.sum() / max(hidden, 1)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(logits))
-        return loss
+        # Samples hide different numbers of tokens; the step is the mean over all of them.
+        return {"loss": loss, "num_items": hidden}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         logits = self(batch["input_ids"], batch["positions"]).float()
