@@ -138,7 +138,7 @@ class BertPretraining(L.LightningModule):
         hidden = int((batch["targets"] != IGNORED).sum())
         loss = losses.sum() / max(hidden, 1)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(logits))
-        # Samples hide different numbers of tokens; the step is the mean over all of them.
+        # What the loss is the mean of: the step is the mean over all hidden tokens of its batch.
         return {"loss": loss, "num_items": hidden}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -92,6 +92,11 @@ class ResumableBatchSampler(Sampler[list[int]]):
         """The micro-batch's size, under the name that loaders use."""
         return self.micro_batch_size
 
+    @property
+    def sampler(self) -> ResumableBatchSampler:
+        """Itself: Lightning looks here for what has ``set_epoch``."""
+        return self
+
     def __len__(self) -> int:
         if self.micro_batches is not None:
             return self.micro_batches

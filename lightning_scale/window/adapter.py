@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -325,6 +326,8 @@ class LoopAdapter(L.Callback):
         sampler = getattr(loader, "batch_sampler", None)
         if isinstance(sampler, ResumableBatchSampler):
             sampler.follow(samples_consumed=self._samples_now, epoch_start=self._epoch_start)
+            # Lightning looks for a state_dict on the loader; this one goes on without.
+            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
 
     # -- the learning rate ---------------------------------------------------------------------------------------------
 

@@ -225,8 +225,8 @@ ON_THE_COMMAND_LINE = {
     "a word for a number": (["--optimizer.init_args.lr=abc"], "optimizer: lr: expected float or a class path"),
     "a class that is not there": (["--model=tests.cli.late.Nope"], "module 'tests.cli.late' has no attribute 'Nope'"),
     "an unknown name": (
-        ["--optimizer=Lamb"],
-        "optimizer: expected a class path such as package.module.Class, got Lamb.",
+        ["--optimizer=NoSuchOptimizer"],
+        "optimizer: expected a class path such as package.module.Class, got NoSuchOptimizer.",
     ),
     "not a choice": (["--trainer.precision=fp16"], "bf16-mixed"),
     "no such checkpoint": (["--ckpt_path=no.ckpt"], "there is no checkpoint no.ckpt"),

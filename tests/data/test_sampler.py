@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.data import ResumableBatchSampler
+from tests.toys import Tally, trainer
 
 
 def stream(size: int, count: int, **options: object) -> list[int]:
@@ -91,6 +96,19 @@ def test_passes_follow_one_another_without_a_gap() -> None:
     assert len(second) == 2
     expected = stream(10, 16)
     assert first + second == [expected[0:2], expected[4:6], expected[8:10], expected[12:14]]
+
+
+def test_a_plain_trainer_gets_another_order_in_every_epoch(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Look(Tally):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            seen.extend(batch[0].tolist())
+            return super().training_step(batch, batch_idx)
+
+    loader = DataLoader(TensorDataset(torch.arange(12)), batch_sampler=ResumableBatchSampler(12, 4))
+    trainer(tmp_path, [], max_epochs=3).fit(Look(12), loader)
+    assert seen == stream(12, 36)
 
 
 def test_unshuffled() -> None:

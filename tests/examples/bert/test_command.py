@@ -96,6 +96,7 @@ def _fit(folder: Path, cache_dir: Path, *more: str, stop_after: int = -1) -> Sca
             f"--config={_tiny(folder, stop_after)}",
             "--data.vocab_size=512",
             f"--data.cache_dir={cache_dir}",
+            f"--optimizer.lr={_BASE_LR}",
             "--model.layers=1",
             "--model.width=16",
             "--model.heads=2",
