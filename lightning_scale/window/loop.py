@@ -138,6 +138,8 @@ class LoopAccess:
         plain = type(self._trainer)
 
         def estimated_stepping_batches(trainer: Any) -> int | float:
+            if trainer.max_epochs == -1:
+                return trainer.max_steps if trainer.max_steps != -1 else float("inf")  # stages, for example
             if trainer.train_dataloader is None:
                 trainer.fit_loop.setup_data()
             trainer.accumulate_grad_batches = factor()

@@ -187,6 +187,21 @@ def test_a_second_fit_goes_on_in_its_stage(tmp_path: Path) -> None:
     assert sizes == [4, 4, 4, 16, 16, 16]
 
 
+def test_schedulers_are_told_the_stages_steps(tmp_path: Path) -> None:
+    def one_cycle(module: L.LightningModule) -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        steps = int(module.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    module, data = Net(one_cycle), Vectors()
+    stages = [Stage(8, 6, 16, 4, decay="constant"), Stage(16, 5, 8, 8, decay="constant")]
+    trainer(tmp_path, [SequenceLengthStages(stages)]).fit(module, data)
+    assert len(module.steps) == 11
+    assert module.steps[-1][1] == pytest.approx(4e-6, rel=0.01)  # OneCycleLR's last rate
+    assert [stage.index for stage in data.stages] == [0, 1]
+
+
 def test_fast_dev_run_takes_its_own_few_steps(tmp_path: Path) -> None:
     module = Net(lamb)
     trainer(tmp_path, [SequenceLengthStages([FIRST, SECOND])], fast_dev_run=2).fit(module, Vectors())
