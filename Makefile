@@ -25,8 +25,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.examples
 
+# One thread: the model is small, and threads that wait for a core that other work takes make it several times slower.
 demo: $(VENV)/.examples
-	$(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

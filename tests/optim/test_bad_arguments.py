@@ -77,7 +77,10 @@ GROUP_CASES = [case for case in CASES if case[1] not in ("max_grad_norm",)]
 def test_in_a_group(kind: Any, name: str, options: dict[str, Any]) -> None:
     refused(name, lambda: kind([{"params": [parameter()], **options}], lr=0.1))
     optimizer = kind([parameter()], lr=0.1)
-    refused(name, lambda: optimizer.add_param_group({"params": [parameter()], **options}))
+    group = {"params": [parameter()], **options}
+    refused(name, lambda: optimizer.add_param_group(group))
+    assert len(optimizer.param_groups) == 1
+    assert set(group) == {"params", *options}  # the caller's own stays as it was
 
 
 @pytest.mark.parametrize("kind", [LAMB, LARS])

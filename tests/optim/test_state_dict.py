@@ -99,6 +99,7 @@ def test_copies_of_model_and_optimizer_go_on_alike(
     copied_model, copied = copy.deepcopy(together) if how == "deepcopy" else pickle.loads(pickle.dumps(together))
     assert copied.param_groups[0]["params"][0] is next(copied_model.parameters())
     assert bits(copied) == bits(optimizer) and bits(copied_model) == bits(model)
+    assert bits(copied.layer_stats()) == bits(optimizer.layer_stats())
     untouched = bits(model)
     train(copied_model, copied, range(3, 5))
     assert bits(model) == untouched
@@ -148,3 +149,41 @@ def test_state_dict_hooks(make: Make) -> None:
     optimizer.register_state_dict_pre_hook(lambda _: calls.append("pre"))
     optimizer.register_state_dict_post_hook(lambda _, state_dict: {**state_dict, "note": 1})
     assert optimizer.state_dict()["note"] == 1 and calls == ["pre"]
+
+
+@every_kind
+def test_skipped_steps_are_counted_on_after_a_reload(make: Make) -> None:
+    model = model_of()
+    optimizer, fresh = make(model.parameters()), make(model.parameters())
+    set_gradients(model.parameters(), 0, scale=float("nan"))
+    optimizer.step()
+    optimizer.step()
+    fresh.load_state_dict(through_a_file(optimizer.state_dict()))
+    fresh.step()
+    assert (int(optimizer.skipped_steps), int(fresh.skipped_steps)) == (2, 3)
+
+
+@every_kind
+def test_steps_do_not_write_into_the_state_dict_that_was_loaded(make: Make) -> None:
+    """One checkpoint kept in memory can be loaded twice."""
+    model = model_of()
+    optimizer = make(model.parameters())
+    train(model, optimizer, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    before = bits(saved)
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, range(2, 4))
+    set_gradients(model.parameters(), 4, scale=float("nan"))
+    optimizer.step()
+    assert bits(saved) == before
+
+
+@every_kind
+@pytest.mark.parametrize("exclude_1d", [True, False])
+def test_a_group_added_to_a_copy_follows_its_exclude_1d(make: Make, exclude_1d: bool) -> None:
+    model, added = model_of(), torch.nn.Parameter(torch.ones(3))
+    optimizer = copy.deepcopy(make(model.parameters(), exclude_1d=exclude_1d))
+    optimizer.add_param_group({"params": [added]})
+    added.grad = torch.ones(3)
+    optimizer.step()
+    assert (float(optimizer.layer_stats()["1.0"].trust_ratio) == 1.0) is exclude_1d
