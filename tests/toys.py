@@ -39,6 +39,15 @@ class Tally(L.LightningModule):
         return self._optimizer([self.weight])
 
 
+class Weighted(Tally):
+    """The loss is the mean over ``index % 5 + 1`` items a sample."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        (index,) = batch
+        items = index % 5 + 1
+        return {"loss": (self.weight[index] * items).sum() / items.sum(), "num_items": items.sum()}
+
+
 def indices(size: int, micro_batch: int, **options: Any) -> DataLoader[Any]:
     """The numbers 0 to size-1, in order, in micro-batches."""
     return DataLoader(TensorDataset(torch.arange(size)), batch_size=micro_batch, **options)
@@ -88,7 +97,7 @@ class Vectors(L.LightningDataModule):
         sampler = ResumableBatchSampler(
             len(self.dataset),
             (stage and stage.micro_batch_size) or self.micro_batch_size,
-            micro_batches=stage.micro_batches if stage else None,
+            epoch_samples=stage.samples if stage else None,
             samples_consumed=stage.samples_consumed if stage else 0,
         )
         return DataLoader(self.dataset, batch_sampler=sampler)

@@ -99,7 +99,7 @@ class TextData(L.LightningDataModule):
             len(dataset),
             (stage.micro_batch_size if stage is not None else None) or self.micro_batch_size,
             seed=self.seed,
-            micro_batches=stage.micro_batches if stage is not None else None,
+            epoch_samples=stage.samples if stage is not None else None,
             samples_consumed=stage.samples_consumed if stage is not None else 0,
             positions=True,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_scale.callbacks.batch_size_ramp import BatchSizeRamp
+from lightning_scale.callbacks.exact_resume import ExactResume
 from lightning_scale.callbacks.gradient_accumulation import GradientAccumulation
 from lightning_scale.callbacks.legw import LEGWWarmup
 from lightning_scale.callbacks.progress_bar import StepProgressBar
@@ -10,6 +12,8 @@ from lightning_scale.callbacks.trust_ratio import TrustRatioMonitor
 from lightning_scale.schedule import Stage
 
 __all__ = [
+    "BatchSizeRamp",
+    "ExactResume",
     "GradientAccumulation",
     "LEGWWarmup",
     "SequenceLengthStages",

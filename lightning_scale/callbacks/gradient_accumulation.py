@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import lightning.pytorch as L
 
-from lightning_scale.window import LastWindow, LoopAdapter
+from lightning_scale.schedule import BatchSizeSchedule, ConstantBatchSize, LastWindow
+from lightning_scale.schedule.checks import one_of
+from lightning_scale.window import LoopAdapter
 
 
 class GradientAccumulation(L.Callback):
@@ -13,6 +17,7 @@ class GradientAccumulation(L.Callback):
     The number of micro-batches follows from the loader's micro-batch size and the number of ranks. Gradients are not
     synchronized inside a window, and are divided once. Each micro-batch counts by its samples, or by its items where
     ``training_step`` returns ``{"loss": mean over n items, "num_items": n}``: a mean of uneven means is not the mean.
+    Logged at every step: ``batch_size``, the samples it was the mean of, and ``samples_consumed``.
 
     Args:
         batch_size: Samples per optimizer step, over all ranks and micro-batches.
@@ -24,17 +29,20 @@ class GradientAccumulation(L.Callback):
     """
 
     def __init__(self, batch_size: int, last_window: LastWindow = "step") -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: give the samples per optimizer step, at least 1.")
-        if last_window not in ("step", "drop"):
-            raise ValueError(f'last_window is {last_window!r}: write "step" or "drop".')
-        self._batch_size = batch_size
+        self._schedule = ConstantBatchSize(batch_size)
+        one_of("last_window", last_window, get_args(LastWindow))
         self.last_window = last_window
+        self._adapter: LoopAdapter | None = None
 
-    def batch_size(self, step: int, samples: int) -> int:
-        """Samples of the next optimizer step: always the same."""
-        return self._batch_size
+    def schedule(self, step: int) -> BatchSizeSchedule:
+        """Always the same size."""
+        return self._schedule
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            LoopAdapter.attach(trainer).own_batch_size(trainer, type(self).__name__, self)
+            self._adapter = LoopAdapter.attach(trainer)
+            self._adapter.own_batch_size(type(self).__name__, self)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if self._adapter is not None:
+            self._adapter.log_step(pl_module)

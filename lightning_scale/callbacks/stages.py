@@ -9,15 +9,23 @@ import lightning.pytorch as L
 from lightning_scale.data import StagedDataModule
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
-from lightning_scale.schedule import Stage, StagePlan
-from lightning_scale.window import LastWindow, LoopAdapter, StageFollower, micro_batches_for
+from lightning_scale.schedule import (
+    BatchSizeSchedule,
+    ConstantBatchSize,
+    LastWindow,
+    Stage,
+    StagePlan,
+    micro_batches_for,
+)
+from lightning_scale.window import LoopAdapter, StageFollower
 
 
 class SequenceLengthStages(L.Callback):
     """One stage after another, each with its sequence length, batch, steps, rate and warmup (BERT's two stages).
 
     A stage's end closes the batch and the Lightning epoch, and has the loaders built anew. ``max_steps`` becomes the
-    stages' sum. Logged at every step: ``stage`` (from 1), ``sequence_length``, ``batch_size`` and ``lr``.
+    stages' sum. Logged at every step: ``stage`` (from 1), ``sequence_length``, ``batch_size``,
+    ``lr``, and ``samples_consumed``, which counts over all stages.
 
     The DataModule follows by one method, ``set_stage(stage: lightning_scale.data.StageData)``, called before its
     ``train_dataloader()`` and ``val_dataloader()`` in every stage.
@@ -25,7 +33,7 @@ class SequenceLengthStages(L.Callback):
     Args:
         stages: The stages, in order.
         last_window: What becomes of micro-batches left where the loader ends inside a stage: "step" takes a step on
-            their true mean, "drop" leaves them out. A loader that lasts for the whole stage (``stage.micro_batches``)
+            their true mean, "drop" leaves them out. A loader that lasts for the whole stage (``stage.samples``)
             leaves none.
 
     Raises:
@@ -38,9 +46,9 @@ class SequenceLengthStages(L.Callback):
         self._schedules = [stage.schedule for stage in self.plan.stages]
         self._adapter: LoopAdapter | None = None
 
-    def batch_size(self, step: int, samples: int) -> int:
-        """Samples of the next optimizer step: the stage's, by the samples consumed in it."""
-        return self._schedules[self.plan.at(step).index].batch_size(samples)
+    def schedule(self, step: int) -> BatchSizeSchedule:
+        """The batch sizes of the stage after ``step`` optimizer steps."""
+        return self._schedules[self.plan.at(step).index]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -49,20 +57,15 @@ class SequenceLengthStages(L.Callback):
         for number, planned in enumerate(self.plan.stages, 1):
             _check_batch(number, planned, trainer.world_size)
         self._adapter = LoopAdapter.attach(trainer)
-        self._adapter.own_batch_size(trainer, type(self).__name__, self)
+        self._adapter.own_batch_size(type(self).__name__, self)
         self._adapter.follow_stages(StageFollower(self.plan, data, lambda _, new: _begin(trainer, new)))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         adapter = self._adapter
-        if adapter is None or not adapter.stepped or adapter.stages is None or adapter.stages.serving is None:
+        if adapter is None or adapter.stages is None or adapter.stages.serving is None:
             return
-        values = {
-            "stage": adapter.stages.serving + 1,
-            "sequence_length": adapter.stages.stage.sequence_length,
-            "batch_size": adapter.batch_size or 0,
-            "lr": adapter.lr,
-        }
-        pl_module.log_dict({key: float(value) for key, value in values.items()}, prog_bar=True)
+        number, length = adapter.stages.serving + 1, adapter.stages.stage.sequence_length
+        adapter.log_step(pl_module, stage=number, sequence_length=length, lr=float(adapter.lr))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._adapter = None
@@ -83,14 +86,14 @@ def _staged_data(trainer: L.Trainer, module: L.LightningModule) -> StagedDataMod
 
 
 def _check_batch(number: int, stage: Stage, world_size: int) -> None:
-    """Raises ConfigurationError for a batch that micro-batches on this many ranks cannot make up."""
-    if stage.micro_batch_size is None:
+    """Raises ConfigurationError for a fixed batch that micro-batches on this many ranks cannot make up."""
+    schedule = stage.schedule
+    if stage.micro_batch_size is None or not isinstance(schedule, ConstantBatchSize):
         return
-    for _, size in stage.schedule.changes():
-        try:
-            micro_batches_for(size, stage.micro_batch_size, world_size)
-        except ValueError as error:
-            raise ConfigurationError(f"stage {number}: {error}") from None
+    try:
+        micro_batches_for(schedule.size, stage.micro_batch_size, world_size)
+    except ValueError as error:
+        raise ConfigurationError(f"stage {number}: {error}") from None
 
 
 def _begin(trainer: L.Trainer, stage: Stage) -> None:

@@ -16,8 +16,8 @@ class StageData:
     """Tokens in a sample."""
     micro_batch_size: int | None
     """Samples in one rank's micro-batch; None where the stage leaves that to the data."""
-    micro_batches: int | None
-    """Micro-batches that one rank takes from the stage's start to its end; None where this is not known beforehand."""
+    samples: int
+    """Samples (of all ranks) that the stage takes from its start to its end."""
     samples_consumed: int
     """Samples (of all ranks) already trained on in this stage: 0 at its start, more after a resume."""
 

@@ -11,6 +11,7 @@ from lightning_scale.schedule.quantity import Quantity, Unit, parse_count
 from lightning_scale.schedule.ramps import GeometricRamp, LinearRamp
 from lightning_scale.schedule.scaling import LRScaling, lr_scale
 from lightning_scale.schedule.shapes import Decay, DecayFrom, decay_factor, rate_factor, warmup_factor
+from lightning_scale.schedule.split import LastWindow, Split, micro_batches_for, nearest_multiple, nearest_split
 from lightning_scale.schedule.stage_plan import StagePlan, StagePosition
 from lightning_scale.schedule.stages import Stage
 from lightning_scale.schedule.step_schedule import StepSchedule, parse_schedule
@@ -24,9 +25,11 @@ __all__ = [
     "GeometricRamp",
     "InsteadOfDecay",
     "LRScaling",
+    "LastWindow",
     "LinearRamp",
     "Quantity",
     "Rate",
+    "Split",
     "Stage",
     "StagePlan",
     "StagePosition",
@@ -35,6 +38,9 @@ __all__ = [
     "compose_rate",
     "decay_factor",
     "lr_scale",
+    "micro_batches_for",
+    "nearest_multiple",
+    "nearest_split",
     "parse_count",
     "parse_schedule",
     "rate_factor",

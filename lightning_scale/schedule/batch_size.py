@@ -28,6 +28,10 @@ class BatchSizeSchedule(ABC):
     def changes(self) -> list[tuple[int, int]]:
         """Each size with the first number of samples at which it applies, in order; the first applies at 0."""
 
+    def lr_factor(self, samples: int) -> float:
+        """What the rate of the next step is multiplied with, where the schedule leaves a part of a decay to the rate."""
+        return 1.0
+
     @property
     def max_batch_size(self) -> int:
         """The largest size that ever applies."""

@@ -37,6 +37,7 @@ def compose_rate(
     legw_warmup_steps: Fraction | float | None = None,
     stage_warmup_steps: Fraction | None = None,
     ramp_factor: float = 1.0,
+    decay_factor: float = 1.0,
 ) -> Rate:
     """The rate of one optimizer step.
 
@@ -55,6 +56,8 @@ def compose_rate(
         stage_warmup_steps: The warmup of the present stage in steps, in place of what the stage says; needed where it
             says epochs.
         ramp_factor: The batch-size ramp's factor for the rate.
+        decay_factor: What the batch schedule leaves of a decay to the rate (`BatchSizeSchedule.lr_factor`); it multiplies
+            every rate.
 
     Raises:
         ValueError: for a step outside the plan, a warmup that is needed and not known, or an argument whose owner is
@@ -62,6 +65,7 @@ def compose_rate(
     """
     step = whole("step", step)
     finite("ramp_factor", ramp_factor)
+    finite("decay_factor", decay_factor)
     for name, value, owner, present in (
         ("legw_warmup_steps", legw_warmup_steps, "legw", legw is not None),
         ("stage_warmup_steps", stage_warmup_steps, "plan", plan is not None),
@@ -76,9 +80,9 @@ def compose_rate(
 
     factor = ramp_factor * (1.0 if legw is None else legw.lr_factor(batch_size))
     if plan is None:
-        return Rate(None, factor * warmup_factor(step, legw_warmup()))
+        return Rate(None, factor * warmup_factor(step, legw_warmup()) * decay_factor)
     stage, step_in_stage = plan.locate(step)
     warmup = stage.warmup_steps() if stage_warmup_steps is None else stage_warmup_steps
     if stage.lr is not None:
-        return Rate(stage.lr, stage.rate_factor(step_in_stage, warmup))
-    return Rate(None, factor * stage.rate_factor(step_in_stage, warmup or legw_warmup()))
+        return Rate(stage.lr, stage.rate_factor(step_in_stage, warmup) * decay_factor)
+    return Rate(None, factor * stage.rate_factor(step_in_stage, warmup or legw_warmup()) * decay_factor)

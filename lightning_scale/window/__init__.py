@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lightning_scale.window.adapter import LoopAdapter
 from lightning_scale.window.owner import BatchSizeOwner
+from lightning_scale.window.random_state import RandomState
+from lightning_scale.window.random_streams import RandomStreams
 from lightning_scale.window.stages import StageFollower
-from lightning_scale.window.window import LastWindow, micro_batches_for
 
-__all__ = ["BatchSizeOwner", "LastWindow", "LoopAdapter", "StageFollower", "micro_batches_for"]
+__all__ = ["BatchSizeOwner", "LoopAdapter", "RandomState", "RandomStreams", "StageFollower"]

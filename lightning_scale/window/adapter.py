@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.schedule import LEGW
 from lightning_scale.window.conflicts import (
-    check_epoch_holds,
     refuse_batch_conflicts,
     refuse_manual_optimization,
     refuse_other_namespace,
     refuse_rate_conflicts,
     refuse_two_clips,
+    warn_of_loaders_that_cannot_continue,
 )
-from lightning_scale.window.epoch import samples_per_epoch
-from lightning_scale.window.items import MeanOverItems, items_of, samples_of
+from lightning_scale.window.feed import Feed, is_resumable
+from lightning_scale.window.items import MeanOverItems, items_of
 from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.owner import BatchSizeOwner
+from lightning_scale.window.random_streams import RandomStreams
 from lightning_scale.window.rate import RateControl
 from lightning_scale.window.rate_rule import RateRule
 from lightning_scale.window.stages import StageFollower
-from lightning_scale.window.window import Window, micro_batches_for
+from lightning_scale.window.window import Window
 
 
 class LoopAdapter(L.Callback):
@@ -45,26 +44,27 @@ class LoopAdapter(L.Callback):
         """Samples of all ranks that the optimizer steps so far have consumed."""
         self.tokens = 0
         """Tokens in them, where stages say how long a sample is."""
-        self.batch_size: int | None = None
-        """Samples of the window last opened, over all ranks; None where nobody knows."""
+        self.batch_size = 0
+        """Samples of the window under way, over all ranks; at its end those that the step was the mean of."""
         self.lr: float | Tensor = 0.0
         """The first parameter group's rate in the last step, where it is scaled."""
         self.stages: StageFollower | None = None
         self.rate: RateControl | None = None
         """Between ``on_train_start`` and the end of training, where anything scales the rate."""
         self._rates: RateControl | None = None
-        self._owner: tuple[str, BatchSizeOwner] | None = None
         self._rule = RateRule()
         self._mean = MeanOverItems()
         self._items = 0.0
-        self._micro_batch_size: int | None = None
+        self._streams: RandomStreams | None = None
         self._loop: LoopAccess | None = None
+        self._feed: Feed | None = None
         self._window: Window | None = None
         self._closes = True  # between windows, and so in every checkpoint
         self._stage_samples = 0
         self._epoch_start = 0  # samples consumed when Lightning's present epoch began
         self._loading = False
         self._ran = False
+        self._read: list[Any] = []  # the loaders last read
 
     # -- what callbacks call in their setup ----------------------------------------------------------------------------
 
@@ -81,20 +81,30 @@ class LoopAdapter(L.Callback):
         adapter.setup(trainer, trainer.lightning_module, "fit")
         return adapter
 
-    def own_batch_size(self, trainer: L.Trainer, name: str, owner: BatchSizeOwner) -> None:
+    def own_batch_size(self, name: str, owner: BatchSizeOwner) -> None:
         """Let ``owner`` say how large each batch is.
 
         Raises:
             ConfigurationError: where another callback does so already.
         """
-        if self._owner is not None and self._owner[1] is not owner:
+        feed = self.feed
+        if feed.owner is not None and feed.owner is not owner:
             raise ConfigurationError(
-                f"{self._owner[0]} and {name} both set the batch size: keep one of them"
+                f"{feed.owner_name} and {name} both set the batch size: keep one of them"
                 " (a stage's batch_size can be a schedule)."
             )
-        if self._owner is None:
-            self.loop.estimate_steps(lambda: self._micro_batches(trainer, self._next_batch_size(trainer)))
-        self._owner = (name, owner)
+        if feed.owner is None:
+            self.loop.estimate_steps(feed.steps)
+        feed.owner, feed.owner_name = owner, name
+
+    def scale_rate(self, factor: Callable[[int], float]) -> None:
+        """Multiply the rate with ``factor(batch size)``, and with what the batch's schedule leaves of a decay."""
+        self._rule.batch_factor = factor
+
+    def draw_from(self, streams: RandomStreams) -> None:
+        """Draw the random numbers of training steps from a stream of their own."""
+        self._streams = streams
+        self.loop.around_validation(self._validate)
 
     def use_legw(self, rule: LEGW) -> None:
         """Scale the optimizer's rate by LEGW's rule.
@@ -119,27 +129,42 @@ class LoopAdapter(L.Callback):
         self._rule.plan = follower.plan
         self.loop.set_max_steps(follower.plan.total_steps)
 
+    # -- what they call in on_train_batch_end --------------------------------------------------------------------------
+
+    def log_step(self, pl_module: L.LightningModule, **more: float) -> None:
+        """Log what the optimizer step that this micro-batch has closed was made of, if it has closed one."""
+        if not (self._closes and self._window is None):
+            return
+        values = {**more, "batch_size": self.batch_size}
+        pl_module.log_dict({key: float(value) for key, value in values.items()}, prog_bar=True)
+        # float64: float32 does not count further than 16,777,216 by ones
+        pl_module.log("samples_consumed", torch.tensor(self.samples, dtype=torch.float64))
+
     # -- before training -----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.teardown(trainer, pl_module, stage)  # what a fit that raised has left
             loop = self._loop = LoopAccess(trainer)
+            self._feed = Feed(trainer, loop)
             # Already now: configure_optimizers may ask for the loaders, to count steps.
             loop.leave_sampler_alone(self._take_resumable_sampler)
+            loop.around_epoch_iterators(self._begin_epoch)
             loop.around_loading_data(lambda: self._before_data(trainer), lambda: self._after_data(trainer))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loop = self.loop
+        loop, feed = self.loop, self.feed
         refuse_two_clips(trainer)
-        if self._owner is not None:
-            refuse_batch_conflicts(trainer, pl_module, self._owner[0])
+        loop.before_micro_batches(self._before_micro_batch)
+        if feed.owner is not None:
+            refuse_batch_conflicts(trainer, pl_module, feed.owner_name)
+            loop.count_scheduler_steps()
             loop.decide_steps(lambda: self._closes)
             loop.after_training_step(self._see_output)
             loop.zero_grad_only_when(pl_module, self._nothing_to_keep, self._mean.begin)
         if self._rule.active:
-            refuse_manual_optimization(pl_module, "LEGWWarmup" if self._rule.plan is None else "SequenceLengthStages")
-            refuse_rate_conflicts(trainer, self._rule.plan, self._rule.legw)
+            refuse_manual_optimization(pl_module, " and ".join(self._rule.sources))
+            refuse_rate_conflicts(trainer, self._rule, feed.schedule())
             loop.around_schedulers(self._update_schedulers)
             self._rates = RateControl(trainer.optimizers[0])
         loop.around_saving(self._save)
@@ -157,14 +182,15 @@ class LoopAdapter(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch_start = self._samples_now
         for loader in self.loop.train_loaders:
-            self._follow(loader)
+            self.feed.follow(loader, self._samples_now, self._epoch_start)
+        if self.feed.exact:
+            self.loop.measure_epoch()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Left open where a module's on_train_batch_start returned -1, or a loader ended without a word. (Where training
         # is asked to stop, its end gives the window up.)
         if self._window is not None and not trainer.should_stop:
-            self._count(self._window, trainer.world_size)
-            self._window = None
+            self._end_window(self._window, trainer.world_size)
 
     # -- a window ------------------------------------------------------------------------------------------------------
 
@@ -172,23 +198,27 @@ class LoopAdapter(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._window is None:
-            self.batch_size = self._next_batch_size(trainer)
-            self._window = Window(self.batch_size or 0, self._micro_batches(trainer, self.batch_size))
+            self._window = self.feed.window(self._samples_now)
+            self.batch_size = self._window.batch_size
             if self.rate is not None:
                 self._write_rate(trainer)  # anew, for another callback may have changed the batch since
-        self._window.seen += 1
-        self._window.samples += samples_of(batch, self._micro_batch_size)
+        self._window.begin_micro_batch(self.feed.micro_batch_samples(self._window, batch))
         if self.stages is not None and self._window.full and self.stages.ends_after(trainer.global_step + 1):
             self.loop.end_epoch()
-        last_window = self._owner[1].last_window if self._owner is not None else "step"
+        last_window = self.feed.owner.last_window if self.feed.owner is not None else "step"
         self._closes = self._window.closes(epoch_ends=self.loop.epoch_ends, last_window=last_window)
+
+    def _before_micro_batch(self) -> None:
+        if self._streams is not None:
+            self._streams.begin_window()
 
     def _see_output(self, output: Any, batch: Any) -> None:
         """After ``training_step``: how many items its loss is the mean of."""
-        self._items = items_of(output, batch, self._micro_batch_size)
+        if self._window is not None:
+            self._items = items_of(output, self._window.last)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        if self._owner is not None and self._window is not None:
+        if self.feed.owner is not None and self._window is not None:
             self._window.first = self._window.seen if self._window.first is None else self._window.first
             self._mean.weigh(loss, self._items, trainer)
 
@@ -198,58 +228,41 @@ class LoopAdapter(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.
-        if self._owner is not None:
+        if self.feed.owner is not None:
             params = (p for group in optimizer.param_groups for p in group["params"])
             self._mean.divide([p.grad for p in params if p.grad is not None], trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if self._window is None or not (self._closes or self.loop.epoch_ends):
             return
-        self._count(self._window, trainer.world_size)
-        self._window = None
+        self._end_window(self._window, trainer.world_size)
         if self.rate is not None:
             self.lr = self.rate.first
         if self.rate is not None and not self._stage_over(trainer):
             self._write_rate(trainer)
 
-    def _count(self, window: Window, world_size: int) -> None:
+    def _end_window(self, window: Window, world_size: int) -> None:
         """Add a window's samples to what has been consumed."""
-        consumed = window.samples * world_size
-        self.samples += consumed
+        self._window = None
+        self.batch_size = window.consumed(world_size)
+        self.samples += self.batch_size
         if self.stages is not None:
-            self.stages.samples += consumed
-            self.tokens += consumed * self.stages.stage.sequence_length
-
-    def _next_batch_size(self, trainer: L.Trainer) -> int | None:
-        """Samples of the next window over all ranks; None where there is no owner and the loader does not say."""
-        if self._owner is not None:
-            return self._owner[1].batch_size(trainer.global_step, self._samples_now)
-        if self._micro_batch_size is None:
-            return None
-        return self._micro_batch_size * trainer.world_size * trainer.accumulate_grad_batches
-
-    def _micro_batches(self, trainer: L.Trainer, batch_size: int | None) -> int:
-        if self._owner is None or batch_size is None:
-            return trainer.accumulate_grad_batches
-        assert self._micro_batch_size is not None, "checked when the loader was read"
-        return micro_batches_for(batch_size, self._micro_batch_size, trainer.world_size)
+            self.stages.samples += self.batch_size
+            self.tokens += self.batch_size * self.stages.stage.sequence_length
+        if self._streams is not None:
+            self._streams.end_window()
 
     @property
     def _samples_now(self) -> int:
         """Samples consumed, in the present stage where there are stages."""
         return self.stages.samples if self.stages is not None else self.samples
 
-    @property
-    def stepped(self) -> bool:
-        """In ``on_train_batch_end``: whether the optimizer stepped on this micro-batch."""
-        return self._closes and self._window is None
-
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def _before_data(self, trainer: L.Trainer) -> None:
         """Before the loop makes sure of its training loaders."""
         self._loading = True
-        if trainer.global_step > 0 and not self._ran:
+        if self._resuming(trainer):
             if self.loop.train_loaders:
                 self.loop.drop_loaders()  # made before the checkpoint was restored, for a count of steps
             if self.loop.last_batch_done:
@@ -258,76 +271,57 @@ class LoopAdapter(L.Callback):
 
     def _after_data(self, trainer: L.Trainer) -> None:
         self._loading = False
-        self._read_loaders(trainer)
+        loaders = self.loop.train_loaders
+        if not loaders:
+            return
+        if loaders != self._read:
+            self._read = loaders
+            self._read_loaders(trainer, loaders)
+        if self._resuming(trainer) and self.feed.exact and self.loop.last_batch_done:
+            self.loop.begin_new_epoch_on_restart()
+
+    def _resuming(self, trainer: L.Trainer) -> bool:
+        """Whether training goes on from a checkpoint and has not begun yet."""
+        return trainer.global_step > 0 and not self._ran
+
+    def _begin_epoch(self, iterate: Callable[[], None]) -> None:
+        if self._streams is None or self.loop.epoch_begun:
+            iterate()
+        else:
+            self._streams.begin_epoch(iterate)
+
+    def _validate(self, validate: Callable[[], None]) -> None:
+        with self._streams.outside() if self._streams is not None else nullcontext():
+            validate()
 
     def _enter_stage(self, trainer: L.Trainer) -> None:
         """Before the loop makes sure of its loaders: tell the data of a new stage, and have its loaders made anew."""
         if self.stages is None or not self.stages.changes_at(trainer.global_step):
             return
+        self._read = []  # even where the data serves the same loader again
         if self.stages.serving is not None:
             self.loop.drop_loaders()
         if self.stages.plan.at(trainer.global_step).step == 0 and trainer.global_step > 0:
             self.loop.begin_new_epoch_on_restart()
-        self.stages.enter(trainer.global_step, trainer.world_size)
+        self.stages.enter(trainer.global_step)
 
-    def _read_loaders(self, trainer: L.Trainer) -> None:
-        """After the loop made sure of its loaders: their micro-batch must be one that the batch size can be made of."""
-        loaders = self.loop.train_loaders
-        if not loaders:
-            return
-        size = getattr(getattr(loaders[0], "batch_sampler", None), "batch_size", None)
-        self._micro_batch_size = size if size is not None else getattr(loaders[0], "batch_size", None)
-        wanted = self.stages.stage.micro_batch_size if self.stages is not None else None
-        if self._micro_batch_size is None:
-            self._micro_batch_size = wanted
-        if wanted is not None and self._micro_batch_size != wanted:
-            raise ConfigurationError(
-                f"the stage's micro_batch_size is {wanted} but the training loader's batch size is"
-                f" {self._micro_batch_size}: build the loader with the micro_batch_size that set_stage is given."
-            )
-        if self._owner is not None:
-            if self._micro_batch_size is None:
-                raise ConfigurationError(
-                    f"{self._owner[0]} cannot see the training loader's batch size: use a torch DataLoader with"
-                    " batch_size, or a batch sampler with an attribute batch_size."
-                )
-            batch_size = self._next_batch_size(trainer)
-            assert batch_size is not None
-            try:
-                needed = micro_batches_for(batch_size, self._micro_batch_size, trainer.world_size)
-            except ValueError as error:
-                raise ConfigurationError(str(error)) from None
-            check_epoch_holds(batch_size, needed, self.loop.micro_batches_per_epoch, self._owner[1].last_window)
-        self._read_warmup(trainer, loaders)
+    def _read_loaders(self, trainer: L.Trainer, loaders: list[Any]) -> None:
+        """New loaders: their micro-batch must be one that the batch size can be made of."""
+        feed = self.feed
+        feed.read(loaders, self.stages.stage.micro_batch_size if self.stages is not None else None)
+        warn_of_loaders_that_cannot_continue(
+            loaders, resuming=self._resuming(trainer) and self.loop.epoch_begun, exact=self._streams is not None
+        )
+        epoch = feed.samples_per_epoch(loaders)
+        self._rule.know_data(trainer.global_step, epoch, feed.samples_of_run(epoch))
         if self.rate is not None:
             self._write_rate(trainer)  # of a stage's first step: its warmup was not known before
 
-    def _read_warmup(self, trainer: L.Trainer, loaders: list[Any]) -> None:
-        """Tell the rate's rule how many samples an epoch and the run have, as far as that is known."""
-        unit = self._micro_batch_size * trainer.world_size if self._micro_batch_size is not None else None
-        limited = self.loop.micro_batches_per_epoch if trainer.limit_train_batches != 1.0 else math.inf
-        epoch = samples_per_epoch(loaders, limited, unit)
-        batch_size, limits = self._next_batch_size(trainer), []
-        if trainer.max_steps != -1 and batch_size is not None:
-            limits.append(trainer.max_steps * batch_size)
-        if epoch is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            limits.append(trainer.max_epochs * epoch)
-        self._rule.know_data(trainer.global_step, epoch, min(limits, default=None))
-
     def _take_resumable_sampler(self, loader: Any) -> bool:
         """Whether a loader's order follows from the samples consumed; a training loader is told how many those are."""
-        if not isinstance(getattr(loader, "batch_sampler", None), ResumableBatchSampler):
-            return False
         if self._loading:
-            self._follow(loader)
-        return True
-
-    def _follow(self, loader: Any) -> None:
-        sampler = getattr(loader, "batch_sampler", None)
-        if isinstance(sampler, ResumableBatchSampler):
-            sampler.follow(samples_consumed=self._samples_now, epoch_start=self._epoch_start)
-            # Lightning looks for a state_dict on the loader; this one goes on without.
-            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+            return self.feed.follow(loader, self._samples_now, self._epoch_start)
+        return is_resumable(loader)
 
     # -- the learning rate ---------------------------------------------------------------------------------------------
 
@@ -340,7 +334,10 @@ class LoopAdapter(L.Callback):
         assert self.rate is not None
         if self._stage_over(trainer):
             return
-        self.rate.write(self._rule.rate(trainer.global_step, self._next_batch_size(trainer)))
+        samples = self._samples_now
+        self.rate.write(
+            self._rule.rate(trainer.global_step, samples, self.feed.batch_size(samples), self.feed.schedule())
+        )
 
     def _update_schedulers(self, update: Callable[[], None]) -> None:
         if self.rate is None:
@@ -385,6 +382,8 @@ class LoopAdapter(L.Callback):
 
     def _give_up_window(self) -> None:
         """Training ends inside a window: its gradients go, and checkpoints from now on lie at the last one's end."""
+        if self._streams is not None:
+            self._streams.give_up_window()
         if self._window is not None:
             self.loop.rewind(self._window.seen)
             self._window = None
@@ -399,11 +398,17 @@ class LoopAdapter(L.Callback):
             self._loop.restore()
         if self.stages is not None:
             self._stage_samples = self.stages.samples
-        self._loop = self._owner = self.stages = self._window = self._rates = self.rate = None
-        self._rule, self._closes, self._loading, self._ran = RateRule(), True, False, False
+        self._loop = self._feed = self.stages = self._window = self._rates = self.rate = self._streams = None
+        self._rule, self._read, self._closes, self._loading, self._ran = RateRule(), [], True, False, False
 
     @property
     def loop(self) -> LoopAccess:
         """Lightning's loop, between setup and teardown."""
         assert self._loop is not None, "the adapter is used outside of fit"
         return self._loop
+
+    @property
+    def feed(self) -> Feed:
+        """The training loader's side, between setup and teardown."""
+        assert self._feed is not None, "the adapter is used outside of fit"
+        return self._feed

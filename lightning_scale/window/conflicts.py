@@ -8,8 +8,10 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.schedule import LEGW, StagePlan
+from lightning_scale.schedule import BatchSizeSchedule, InsteadOfDecay, LastWindow
+from lightning_scale.window.rate_rule import RateRule
 
 
 def refuse_batch_conflicts(trainer: L.Trainer, module: L.LightningModule, owner: str) -> None:
@@ -37,7 +39,7 @@ def refuse_manual_optimization(module: L.LightningModule, who: str) -> None:
         )
 
 
-def refuse_rate_conflicts(trainer: L.Trainer, plan: StagePlan | None, legw: LEGW | None) -> None:
+def refuse_rate_conflicts(trainer: L.Trainer, rule: RateRule, schedule: BatchSizeSchedule | None) -> None:
     """Raises ConfigurationError for anything else that sets the rate; warns of a rule that will not be used."""
     if len(trainer.optimizers) != 1:
         raise ConfigurationError(
@@ -47,9 +49,21 @@ def refuse_rate_conflicts(trainer: L.Trainer, plan: StagePlan | None, legw: LEGW
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StochasticWeightAveraging):
             raise ConfigurationError(
-                "StochasticWeightAveraging takes over the learning rate that LEGWWarmup and SequenceLengthStages set:"
-                " remove it, or average the weights with lightning's WeightAveraging."
+                f"StochasticWeightAveraging takes over the learning rate that {' and '.join(rule.sources)} set: remove"
+                " it, or average the weights with lightning's WeightAveraging."
             )
+    plan, legw = rule.plan, rule.legw
+    if legw is not None and rule.batch_factor is not None:
+        raise ConfigurationError(
+            "BatchSizeRamp's lr_scaling and LEGWWarmup both make the rate follow the batch: write lr_scaling: none in"
+            " BatchSizeRamp, or remove LEGWWarmup."
+        )
+    grown = [stage.schedule for stage in plan.stages if stage.lr is None] if plan is not None else [schedule]
+    if legw is not None and legw.lr_scaling != "none" and any(isinstance(s, InsteadOfDecay) for s in grown):
+        raise ConfigurationError(
+            "InsteadOfDecay grows the batch in place of decaying the rate, and LEGWWarmup raises the rate with the batch:"
+            " write lr_scaling: none in LEGWWarmup."
+        )
     if plan is None:
         return
     scheduled = bool(trainer.lr_scheduler_configs)
@@ -68,17 +82,42 @@ def refuse_rate_conflicts(trainer: L.Trainer, plan: StagePlan | None, legw: LEGW
         rank_zero_warn("LEGWWarmup is not used, for every stage sets its own lr: remove LEGWWarmup, or a stage's lr.")
 
 
-def check_epoch_holds(batch_size: int, needed: int, available: float, last_window: str) -> None:
+def check_epoch_holds(batch_size: int, epoch_samples: float, last_window: LastWindow) -> None:
     """A batch larger than an epoch: an error where it would never be stepped on, else a warning."""
-    if available >= needed:
+    if epoch_samples >= batch_size:
         return
-    said = f"a batch of {batch_size} samples takes {needed} micro-batches of each rank and an epoch has {available:.0f}"
+    said = f"a batch of {batch_size} samples is larger than an epoch, which has {epoch_samples:.0f}"
     if last_window == "drop":
         raise ConfigurationError(
             f'{said}, which last_window="drop" leaves out, so that no step would ever be taken: use a smaller batch_size,'
             " or more data."
         )
-    rank_zero_warn(f"{said}: every step will be on fewer samples than asked. Use a smaller batch_size, or more data.")
+    rank_zero_warn(f"{said}: steps will be on fewer samples than asked. Use a smaller batch_size, or more data.")
+
+
+def warn_of_loaders_that_cannot_continue(loaders: list[Any], *, resuming: bool, exact: bool) -> None:
+    """Say what to use where a loader begins an epoch anew after a resume inside it.
+
+    Args:
+        loaders: The training loaders.
+        resuming: Whether the run now goes on inside an epoch.
+        exact: Whether the user asked for exact resumes.
+    """
+    advice = "use lightning_scale.data.ResumableBatchSampler, or a loader with state_dict and load_state_dict."
+    for loader in loaders:
+        stateful = all(hasattr(loader, name) for name in ("state_dict", "load_state_dict"))
+        if stateful or isinstance(getattr(loader, "batch_sampler", None), ResumableBatchSampler):
+            continue
+        if resuming:
+            rank_zero_warn(
+                f"the run goes on inside an epoch, and its {type(loader).__name__} begins that epoch anew: samples are"
+                f" trained on twice, and others not at all. For the next run {advice}"
+            )
+        elif exact:
+            rank_zero_warn(
+                f"ExactResume: the {type(loader).__name__} cannot continue inside an epoch, so that only a checkpoint at"
+                f" an epoch's end resumes exactly: {advice}"
+            )
 
 
 def refuse_two_clips(trainer: L.Trainer) -> None:

@@ -14,17 +14,16 @@ ITEMS_KEY = "num_items"
 """``training_step`` may return ``{"loss": mean over n items, "num_items": n}`` (masked tokens, say); else samples count."""
 
 
-def items_of(output: Any, batch: Any, nominal: int | None) -> float:
+def items_of(output: Any, samples: int) -> float:
     """How many items one rank's loss of one micro-batch is the mean of.
 
     Args:
         output: What ``training_step`` returned.
-        batch: The micro-batch: its samples count where ``training_step`` names no items.
-        nominal: The loader's micro-batch size, where the batch's structure does not tell its samples.
+        samples: The micro-batch's samples on this rank: they count where ``training_step`` names no items.
     """
     if isinstance(output, Mapping) and ITEMS_KEY in output:
         return float(output[ITEMS_KEY])
-    return float(samples_of(batch, nominal))
+    return float(samples)
 
 
 def samples_of(batch: Any, nominal: int | None) -> int:

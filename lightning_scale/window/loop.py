@@ -1,22 +1,20 @@
-"""The only place that touches private parts of Lightning's training loop."""
+"""What is replaced in Lightning's training loop while `fit` runs.
+
+With `loop_state`, the only place that touches private parts of Lightning.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import lightning
 import lightning.pytorch as L
 from torch.utils.data import DataLoader
 
-from lightning_scale.errors import ConfigurationError
-
-_UNLIMITED_EPOCHS = 1000  # what Lightning puts where the user gave neither max_epochs nor max_steps
+from lightning_scale.window.loop_state import LoopState
 
 
-class LoopAccess:
+class LoopAccess(LoopState):
     """What the window needs of one Trainer's loop, and how it is put back.
 
     Args:
@@ -27,31 +25,9 @@ class LoopAccess:
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
-        self._trainer: Any = trainer
-        self._fit_loop: Any = trainer.fit_loop
-        self._epoch_loop: Any = trainer.fit_loop.epoch_loop
+        super().__init__(trainer)
         self._undo: list[tuple[Any, str]] = []
         self._plain_class: type | None = None
-        connector = getattr(trainer, "_data_connector", None)
-        for owner, name in (
-            (self._epoch_loop, "_should_accumulate"),
-            (self._epoch_loop, "_num_ready_batches_reached"),
-            (self._epoch_loop, "update_lr_schedulers"),
-            (self._epoch_loop, "batch_progress"),
-            (self._epoch_loop, "max_steps"),
-            (self._fit_loop, "setup_data"),
-            (self._fit_loop, "epoch_progress"),
-            (self._fit_loop, "_combined_loader"),
-            (self._fit_loop, "_data_fetcher"),
-            (connector, "_requires_distributed_sampler"),
-        ):
-            if not hasattr(owner, name):
-                raise RuntimeError(
-                    f"lightning {lightning.__version__} has no {type(owner).__name__}.{name}, which lightning_scale"
-                    " relies on: use a version of lightning that its metadata names, or report this."
-                )
-
-    # -- replacing methods of this Trainer's own objects ---------------------------------------------------------------
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
         setattr(owner, name, make(getattr(owner, name)))
@@ -109,6 +85,24 @@ class LoopAccess:
             lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
         )
 
+    def count_scheduler_steps(self) -> None:
+        """Let a step-wise scheduler's ``frequency`` count optimizer steps of the run; Lightning counts micro-batches."""
+        batches = self._epoch_loop.batch_progress
+
+        def make(original: Callable[..., None]) -> Callable[..., None]:
+            def update_lr_schedulers(interval: str, *args: Any, **kwargs: Any) -> None:
+                if interval != "step":
+                    return original(interval, *args, **kwargs)
+                kept, batches.current.ready = batches.current.ready, self._epoch_loop.global_step
+                try:
+                    original(interval, *args, **kwargs)
+                finally:
+                    batches.current.ready = kept
+
+            return update_lr_schedulers
+
+        self._replace(self._epoch_loop, "update_lr_schedulers", make)
+
     def around_saving(self, wrap: Callable[[Callable[[], None]], None]) -> None:
         """Let ``wrap(save)`` run each ``Trainer.save_checkpoint``."""
         self._replace(
@@ -130,24 +124,59 @@ class LoopAccess:
 
         self._replace(self._fit_loop, "setup_data", make)
 
-    def estimate_steps(self, factor: Callable[[], int]) -> None:
-        """Let ``Trainer.estimated_stepping_batches`` count with ``factor()`` micro-batches a step.
+    def before_micro_batches(self, before: Callable[[], None]) -> None:
+        """Call ``before()`` ahead of everything that belongs to a micro-batch, its fetching included."""
+
+        def make(original: Callable[..., None]) -> Callable[..., None]:
+            def advance(*args: Any, **kwargs: Any) -> None:
+                before()
+                original(*args, **kwargs)
+
+            return advance
+
+        self._replace(self._epoch_loop, "advance", make)
+
+    def around_epoch_iterators(self, wrap: Callable[[Callable[[], None]], None]) -> None:
+        """Let ``wrap(begin)`` make the iterators of each epoch's loaders (shuffling draws its seed there)."""
+
+        def make(original: Callable[..., None]) -> Callable[..., None]:
+            return lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs))
+
+        self._replace(self._epoch_loop, "on_run_start", make)
+        self._replace(self._fit_loop, "setup_data", make)
+
+    def around_validation(self, wrap: Callable[[Callable[[], None]], None]) -> None:
+        """Let ``wrap(validate)`` run each validation inside training."""
+        self._replace(
+            self._epoch_loop.val_loop,
+            "run",
+            lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
+        )
+
+    def validate_when(self, due: Callable[[], bool]) -> None:
+        """Let ``due()``, asked after every micro-batch, say whether to validate."""
+        trainer = self._trainer
+        self._replace(
+            self._epoch_loop,
+            "_should_check_val_fx",
+            lambda _: lambda fetcher: bool(trainer.enable_validation and due()),
+        )
+
+    def estimate_steps(self, steps: Callable[[int], int]) -> None:
+        """Let ``Trainer.estimated_stepping_batches`` be ``steps(max_epochs)``, as far as that is known.
 
         It is a property, so the Trainer gets a subclass of its own class.
         """
         plain = type(self._trainer)
 
         def estimated_stepping_batches(trainer: Any) -> int | float:
-            if trainer.max_epochs == -1:
-                return trainer.max_steps if trainer.max_steps != -1 else float("inf")  # stages, for example
-            if trainer.train_dataloader is None:
+            if trainer.max_epochs != -1 and trainer.train_dataloader is None:
                 trainer.fit_loop.setup_data()
-            trainer.accumulate_grad_batches = factor()
-            try:
+            if trainer.max_epochs == -1 or trainer.num_training_batches == float("inf"):
                 estimate: int | float = plain.estimated_stepping_batches.__get__(trainer)
                 return estimate
-            finally:
-                trainer.accumulate_grad_batches = 1
+            counted = steps(max(trainer.max_epochs, 1))
+            return min(counted, trainer.max_steps) if trainer.max_steps != -1 else counted
 
         self._trainer.__class__ = type(
             plain.__name__, (plain,), {"estimated_stepping_batches": property(estimated_stepping_batches)}
@@ -161,107 +190,3 @@ class LoopAccess:
             "_requires_distributed_sampler",
             lambda original: lambda loader: not mine(loader) and original(loader),
         )
-
-    # -- reading and setting -------------------------------------------------------------------------------------------
-
-    @property
-    def train_loaders(self) -> list[Any]:
-        """The training loaders at hand; empty before there are any."""
-        combined = self._fit_loop._combined_loader
-        return list(combined.flattened) if combined is not None else []
-
-    @property
-    def micro_batches_per_epoch(self) -> float:
-        """Micro-batches one rank takes in a Lightning epoch; inf where unknown."""
-        return float(self._fit_loop.max_batches)
-
-    @property
-    def epoch_ends(self) -> bool:
-        """Whether the present micro-batch is the Lightning epoch's last."""
-        return bool(self._epoch_loop._num_ready_batches_reached())
-
-    @property
-    def last_batch_done(self) -> bool:
-        """After a resume: whether the checkpoint was saved at or after an epoch's last micro-batch."""
-        return bool(self._epoch_loop.batch_progress.is_last_batch)
-
-    def drop_loaders(self) -> None:
-        """Forget training and validation loaders, so that they are asked for anew."""
-        for loop in (self._fit_loop, self._epoch_loop.val_loop):
-            if loop._data_fetcher is not None:
-                loop._data_fetcher.teardown()  # ends the loaders' worker processes
-                loop._data_fetcher = None
-            loop._combined_loader = None
-
-    def end_epoch(self) -> None:
-        """Make the present micro-batch the Lightning epoch's last; validation at an epoch's end comes after it."""
-        batches = self._epoch_loop.batch_progress
-        batches.is_last_batch = True
-        if self._trainer.val_check_batch == self._fit_loop.max_batches:
-            self._trainer.val_check_batch = batches.current.ready
-
-    def rewind(self, micro_batches: int) -> None:
-        """Count the last micro-batches as not begun: their gradients are given up, and a resume takes them again."""
-        batches = self._epoch_loop.batch_progress
-        for tracker in (batches.total, batches.current):
-            tracker.ready -= micro_batches
-            tracker.started = tracker.processed = tracker.completed = tracker.ready
-        batches.is_last_batch = False
-
-    @contextmanager
-    def rewound(self, micro_batches: int) -> Iterator[None]:
-        """Within, the last micro-batches count as not begun."""
-        batches = self._epoch_loop.batch_progress
-        kept = copy.deepcopy(batches)
-        self.rewind(micro_batches)
-        try:
-            yield
-        finally:
-            vars(batches).update(vars(kept))
-
-    def begin_new_epoch_on_restart(self) -> None:
-        """After a resume from a checkpoint at an epoch's last micro-batch: that epoch is over.
-
-        Lightning compares the counts of the old epoch with the length of the loader that it has now, which another
-        stage's is not.
-        """
-        if not self._fit_loop.restarting and not self._fit_loop._loaded_from_state_dict:
-            return
-        progress = self._fit_loop.epoch_progress
-        for tracker in (progress.total, progress.current):
-            tracker.ready = tracker.processed = tracker.completed = tracker.started
-        batches = self._epoch_loop.batch_progress
-        batches.total.started = batches.total.processed = batches.total.completed = batches.total.ready
-        batches.reset_on_run()
-        batches.is_last_batch = False
-        self._epoch_loop._batches_that_stepped = self._epoch_loop.global_step  # the loggers' step
-        _restart_off(self._fit_loop)
-
-    def set_max_steps(self, steps: int) -> None:
-        """Let training end after this many optimizer steps, and not for a number of epochs.
-
-        Raises:
-            ConfigurationError: where the user gave another ``max_steps``.
-        """
-        if self._trainer.fast_dev_run:
-            return  # ends by itself after a few steps
-        if self._trainer.max_steps not in (-1, steps):
-            raise ConfigurationError(
-                f"the stages take {steps} steps but trainer.max_steps is {self._trainer.max_steps}: leave max_steps out."
-            )
-        self._epoch_loop.max_steps = steps
-        if self._fit_loop.max_epochs not in (None, -1, _UNLIMITED_EPOCHS):
-            L.utilities.rank_zero_warn(
-                f"trainer.max_epochs={self._fit_loop.max_epochs} is not used: training ends after the stages' {steps}"
-                " steps. Leave max_epochs out, or write -1."
-            )
-        self._fit_loop.max_epochs = -1
-
-
-def _restart_off(loop: Any) -> None:
-    """Take the mark of a restart off a loop and its children, but not the memory that weights were loaded."""
-    loop._restarting = False
-    loop._loaded_from_state_dict = False
-    for child in loop.__dict__.values():
-        if hasattr(child, "_restarting"):
-            _restart_off(child)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from lightning_scale.window.window import LastWindow
+from lightning_scale.schedule import BatchSizeSchedule, LastWindow
 
 
 class BatchSizeOwner(Protocol):
     """The one callback that says how large the next batch is."""
 
     last_window: LastWindow
-    """What becomes of micro-batches left at an epoch's end: a step of their own, or nothing."""
+    """What becomes of samples left at an epoch's end: a step of their own, or nothing."""
 
-    def batch_size(self, step: int, samples: int) -> int:
-        """Samples of the next optimizer step, over all ranks.
+    def schedule(self, step: int) -> BatchSizeSchedule:
+        """The batch sizes, by the samples consumed so far (where there are stages: since the stage began).
 
         Args:
-            step: Optimizer steps attempted so far.
-            samples: Samples consumed so far, or since the stage began where there are stages.
+            step: Optimizer steps attempted so far; they tell the stage.
         """

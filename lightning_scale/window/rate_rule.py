@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.schedule import LEGW, Rate, StagePlan, compose_rate
+from lightning_scale.schedule import LEGW, BatchSizeSchedule, Rate, StagePlan, compose_rate
 
 
 @dataclass
@@ -16,17 +17,25 @@ class RateRule:
     Args:
         legw: LEGW's rule, or None.
         plan: The stages, or None.
+        batch_factor: A batch-size ramp's factor for the rate, by the batch size, or None.
     """
 
     legw: LEGW | None = None
     plan: StagePlan | None = None
+    batch_factor: Callable[[int], float] | None = None
     _legw_steps: Fraction | None = None
     _stage_warmup: Fraction | None = None
 
     @property
     def active(self) -> bool:
         """Whether anything scales the rate."""
-        return self.legw is not None or self.plan is not None
+        return bool(self.sources)
+
+    @property
+    def sources(self) -> list[str]:
+        """The callbacks that scale the rate."""
+        parts = {"LEGWWarmup": self.legw, "SequenceLengthStages": self.plan, "BatchSizeRamp": self.batch_factor}
+        return [name for name, part in parts.items() if part is not None]
 
     def know_data(self, step: int, samples_per_epoch: int | None, total_samples: int | None) -> None:
         """Turn warmups given in epochs, samples or shares into optimizer steps.
@@ -57,8 +66,14 @@ class RateRule:
                 ) from None
             raise ConfigurationError(str(error)) from None
 
-    def rate(self, step: int, batch_size: int | None) -> Rate:
-        """The rate of the optimizer step after ``step`` attempted ones, on a batch of ``batch_size`` samples.
+    def rate(self, step: int, samples: int, batch_size: int | None, schedule: BatchSizeSchedule | None) -> Rate:
+        """The rate of an optimizer step.
+
+        Args:
+            step: Optimizer steps attempted before it.
+            samples: Samples consumed before it, since the stage began where there are stages.
+            batch_size: Samples that it is asked to take, over all ranks.
+            schedule: Where that comes from, if anywhere.
 
         Raises:
             ConfigurationError: where LEGW needs the batch size and nobody knows it.
@@ -75,4 +90,6 @@ class RateRule:
             legw=self.legw,
             legw_warmup_steps=self._legw_steps,
             stage_warmup_steps=self._stage_warmup,
+            ramp_factor=self.batch_factor(batch_size) if self.batch_factor is not None and batch_size else 1.0,
+            decay_factor=schedule.lr_factor(samples) if schedule is not None else 1.0,
         )

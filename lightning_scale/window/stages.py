@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_scale.data import StageData, StagedDataModule
-from lightning_scale.schedule import ConstantBatchSize, Stage, StagePlan
-from lightning_scale.window.window import micro_batches_for
+from lightning_scale.schedule import Stage, StagePlan
 
 
 class StageFollower:
@@ -42,25 +41,22 @@ class StageFollower:
         """Whether the stage that is served ends with the optimizer step that makes it ``step``."""
         return step >= self.plan.total_steps or self.changes_at(step)
 
-    def enter(self, step: int, world_size: int) -> None:
+    def enter(self, step: int) -> None:
         """Tell the data, and whoever asked, of the stage after ``step`` optimizer steps."""
         position = self.plan.at(step)
         begins = position.step == 0
         if begins:
             self.samples = 0
         self.serving = position.index
-        self._data.set_stage(self.data(world_size))
+        self._data.set_stage(self.data())
         if begins and position.index > 0:
             self._on_begin(position.index, position.stage)
 
-    def data(self, world_size: int) -> StageData:
+    def data(self) -> StageData:
         """What the present stage asks of its data."""
         assert self.serving is not None, "asked for a stage before one was entered"
-        stage, micro = self.stage, self.stage.micro_batch_size
-        micro_batches = None
-        if micro is not None and isinstance(stage.schedule, ConstantBatchSize):
-            micro_batches = stage.steps * micro_batches_for(stage.schedule.batch_size(0), micro, world_size)
-        return StageData(self.serving, stage.sequence_length, micro, micro_batches, self.samples)
+        stage = self.stage
+        return StageData(self.serving, stage.sequence_length, stage.micro_batch_size, stage.total_samples, self.samples)
 
     def state_dict(self) -> dict[str, Any]:
         return {"stage_samples": self.samples}

@@ -54,8 +54,8 @@ def test_rates_are_those_of_the_plan_at_every_step(tmp_path: Path) -> None:
 
 def test_the_data_is_told_of_each_stage(tmp_path: Path) -> None:
     _, data, _ = run(tmp_path)
-    told = [(s.index, s.sequence_length, s.micro_batch_size, s.micro_batches, s.samples_consumed) for s in data.stages]
-    assert told == [(0, 8, 4, 24, 0), (1, 16, 8, 5, 0)]
+    told = [(s.index, s.sequence_length, s.micro_batch_size, s.samples, s.samples_consumed) for s in data.stages]
+    assert told == [(0, 8, 4, 96, 0), (1, 16, 8, 40, 0)]
 
 
 def test_what_is_logged(tmp_path: Path) -> None:
@@ -240,5 +240,5 @@ def test_bert_large_gets_the_recipes_rate_at_every_step() -> None:
     ]
     assert rates == pytest.approx(expected, rel=1e-12)
     assert f"{rates[1999]:.3e} {rates[2000]:.3e} {rates[7037]}" == "5.997e-03 5.076e-03 0.0"
-    assert stages.batch_size(7037, 0) == 65536
-    assert stages.batch_size(7038, 0) == 32768
+    assert stages.schedule(7037).batch_size(0) == 65536
+    assert stages.schedule(7038).batch_size(0) == 32768

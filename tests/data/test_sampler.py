@@ -19,7 +19,7 @@ from tests.toys import Tally, trainer
 def stream(size: int, count: int, **options: object) -> list[int]:
     """The first samples of one rank's run, micro-batches of one."""
     return list(
-        chain.from_iterable(ResumableBatchSampler(size, 1, micro_batches=count, rank=0, world_size=1, **options))
+        chain.from_iterable(ResumableBatchSampler(size, 1, epoch_samples=count, rank=0, world_size=1, **options))
     )
 
 
@@ -32,7 +32,11 @@ def stream(size: int, count: int, **options: object) -> list[int]:
 )
 def test_ranks_together_take_the_one_stream(size: int, micro: int, world: int, batches: int, seed: int) -> None:
     ranks = [
-        list(ResumableBatchSampler(size, micro, seed=seed, micro_batches=batches, rank=rank, world_size=world))
+        list(
+            ResumableBatchSampler(
+                size, micro, seed=seed, epoch_samples=micro * world * batches, rank=rank, world_size=world
+            )
+        )
         for rank in range(world)
     ]
     together = [index for batch in zip(*ranks, strict=True) for part in batch for index in part]
@@ -48,20 +52,25 @@ def test_every_pass_is_a_permutation(size: int, passes: int, seed: int) -> None:
 
 @given(micro=st.integers(1, 5), world=st.integers(1, 3), batches=st.integers(1, 20), data=st.data())
 def test_a_resumed_run_goes_on_where_it_was(micro: int, world: int, batches: int, data: st.DataObject) -> None:
-    done = data.draw(st.integers(0, batches))
-    whole = ResumableBatchSampler(13, micro, micro_batches=batches, rank=0, world_size=world)
+    done = data.draw(st.integers(0, batches - 1))  # at the end the next epoch begins
+    whole = ResumableBatchSampler(13, micro, epoch_samples=micro * world * batches, rank=0, world_size=world)
     rest = ResumableBatchSampler(
-        13, micro, micro_batches=batches, rank=0, world_size=world, samples_consumed=done * micro * world
+        13,
+        micro,
+        epoch_samples=micro * world * batches,
+        rank=0,
+        world_size=world,
+        samples_consumed=done * micro * world,
     )
     assert list(rest) == list(whole)[done:]
     assert len(rest) == len(whole) == batches
 
 
 def test_the_world_may_change_between_two_runs() -> None:
-    first = ResumableBatchSampler(17, 3, micro_batches=2, rank=0, world_size=2)
-    second = ResumableBatchSampler(17, 3, micro_batches=2, rank=1, world_size=2)
+    first = ResumableBatchSampler(17, 3, epoch_samples=12, rank=0, world_size=2)
+    second = ResumableBatchSampler(17, 3, epoch_samples=12, rank=1, world_size=2)
     begun = [i for pair in zip(first, second, strict=True) for part in pair for i in part]
-    rest = ResumableBatchSampler(17, 4, micro_batches=7, rank=0, world_size=1, samples_consumed=12)
+    rest = ResumableBatchSampler(17, 4, epoch_samples=28, rank=0, world_size=1, samples_consumed=12)
     assert begun + list(chain.from_iterable(rest)) == stream(17, 28)
 
 

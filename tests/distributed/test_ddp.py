@@ -13,8 +13,7 @@ from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup, Sequence
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
 from tests.distributed.launch import run_ranks
-from tests.toys import Net, Recorder, Tally, Vectors, indices, trainer
-from tests.window.test_window import Weighted
+from tests.toys import Net, Recorder, Tally, Vectors, Weighted, indices, trainer
 
 MODULE = __name__
 

@@ -80,7 +80,7 @@ def test_a_batch_that_micro_batches_cannot_make(tmp_path: Path) -> None:
 
 def test_a_batch_larger_than_an_epoch(tmp_path: Path) -> None:
     refuse(tmp_path, [GradientAccumulation(128, "drop")], "no step would ever be taken")
-    with pytest.warns(UserWarning, match="every step will be on fewer samples than asked"):
+    with pytest.warns(UserWarning, match="steps will be on fewer samples than asked"):
         trainer(tmp_path, [GradientAccumulation(128)], max_epochs=1).fit(Net(lamb), Vectors())
 
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler
-from lightning_scale.window.window import Window, micro_batches_for
-from tests.toys import Net, Tally, Vectors, indices, trainer
+from lightning_scale.window.window import Window
+from tests.toys import Net, Tally, Vectors, Weighted, indices, trainer
 
 
 def windows(size: int, micro: int, batch: int, epochs: int, last_window: str) -> list[list[list[int]]]:
@@ -130,15 +130,6 @@ def test_clipping_sees_the_mean(tmp_path: Path) -> None:
         torch.testing.assert_close(gradient.double(), mean * 0.25 / mean.norm(), rtol=1e-5, atol=0)
 
 
-class Weighted(Tally):
-    """The loss is the mean over ``index % 5 + 1`` items a sample."""
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
-        (index,) = batch
-        items = index % 5 + 1
-        return {"loss": (self.weight[index] * items).sum() / items.sum(), "num_items": items.sum()}
-
-
 @settings(max_examples=15, deadline=None)
 @given(micro=st.integers(1, 4), factor=st.integers(1, 5), size=st.integers(1, 30))
 def test_uneven_items_are_one_mean(micro: int, factor: int, size: int) -> None:
@@ -225,7 +216,7 @@ def test_every_sample_of_the_endless_order_is_trained_once(tmp_path: Path) -> No
     loader = DataLoader(TensorDataset(torch.arange(size)), batch_sampler=sampler)
     fit = trainer(tmp_path, [GradientAccumulation(12)], max_epochs=7, limit_train_batches=3)
     fit.fit(Look(size), loader)
-    order = list(chain.from_iterable(ResumableBatchSampler(size, 4, seed=5, micro_batches=21, rank=0, world_size=1)))
+    order = list(chain.from_iterable(ResumableBatchSampler(size, 4, seed=5, epoch_samples=84, rank=0, world_size=1)))
     assert seen == order
 
 
@@ -365,19 +356,6 @@ def test_the_loop_is_put_back_after_training(tmp_path: Path) -> None:
     assert "_should_accumulate" not in vars(fit.fit_loop.epoch_loop)
     assert "optimizer_zero_grad" not in vars(module)
     assert "save_checkpoint" not in vars(fit)
-
-
-@given(batch=st.integers(1, 200), micro=st.integers(1, 9), world=st.integers(1, 9))
-def test_micro_batches_hold_exactly_the_batch(batch: int, micro: int, world: int) -> None:
-    if batch % (micro * world) == 0:
-        assert micro_batches_for(batch, micro, world) * micro * world == batch
-        return
-    with pytest.raises(ValueError, match="write batch_size") as error:
-        micro_batches_for(batch, micro, world)
-    fits = [size for size in range(1, 400) if size % (micro * world) == 0]
-    nearest = {max([s for s in fits if s < batch], default=None), min(s for s in fits if s > batch)} - {None}
-    named = str(error.value).split("write batch_size ")[1].split(",")[0].split(" or ")
-    assert {int(size) for size in named} == nearest
 
 
 def test_a_window_closes_when_full_or_at_an_epochs_end() -> None:

@@ -24,7 +24,7 @@ def _same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
 
 def test_a_stage_sets_length_size_and_number(text_data: Make) -> None:
     data = text_data()
-    data.set_stage(StageData(0, sequence_length=24, micro_batch_size=4, micro_batches=50, samples_consumed=0))
+    data.set_stage(StageData(0, sequence_length=24, micro_batch_size=4, samples=200, samples_consumed=0))
     batches = list(data.train_dataloader())
     assert len(batches) == len(data.train_dataloader()) == 50
     assert {tuple(batch["input_ids"].shape) for batch in batches} == {(4, 24)}
@@ -34,22 +34,22 @@ def test_a_stage_sets_length_size_and_number(text_data: Make) -> None:
 
 def test_a_stage_may_leave_the_micro_batch_to_the_data(text_data: Make) -> None:
     data = text_data(micro_batch_size=6)
-    data.set_stage(StageData(0, 16, None, 3, 0))
+    data.set_stage(StageData(0, 16, None, 18, 0))
     assert [len(batch["input_ids"]) for batch in data.train_dataloader()] == [6, 6, 6]
     assert len(next(iter(data.val_dataloader()))["input_ids"]) == 6
 
 
 def test_a_resumed_stage_goes_on_where_it_was(text_data: Make) -> None:
     data, resumed = text_data(), text_data()
-    data.set_stage(StageData(1, 16, 4, 60, 0))
-    resumed.set_stage(StageData(1, 16, 4, 60, 4 * 41))
+    data.set_stage(StageData(1, 16, 4, 240, 0))
+    resumed.set_stage(StageData(1, 16, 4, 240, 4 * 41))
     assert _same(list(data.train_dataloader())[41:], list(resumed.train_dataloader()))
 
 
 def test_passes_stages_and_seeds_hide_other_tokens(text_data: Make) -> None:
     def batches(stage: int, seed: int) -> list[dict[str, Any]]:
         data = text_data(seed=seed)
-        data.set_stage(StageData(stage, 16, 8, 2, 0))
+        data.set_stage(StageData(stage, 16, 8, 16, 0))
         return list(data.train_dataloader())
 
     assert _same(batches(0, 0), batches(0, 0))

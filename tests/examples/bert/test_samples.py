@@ -42,7 +42,7 @@ def test_held_out_items_after_the_first_pass_do_not_count() -> None:
 
 def test_the_number_of_workers_does_not_matter() -> None:
     def batches(workers: int) -> list[dict[str, torch.Tensor]]:
-        sampler = ResumableBatchSampler(12, 4, micro_batches=8, positions=True)  # almost three passes
+        sampler = ResumableBatchSampler(12, 4, epoch_samples=32, positions=True)  # almost three passes
         return list(DataLoader(_dataset(), batch_sampler=sampler, num_workers=workers))
 
     alone, with_workers = batches(0), batches(2)

@@ -1,0 +1,217 @@
+"""Which samples the training loader gives the next optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_scale.data import ResumableBatchSampler
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.schedule import (
+    BatchSizeSchedule,
+    ConstantBatchSize,
+    Split,
+    micro_batches_for,
+    nearest_multiple,
+    nearest_split,
+)
+from lightning_scale.window.conflicts import check_epoch_holds
+from lightning_scale.window.epoch import samples_per_epoch
+from lightning_scale.window.items import samples_of
+from lightning_scale.window.loop_state import LoopState
+from lightning_scale.window.owner import BatchSizeOwner
+from lightning_scale.window.step_count import Epoch, count_steps
+from lightning_scale.window.window import Window
+
+
+def is_resumable(loader: Any) -> bool:
+    """Whether a loader's order follows from the samples consumed."""
+    return isinstance(getattr(loader, "batch_sampler", None), ResumableBatchSampler)
+
+
+class Feed:
+    """The training loader's side of the window: how large batches can be, and how they are made of micro-batches.
+
+    A loader with a `ResumableBatchSampler` is told the batch sizes and gives each of them exactly. Any other loader gives
+    full micro-batches: of it, sizes of a schedule are rounded to the nearest multiple of micro-batch × ranks (of two the
+    larger).
+
+    Args:
+        trainer: The Trainer.
+        loop: Its loop.
+    """
+
+    def __init__(self, trainer: L.Trainer, loop: LoopState) -> None:
+        self.owner: BatchSizeOwner | None = None
+        self.owner_name = ""
+        self.micro_batch_size: int | None = None
+        """Samples in one rank's micro-batch, at most; None where the loader does not say."""
+        self._trainer = trainer
+        self._loop = loop
+        self._sampler: ResumableBatchSampler | None = None  # where it is told the batch sizes
+
+    @property
+    def exact(self) -> bool:
+        """Whether the loader gives batches of any size exactly."""
+        return self._sampler is not None
+
+    @property
+    def _unit(self) -> int | None:
+        """Samples in one full micro-batch of every rank."""
+        return self.micro_batch_size * self._trainer.world_size if self.micro_batch_size is not None else None
+
+    def schedule(self) -> BatchSizeSchedule | None:
+        """The batch sizes that are asked for now, where somebody asks."""
+        return self.owner.schedule(self._trainer.global_step) if self.owner is not None else None
+
+    # -- what the loader is told, and tells ----------------------------------------------------------------------------
+
+    def follow(self, loader: Any, samples: int, epoch_start: int) -> bool:
+        """Tell a resumable loader where the run is, and which batches it is asked for; False for another loader."""
+        if not is_resumable(loader):
+            return False
+        last_window = self.owner.last_window if self.owner is not None else "drop"
+        loader.batch_sampler.follow(
+            samples_consumed=samples, epoch_start=epoch_start, schedule=self.schedule(), last_window=last_window
+        )
+        return True
+
+    def read(self, loaders: list[Any], wanted: int | None) -> None:
+        """Learn the micro-batch size of the loaders; ``wanted`` is what a stage asks for.
+
+        Raises:
+            ConfigurationError: where it is another, or no batch size can be made of it.
+        """
+        sampler: Any = getattr(loaders[0], "batch_sampler", None)
+        size = getattr(sampler, "batch_size", None)
+        self.micro_batch_size = size if size is not None else getattr(loaders[0], "batch_size", None)
+        if self.micro_batch_size is None:
+            self.micro_batch_size = wanted
+        if wanted is not None and self.micro_batch_size != wanted:
+            raise ConfigurationError(
+                f"the stage's micro_batch_size is {wanted} but the training loader's batch size is"
+                f" {self.micro_batch_size}: build the loader with the micro_batch_size that set_stage is given."
+            )
+        resumable = is_resumable(loaders[0])
+        if resumable and sampler.world_size != self._trainer.world_size:
+            raise ConfigurationError(
+                f"the ResumableBatchSampler was made for {sampler.world_size} ranks and there are"
+                f" {self._trainer.world_size}: leave its rank and world_size out."
+            )
+        self._sampler = sampler if resumable and self.owner is not None and len(loaders) == 1 else None
+        if self.owner is not None:
+            self._check_batches(self.owner)
+
+    def _check_batches(self, owner: BatchSizeOwner) -> None:
+        """Refuse batch sizes that the loader cannot make, and say of those that are rounded."""
+        unit = self._unit
+        if unit is None or self.micro_batch_size is None:
+            raise ConfigurationError(
+                f"{self.owner_name} cannot see the training loader's batch size: use a torch DataLoader with"
+                " batch_size, or a batch sampler with an attribute batch_size."
+            )
+        schedule, world_size = owner.schedule(self._trainer.global_step), self._trainer.world_size
+        if isinstance(schedule, ConstantBatchSize):
+            try:
+                micro_batches_for(schedule.size, self.micro_batch_size, world_size)
+            except ValueError as error:
+                raise ConfigurationError(str(error)) from None
+        sizes = [size for _, size in schedule.changes()]
+        least = world_size if self.exact else unit
+        if min(sizes) < least:
+            advice = "fewer ranks" if self.exact else "smaller micro-batches, fewer ranks or a ResumableBatchSampler"
+            raise ConfigurationError(
+                f"{self.owner_name} asks for a batch of {min(sizes)} samples, fewer than the {least} that {world_size}"
+                f" rank{'s' if world_size > 1 else ''} take at least: use {advice}, or a schedule that begins with"
+                f" {least}."
+            )
+        rounded = [size for size in sizes if self._possible(size) != size]
+        if rounded:
+            rank_zero_warn(
+                f"{len(rounded)} of the {len(sizes)} batch sizes of {self.owner_name} cannot be made of"
+                f" {'micro-batches of 1 on' if self.exact else f'full micro-batches of {self.micro_batch_size} on'}"
+                f" {world_size} rank{'s' if world_size > 1 else ''} and are rounded to the nearest that can ({rounded[0]}"
+                f" to {self._possible(rounded[0])}, for example); the sizes logged are the true ones."
+                + ("" if self.exact else " lightning_scale.data.ResumableBatchSampler gives them exactly.")
+            )
+        epoch = self._sampler.epoch_samples if self._sampler is not None else self._loop.micro_batches_per_epoch * unit
+        check_epoch_holds(max(map(self._possible, sizes)), epoch, owner.last_window)
+
+    def samples_per_epoch(self, loaders: list[Any]) -> int | None:
+        """Samples in one pass over the data, or what ``limit_train_batches`` leaves of it; None where nobody knows."""
+        limited = self._trainer.limit_train_batches != 1.0
+        return samples_per_epoch(loaders, self._loop.micro_batches_per_epoch if limited else math.inf, self._unit)
+
+    def samples_of_run(self, samples_per_epoch: int | None) -> int | None:
+        """Samples of the whole run, where it has no stages; None where nobody knows."""
+        limits, steps, epochs = [], self._trainer.max_steps, self._trainer.max_epochs
+        schedule, unit = self.schedule(), self._unit
+        if steps != -1 and schedule is not None:
+            limits.append(schedule.samples_after(steps))
+        elif steps != -1 and unit is not None:
+            limits.append(steps * unit * self._trainer.accumulate_grad_batches)
+        if samples_per_epoch is not None and epochs is not None and epochs > 0:
+            limits.append(epochs * samples_per_epoch)
+        return min(limits, default=None)
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    def _possible(self, batch_size: int) -> int:
+        """The nearest size that the loader can make."""
+        assert self.micro_batch_size is not None and self._unit is not None, "checked when the loader was read"
+        if self.exact:
+            return nearest_split(batch_size, self.micro_batch_size, self._trainer.world_size).batch_size
+        return nearest_multiple(batch_size, self._unit)
+
+    def batch_size(self, samples: int) -> int | None:
+        """Samples of the next optimizer step over all ranks, before an epoch's end cuts it; None where nobody knows."""
+        schedule = self.schedule()
+        if schedule is not None:
+            return self._possible(schedule.batch_size(samples))
+        return self._unit * self._trainer.accumulate_grad_batches if self._unit is not None else None
+
+    def window(self, samples: int) -> Window:
+        """The window that opens after ``samples`` consumed ones."""
+        batch_size = self.batch_size(samples)
+        if self.owner is None or batch_size is None:
+            return Window(batch_size or 0, self._trainer.accumulate_grad_batches)
+        if self._sampler is not None:
+            split = self._sampler.batch(samples)
+            assert split is not None, "the loader gave a micro-batch beyond its epoch's end"
+            return Window(split.batch_size, split.micro_batches, split)
+        assert self._unit is not None
+        return Window(batch_size, batch_size // self._unit)
+
+    def micro_batch_samples(self, window: Window, batch: Any) -> int:
+        """Samples of this rank in the window's next micro-batch."""
+        if window.split is not None:
+            return window.split.size(window.seen, self._trainer.global_rank)
+        return samples_of(batch, self.micro_batch_size)
+
+    # -- how many there will be ----------------------------------------------------------------------------------------
+
+    def steps(self, epochs: int) -> int:
+        """Optimizer steps of a run of so many epochs, from its first sample on; its loader's length must be known."""
+        assert self.owner is not None
+        fixed_from = self.owner.schedule(0).changes()[-1][0]  # where the last size begins
+        return count_steps(epochs, self._epoch, self.owner.last_window, fixed_from)
+
+    def _epoch(self, samples: int) -> Epoch:
+        if self._sampler is None:
+            world_size, held = self._trainer.world_size, samples_per_epoch(self._loop.train_loaders, math.inf, None)
+            padded = None if held is None else -(-held // world_size) * world_size  # as distributed samplers do
+            return Epoch(self._endless(samples), int(self._loop.micro_batches_per_epoch), padded)
+        batches = list(self._sampler.epoch_batches(samples))
+        return Epoch(batches, self._loop.limited(sum(batch.micro_batches for batch in batches)))
+
+    def _endless(self, samples: int) -> Iterator[Split]:
+        """Batches of full micro-batches."""
+        while True:
+            batch_size = self.batch_size(samples)
+            assert batch_size is not None and self._unit is not None
+            yield Split(batch_size, batch_size // self._unit, self._trainer.world_size)
+            samples += batch_size
