@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor
 from examples.bert.run_record import RunRecord, StepRow, ValidationRow
 from examples.bert.table import stage_table
 
+log = logging.getLogger(__name__)
+
 
 class RunReport(L.Callback):
-    """Writes ``report.png`` and ``report.csv`` at the end of fit, and prints a table of the stages.
+    """Writes ``report.png`` and ``report.csv`` at the end of fit, and prints a table of the stages. A fit that ends by an
+    exception leaves the files too.
 
     Recorded at every optimizer step: training loss (mean over the step's micro-batches and ranks), learning rate, global
     batch, sequence length; every few steps the trust ratios of the layers that adapt, from an optimizer that keeps them
@@ -36,12 +40,17 @@ class RunReport(L.Callback):
         self.dir = dir
         self.trust_ratio_every = trust_ratio_every
         self.record = RunRecord()
+        self._folder: Path | None = None
         self._seen_step = 0
         self._losses: list[Tensor] = []
         self._samples = 0
         self._lr = 0.0
 
     # -- collecting ----------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Now, and on every rank: log_dir talks to all, and after an exception nobody may be there to answer.
+        self._folder = Path(self.dir or trainer.log_dir or trainer.default_root_dir)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seen_step = trainer.global_step
@@ -120,15 +129,27 @@ class RunReport(L.Callback):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = Path(self.dir or trainer.log_dir or trainer.default_root_dir)  # on every rank: log_dir talks to all
-        if not trainer.is_global_zero or not self.record.steps:
-            return
+        folder = self._write(trainer)
+        if folder is not None:
+            print(f"\n{stage_table(self.record)}\n\npicture: {folder / 'report.png'}\nnumbers: {folder / 'report.csv'}")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        try:
+            self._write(trainer)
+        except Exception:  # whatever it is, the run's own exception is what its user must see
+            log.warning("The report of the run that failed could not be written.", exc_info=True)
+
+    def _write(self, trainer: L.Trainer) -> Path | None:
+        """Write the fit's files, on rank 0 and once; return their folder where anything was written."""
+        folder, self._folder = self._folder, None
+        if folder is None or not trainer.is_global_zero or not self.record.steps:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.record.write_csv(folder / "report.csv")  # before the picture, which needs more to go right
         from examples.bert.picture import draw
 
-        folder.mkdir(parents=True, exist_ok=True)
         draw(self.record, folder / "report.png")
-        self.record.write_csv(folder / "report.csv")
-        print(f"\n{stage_table(self.record)}\n\npicture: {folder / 'report.png'}\nnumbers: {folder / 'report.csv'}")
+        return folder
 
 
 def _due(step: int, every: int) -> bool:

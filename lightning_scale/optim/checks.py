@@ -36,11 +36,12 @@ def betas(value: Sequence[float]) -> tuple[float, float]:
     Raises:
         ValueError: unless there are two, each in [0, 1).
     """
-    if len(value) != 2:
+    pair = _pair(value)
+    if pair is None:
         raise ValueError(f"betas is {value!r}: give two numbers, such as (0.9, 0.999).")
-    for i, beta in enumerate(value):
+    for i, beta in enumerate(pair):
         fraction(f"betas[{i}]", beta)
-    return float(value[0]), float(value[1])
+    return pair
 
 
 def bounds(name: str, value: Sequence[float] | None) -> tuple[float, float] | None:
@@ -51,6 +52,22 @@ def bounds(name: str, value: Sequence[float] | None) -> tuple[float, float] | No
     """
     if value is None:
         return None
-    if len(value) != 2 or not 0 <= value[0] <= value[1]:
+    pair = _pair(value)
+    if pair is None or not 0 <= pair[0] <= pair[1]:
         raise ValueError(f"{name} is {value!r}: give (low, high) with 0 <= low <= high, or None for no clip.")
-    return float(value[0]), float(value[1])
+    return pair
+
+
+def bool_or_none(name: str, value: bool | None) -> None:
+    """Raises ValueError unless ``value`` is True, False or None."""
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}: give True or False, or None to leave it to exclude_1d.")
+
+
+def _pair(value: Sequence[float]) -> tuple[float, float] | None:
+    """Two numbers as floats; None for anything else."""
+    try:
+        first, second = value
+        return float(first), float(second)
+    except (TypeError, ValueError):
+        return None

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered, gather, refuse_unsupported
+from lightning_scale.optim.group_keys import check_group_keys
 from lightning_scale.optim.kernels import check_fused
 from lightning_scale.optim.kernels.norms import guard
 from lightning_scale.optim.kernels.work import Bucket, Guard, LayerNorms
@@ -61,13 +62,17 @@ class LayerwiseOptimizer(Optimizer):
         """Add a group; see torch's.
 
         A group's own ``weight_decay`` or ``layer_adaptation`` (bool) holds for all of its parameters. Where it says
-        nothing, ``exclude_1d=True`` leaves parameters of at most one dimension without decay and with ratio 1.
+        nothing, ``exclude_1d=True`` leaves parameters of at most one dimension without decay and with ratio 1. A key
+        that is not used brings a warning.
 
         Raises:
-            ValueError: for options out of range, and for sparse or complex parameters.
+            TypeError: for a group that is no dict, and for an option that is no number.
+            ValueError: for options out of range, misspelled keys, options of the whole optimizer (``max_grad_norm``,
+                ``skip_nonfinite``, ``fused``), and sparse or complex parameters.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with the key 'params', not {type(param_group).__name__}.")
+        check_group_keys(param_group, self.defaults, type(self).__name__)
         param_group = dict(param_group)  # the caller's own stays as it is
         exclude_1d = param_group.get("exclude_1d", self._exclude_1d_default)
         param_group.setdefault("decay_1d", "weight_decay" in param_group or not exclude_1d)
@@ -87,6 +92,7 @@ class LayerwiseOptimizer(Optimizer):
         checks.non_negative("lr", group["lr"])
         checks.non_negative("weight_decay", group["weight_decay"])
         checks.non_negative("eps", group["eps"])
+        checks.bool_or_none("layer_adaptation", group["layer_adaptation"])
         group["weight_norm_clip"] = checks.bounds("weight_norm_clip", group["weight_norm_clip"])
         group["trust_ratio_clip"] = checks.bounds("trust_ratio_clip", group["trust_ratio_clip"])
 

@@ -11,6 +11,30 @@ from torch import Tensor
 from lightning_scale.optim.kernels.work import Guard, TrustRatio
 from lightning_scale.optim.layout import Layout
 
+# Below it, squares of float32 elements may be lost to underflow; at it, what a million million of them lose is nothing.
+_SMALLEST_SURE_NORM = 1e-12
+
+
+def l2_norms(tensors: list[Tensor]) -> Tensor:
+    """L2 norm of each tensor, 1-D float64: of float32 tensors right for all their values, and finite where those are.
+
+    Args:
+        tensors: At least one; all of one device and dtype, float32 or float64.
+    """
+    if not _may_look(tensors[0].device):
+        return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+    # On a CPU sums in float64 take four times as long, so only where float32 is not sure.
+    norms = torch.stack(torch._foreach_norm(tensors, 2)).double()
+    unsure = (~(norms.isfinite() & (norms >= _SMALLEST_SURE_NORM))).nonzero().flatten()
+    if len(unsure) and tensors[0].dtype != torch.float64:
+        norms[unsure] = torch.stack(torch._foreach_norm([tensors[i] for i in unsure.tolist()], 2, dtype=torch.float64))
+    return norms
+
+
+def _may_look(device: torch.device) -> bool:
+    """Whether to look at a number costs nothing; elsewhere the host would wait for the device."""
+    return device.type == "cpu"
+
 
 def layer_norms(values: Sequence[tuple[Layout, list[Tensor]]]) -> list[Tensor]:
     """L2 norms of whole layers, for several lists of local tensors at once and with at most one collective.
@@ -19,32 +43,31 @@ def layer_norms(values: Sequence[tuple[Layout, list[Tensor]]]) -> list[Tensor]:
         values: Layouts with the local tensors that they describe.
 
     Returns:
-        For each entry a 1-D tensor: the norm of each of its layers over all ranks, in the tensors' dtype.
+        For each entry a 1-D tensor: the norm of each of its layers over all ranks, in the tensors' dtype (inf where the
+        norm itself is beyond it).
     """
     norms = [_local_norms(layout, tensors) for layout, tensors in values]
     sharded = [i for i, (layout, _) in enumerate(values) if layout.all_reduce is not None]
     if sharded:
-        squares = torch.cat([norms[i].double().square() for i in sharded])
+        squares = torch.cat([norms[i].square() for i in sharded])
         reduce = values[sharded[0]][0].all_reduce
         assert reduce is not None
         reduce(squares)
         for i, total in zip(sharded, torch.split(squares, [norms[i].numel() for i in sharded]), strict=True):
-            norms[i] = total.sqrt().to(norms[i].dtype)
-    return norms
+            norms[i] = total.sqrt()
+    return [n.to(tensors[0].dtype if tensors else torch.float32) for n, (_, tensors) in zip(norms, values, strict=True)]
 
 
 def _local_norms(layout: Layout, tensors: list[Tensor]) -> Tensor:
-    """This rank's share of each layer's norm."""
+    """This rank's share of each layer's norm, in float64: in float32, squares would overflow where the norm does not."""
     if not layout.segments:
-        like = tensors[0] if tensors else torch.zeros(0)
-        return torch.zeros(len(layout.layers), dtype=like.dtype, device=like.device)
-    parts = torch.stack(torch._foreach_norm(layout.views(tensors), 2))
+        return torch.zeros(len(layout.layers), dtype=torch.float64, device=tensors[0].device if tensors else None)
+    parts = l2_norms(layout.views(tensors))
     if layout.whole:
         return parts
-    # Squares in float64: in float32 they would overflow where the norm does not.
     layers = torch.tensor([s.layer for s in layout.segments], device=parts.device)
     squares = torch.zeros(len(layout.layers), dtype=torch.float64, device=parts.device)
-    return squares.index_add_(0, layers, parts.double().square()).sqrt().to(parts.dtype)
+    return squares.index_add_(0, layers, parts.square()).sqrt()
 
 
 def trust_ratios(
@@ -77,12 +100,13 @@ def guard(values: Sequence[tuple[Layout, list[Tensor]]], *, test_finite: bool, m
         return Guard()
     device = values[0][1][0].device
     total = torch.zeros(2, dtype=torch.float64, device=device)  # [non-finite tensors, squared norm]
-    for batch in _by_kind(grads):
+    for batch in _by_kind(grads) if test_finite or max_grad_norm is not None else []:
+        norms = l2_norms(batch)
         if test_finite:
-            largest = torch.stack(torch._foreach_norm(batch, math.inf))
-            total[0] += (~largest.isfinite()).sum().to(device)
-        if max_grad_norm is not None:
-            total[1] += torch.stack(torch._foreach_norm(batch, 2)).double().square().sum().to(device)
+            float64 = batch[0].dtype == torch.float64  # whose squares may overflow where no element does
+            tested = torch.stack(torch._foreach_norm(batch, math.inf)) if float64 else norms
+            total[0] += (~tested.isfinite()).sum().to(device)
+        total[1] += norms.square().sum().to(device)
     for layout, _ in values:
         if layout.all_reduce is not None:
             layout.all_reduce(total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,87 @@ def test_a_run_without_stages_optimizer_statistics_or_validation(
     assert [(row.step, row.stage, row.batch_size) for row in report.record.steps] == [(1, 1, 8), (2, 1, 8), (3, 1, 8)]
     assert report.record.validations == []
     assert {path.name for path in tmp_path.iterdir()} >= {"report.png", "report.csv"}
+
+
+class Failing(Watched):
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.trainer.global_step == 3:
+            raise RuntimeError("the original")
+
+
+def _fail(data: TextData, folder: Path, report: RunReport, **options: Any) -> L.Trainer:
+    run = trainer(folder, [report], max_steps=5, limit_val_batches=0, **options)
+    with pytest.raises(RuntimeError, match="the original"):
+        run.fit(Failing(), data)
+    return run
+
+
+@pytest.mark.parametrize("dir", [None, "own"])
+def test_a_run_that_ends_by_an_exception_keeps_its_report(
+    text_data: Callable[..., TextData], tmp_path: Path, dir: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And asks no other rank for anything: those may be gone, or wait elsewhere."""
+    errors, asked = [], []
+    hook = RunReport.on_exception
+
+    def on_exception(report: RunReport, trainer: L.Trainer, module: L.LightningModule, error: BaseException) -> None:
+        errors.append(str(error))
+        with monkeypatch.context() as patch:
+            for collective in ("broadcast", "reduce", "barrier", "all_gather"):
+                patch.setattr(trainer.strategy, collective, lambda value=None, *_, **__: asked.append(value) or value)
+            hook(report, trainer, module, error)
+
+    monkeypatch.setattr(RunReport, "on_exception", on_exception)
+    _fail(text_data(sequence_length=16, micro_batch_size=4), tmp_path, RunReport(dir and str(tmp_path / dir)))
+    assert (errors, asked) == (["the original"], [])
+    folder = tmp_path / (dir or "")
+    assert [line["step"] for line in csv.DictReader((folder / "report.csv").open())] == ["1", "2", "3"]
+    assert (folder / "report.png").stat().st_size > 0
+
+
+def test_a_report_that_cannot_be_written_hides_no_exception(
+    text_data: Callable[..., TextData], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    _fail(text_data(sequence_length=16, micro_batch_size=4), tmp_path, RunReport(str(tmp_path / "file")))
+    assert "could not be written" in caplog.text
+
+
+def test_without_a_picture_the_numbers_are_kept(
+    text_data: Callable[..., TextData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "examples.bert.picture", None)
+    _fail(text_data(sequence_length=16, micro_batch_size=4), tmp_path, RunReport())
+    assert len(list(csv.DictReader((tmp_path / "report.csv").open()))) == 3
+
+
+def test_an_exception_on_another_rank_writes_nothing(
+    text_data: Callable[..., TextData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = RunReport.on_exception
+
+    def elsewhere(report: RunReport, trainer: L.Trainer, *args: Any) -> None:
+        monkeypatch.setattr(type(trainer.strategy), "is_global_zero", False)
+        hook(report, trainer, *args)
+
+    monkeypatch.setattr(RunReport, "on_exception", elsewhere)
+    _fail(text_data(sequence_length=16, micro_batch_size=4), tmp_path, RunReport())
+    assert not (tmp_path / "report.csv").exists()
+
+
+def test_an_exception_outside_of_fit_writes_nothing(text_data: Callable[..., TextData], tmp_path: Path) -> None:
+    class FailsLater(Watched):
+        def on_validation_start(self) -> None:
+            raise RuntimeError("later")
+
+    run = trainer(tmp_path, [RunReport()], max_steps=1, limit_val_batches=0)
+    data = text_data(sequence_length=16, micro_batch_size=4)
+    run.fit(Watched(), data)
+    (tmp_path / "report.csv").unlink()
+    run.limit_val_batches = 1
+    with pytest.raises(RuntimeError, match="later"):
+        run.validate(FailsLater(), data)
+    assert not (tmp_path / "report.csv").exists()
 
 
 def test_a_bad_interval_is_refused() -> None:

@@ -1,0 +1,135 @@
+"""Norms over the whole of float32: squares that overflow or underflow, on the path of a CPU and on that of a GPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_scale.optim import LAMB, LARS
+from lightning_scale.optim.kernels import norms
+from lightning_scale.optim.layout import LayerInfo, Layout, Segment, whole_layout
+
+from .kinds import Make, every_kind, model_of, set_gradients
+
+MAGNITUDES = [1e-44, 1e-38, 1e-30, 3e-23, 1e-19, 1e-10, 1.0, 1e10, 1e18, 1e20, 1e30, 1e37]
+
+
+@pytest.fixture(params=[True, False], ids=["looking", "without looking"], autouse=True)
+def looking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the code looks at the norms; on a GPU it may not wait for them, and so it does not here."""
+    monkeypatch.setattr(norms, "_may_look", lambda _: request.param)
+
+
+def exact(values: Tensor) -> float:
+    """The norm in Python's floats, scaled."""
+    scale = float(values.abs().max())
+    return scale * math.sqrt(math.fsum((float(v) / scale) ** 2 for v in values.reshape(-1))) if scale else 0.0
+
+
+def values_of(magnitude: float) -> Tensor:
+    return (torch.randn(7, 5, generator=torch.Generator().manual_seed(1)) * magnitude).float()
+
+
+def clip_of(grads: list[Tensor], limit: float) -> float:
+    layout = whole_layout([str(i) for i in range(len(grads))], grads)
+    result = norms.guard([(layout, grads)], test_finite=True, max_grad_norm=limit)
+    assert result.finite is not None and bool(result.finite) and result.clip is not None
+    return float(result.clip)
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_a_layers_norm(magnitude: float) -> None:
+    """Beside layers of other magnitudes, which must not lend it their digits; a zero layer stays zero."""
+    tensors = [torch.zeros(4), values_of(magnitude), values_of(1.0), values_of(1e25), values_of(1e-25)]
+    (result,) = norms.layer_norms([(whole_layout(list("abcde"), tensors), tensors)])
+    assert result.dtype == torch.float32
+    assert result.tolist() == pytest.approx([exact(t) for t in tensors], rel=1e-6)
+    assert result[0] == 0
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_the_norm_of_a_layer_in_pieces(magnitude: float) -> None:
+    values = values_of(magnitude).reshape(-1)
+    tensors = [values[:20].clone(), values[20:].clone()]
+    segments = (Segment(0, 0, 0, 0, 20), Segment(0, 1, 0, 20, 15))
+    layout = Layout((LayerInfo("a", 35, 2),), segments, (20, 15))
+    (result,) = norms.layer_norms([(layout, tensors)])
+    assert float(result) == pytest.approx(exact(values), rel=1e-6)
+
+
+def test_ordinary_norms_are_those_of_float32() -> None:
+    """On a CPU bit for bit; on a GPU, where they are summed in float64, all but."""
+    tensors = [values_of(magnitude) for magnitude in (1e-10, 1e-3, 1.0, 1e10)]
+    (result,) = norms.layer_norms([(whole_layout(list("abcd"), tensors), tensors)])
+    tolerance = 0.0 if norms._may_look(torch.device("cpu")) else 1e-6
+    torch.testing.assert_close(result, torch.stack(torch._foreach_norm(tensors, 2)), rtol=tolerance, atol=0.0)
+
+
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_the_clip_over_all_gradients(magnitude: float) -> None:
+    grads = [values_of(magnitude), 2 * values_of(magnitude)]
+    total = math.hypot(*(exact(g) for g in grads))
+    assert clip_of(grads, total / 10) == pytest.approx(0.1, rel=1e-6)
+    assert clip_of(grads, total * 10) == pytest.approx(1, rel=1e-12)
+
+
+def test_the_largest_gradients_there_are() -> None:
+    grads = [torch.full((1000,), torch.finfo(torch.float32).max), torch.ones(3)]
+    assert clip_of(grads, 1e30) == pytest.approx(1e30 / (math.sqrt(1000) * torch.finfo(torch.float32).max), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_only_a_nonfinite_element_is_nonfinite(dtype: torch.dtype, bad: float) -> None:
+    for grads in ([torch.tensor([1.0, bad], dtype=dtype)], [torch.tensor([3e38], dtype=dtype), torch.tensor([bad])]):
+        layout = whole_layout([str(i) for i in range(len(grads))], grads)
+        for limit in (None, 1.0):
+            result = norms.guard([(layout, grads)], test_finite=True, max_grad_norm=limit)
+            assert result.finite is not None and not bool(result.finite)
+
+
+def test_float64_beyond_its_squares_is_not_nonfinite() -> None:
+    grads = [torch.full((3,), 1e200, dtype=torch.float64)]
+    result = norms.guard([(whole_layout(["a"], grads), grads)], test_finite=True, max_grad_norm=None)
+    assert result.finite is not None and bool(result.finite)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e20, 1e30, 1e36])
+def test_clipped_to_the_same_gradients_a_step_is_the_same(make: Make, dtype: torch.dtype, scale: float) -> None:
+    """Gradients a power of ten larger are, once clipped, the same gradients."""
+    model, twin = model_of(dtype), model_of(dtype)
+    start = [p.detach().clone() for p in model.parameters()]
+    for m, factor in ((model, 1.0), (twin, scale)):
+        optimizer = make(m.parameters(), max_grad_norm=0.5, lr=10.0)
+        set_gradients(m.parameters(), 3, scale=factor)
+        optimizer.step()
+        assert int(optimizer.skipped_steps) == 0
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    for before, p, q in zip(start, model.parameters(), twin.parameters(), strict=True):
+        assert not torch.equal(before, q)
+        torch.testing.assert_close(q, p, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_a_trust_ratio_of_small_or_large_gradients(scale: float) -> None:
+    weight = torch.nn.Parameter(torch.full((2, 3), 0.5))
+    weight.grad = torch.full((2, 3), scale)
+    optimizer = LARS([weight], lr=0.1, eps=0.0, trust_coefficient=1.0)
+    optimizer.step()
+    assert float(optimizer.layer_stats()["0.0"].trust_ratio) == pytest.approx(0.5 / scale, rel=1e-5)
+    assert torch.allclose(weight, torch.full((2, 3), 0.45))
+
+
+def test_a_trust_ratio_of_small_weights() -> None:
+    weight = torch.nn.Parameter(torch.full((2, 3), 1e-25))
+    weight.grad = torch.ones(2, 3)
+    optimizer = LAMB([weight], lr=0.1, weight_decay=0.0)
+    optimizer.step()
+    stats = optimizer.layer_stats()["0.0"]
+    assert float(stats.weight_norm) == pytest.approx(1e-25 * math.sqrt(6), rel=1e-5)
+    assert float(stats.trust_ratio) == pytest.approx(1e-25, rel=1e-4)
