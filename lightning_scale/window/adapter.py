@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as L
@@ -64,6 +64,7 @@ class LoopAdapter(L.Callback):
         self._epoch_start = 0  # samples consumed when Lightning's present epoch began
         self._loading = False
         self._ran = False
+        self._inside_epoch = False  # a resumed run goes on with one (that Lightning may call a new one)
         self._read: list[Any] = []  # the loaders last read
 
     # -- what callbacks call in their setup ----------------------------------------------------------------------------
@@ -104,7 +105,8 @@ class LoopAdapter(L.Callback):
     def draw_from(self, streams: RandomStreams) -> None:
         """Draw the random numbers of training steps from a stream of their own."""
         self._streams = streams
-        self.loop.around_validation(self._validate)
+        self.loop.around_micro_batches(streams.begin_micro_batch, streams.leave)
+        self.loop.around_validation_data(streams.run_outside)
 
     def use_legw(self, rule: LEGW) -> None:
         """Scale the optimizer's rate by LEGW's rule.
@@ -155,7 +157,6 @@ class LoopAdapter(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loop, feed = self.loop, self.feed
         refuse_two_clips(trainer)
-        loop.before_micro_batches(self._before_micro_batch)
         if feed.owner is not None:
             refuse_batch_conflicts(trainer, pl_module, feed.owner_name)
             loop.count_scheduler_steps()
@@ -180,7 +181,8 @@ class LoopAdapter(L.Callback):
             self._write_rate(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._epoch_start = self._samples_now
+        if not self._inside_epoch:
+            self._epoch_start = self._samples_now
         for loader in self.loop.train_loaders:
             self.feed.follow(loader, self._samples_now, self._epoch_start)
         if self.feed.exact:
@@ -197,6 +199,7 @@ class LoopAdapter(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._inside_epoch = False
         if self._window is None:
             self._window = self.feed.window(self._samples_now)
             self.batch_size = self._window.batch_size
@@ -207,10 +210,6 @@ class LoopAdapter(L.Callback):
             self.loop.end_epoch()
         last_window = self.feed.owner.last_window if self.feed.owner is not None else "step"
         self._closes = self._window.closes(epoch_ends=self.loop.epoch_ends, last_window=last_window)
-
-    def _before_micro_batch(self) -> None:
-        if self._streams is not None:
-            self._streams.begin_window()
 
     def _see_output(self, output: Any, batch: Any) -> None:
         """After ``training_step``: how many items its loss is the mean of."""
@@ -233,7 +232,10 @@ class LoopAdapter(L.Callback):
             self._mean.divide([p.grad for p in params if p.grad is not None], trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        if self._window is None or not (self._closes or self.loop.epoch_ends):
+        ends = self._closes or self.loop.epoch_ends
+        if self._streams is not None:
+            self._streams.end_micro_batch(window_ends=ends)
+        if self._window is None or not ends:
             return
         self._end_window(self._window, trainer.world_size)
         if self.rate is not None:
@@ -249,8 +251,6 @@ class LoopAdapter(L.Callback):
         if self.stages is not None:
             self.stages.samples += self.batch_size
             self.tokens += self.batch_size * self.stages.stage.sequence_length
-        if self._streams is not None:
-            self._streams.end_window()
 
     @property
     def _samples_now(self) -> int:
@@ -265,6 +265,7 @@ class LoopAdapter(L.Callback):
         if self._resuming(trainer):
             if self.loop.train_loaders:
                 self.loop.drop_loaders()  # made before the checkpoint was restored, for a count of steps
+            self._inside_epoch = self.loop.epoch_begun
             if self.loop.last_batch_done:
                 self._epoch_start = self._samples_now
         self._enter_stage(trainer)
@@ -289,10 +290,6 @@ class LoopAdapter(L.Callback):
             iterate()
         else:
             self._streams.begin_epoch(iterate)
-
-    def _validate(self, validate: Callable[[], None]) -> None:
-        with self._streams.outside() if self._streams is not None else nullcontext():
-            validate()
 
     def _enter_stage(self, trainer: L.Trainer) -> None:
         """Before the loop makes sure of its loaders: tell the data of a new stage, and have its loaders made anew."""
@@ -382,8 +379,6 @@ class LoopAdapter(L.Callback):
 
     def _give_up_window(self) -> None:
         """Training ends inside a window: its gradients go, and checkpoints from now on lie at the last one's end."""
-        if self._streams is not None:
-            self._streams.give_up_window()
         if self._window is not None:
             self.loop.rewind(self._window.seen)
             self._window = None
@@ -399,7 +394,8 @@ class LoopAdapter(L.Callback):
         if self.stages is not None:
             self._stage_samples = self.stages.samples
         self._loop = self._feed = self.stages = self._window = self._rates = self.rate = self._streams = None
-        self._rule, self._read, self._closes, self._loading, self._ran = RateRule(), [], True, False, False
+        self._rule, self._read, self._closes = RateRule(), [], True
+        self._loading = self._ran = self._inside_epoch = False
 
     @property
     def loop(self) -> LoopAccess:

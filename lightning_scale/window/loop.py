@@ -124,13 +124,16 @@ class LoopAccess(LoopState):
 
         self._replace(self._fit_loop, "setup_data", make)
 
-    def before_micro_batches(self, before: Callable[[], None]) -> None:
-        """Call ``before()`` ahead of everything that belongs to a micro-batch, its fetching included."""
+    def around_micro_batches(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+        """Call ``before()`` ahead of everything that belongs to a micro-batch, its fetching included, and ``after()``."""
 
         def make(original: Callable[..., None]) -> Callable[..., None]:
             def advance(*args: Any, **kwargs: Any) -> None:
                 before()
-                original(*args, **kwargs)
+                try:
+                    original(*args, **kwargs)
+                finally:
+                    after()
 
             return advance
 
@@ -145,13 +148,14 @@ class LoopAccess(LoopState):
         self._replace(self._epoch_loop, "on_run_start", make)
         self._replace(self._fit_loop, "setup_data", make)
 
-    def around_validation(self, wrap: Callable[[Callable[[], None]], None]) -> None:
-        """Let ``wrap(validate)`` run each validation inside training."""
-        self._replace(
-            self._epoch_loop.val_loop,
-            "run",
-            lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
-        )
+    def around_validation_data(self, wrap: Callable[[Callable[[], None]], None]) -> None:
+        """Let ``wrap(load)`` make validation's loaders and iterators; after a resume a micro-batch begins with that."""
+        for name in ("setup_data", "reset"):
+            self._replace(
+                self._epoch_loop.val_loop,
+                name,
+                lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
+            )
 
     def validate_when(self, due: Callable[[], bool]) -> None:
         """Let ``due()``, asked after every micro-batch, say whether to validate."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
@@ -26,51 +25,46 @@ class RandomStreams:
         self._device = device
         self.kept = state if state is not None else RandomState.capture(device)
         """Where the training stream stood at the last step's end: what a checkpoint holds, also inside a window."""
-        self._next = self.kept  # the same, or further on where an epoch's loaders have drawn since
+        self._next = self.kept  # where the next micro-batch goes on
         self._outside: RandomState | None = None  # while the training stream is drawn from
         self.kept.seed_another()
 
-    def begin_window(self) -> None:
-        """Draw from the training stream, from where the last step left it."""
-        if self._outside is None:
-            self._outside = RandomState.capture(self._device)
-            self._next.restore(self._device)
+    def begin_micro_batch(self) -> None:
+        """Draw from the training stream, from where the last micro-batch left it."""
+        self._outside = RandomState.capture(self._device)
+        self._next.restore(self._device)
 
-    def end_window(self) -> None:
-        """Draw from the outside stream again."""
+    def end_micro_batch(self, *, window_ends: bool) -> None:
+        """Draw from the outside stream again; at a window's end the training stream is kept as it stands."""
         if self._outside is not None:
-            self.kept = self._next = RandomState.capture(self._device)
-        self.give_up_window()
+            self._next = RandomState.capture(self._device)
+            self.leave()
+        if window_ends:
+            self.kept = self._next
 
-    def give_up_window(self) -> None:
-        """As `end_window`, for a window that will be taken again: the training stream goes back to its start."""
+    def leave(self) -> None:
+        """Draw from the outside stream again, where the training stream has not been left yet: draws in it are undone."""
         if self._outside is not None:
             self._outside.restore(self._device)
             self._outside = None
 
+    def run_outside(self, run: Callable[[], None]) -> None:
+        """Let ``run`` draw from the outside stream, also where the training stream is drawn from around it."""
+        training = RandomState.capture(self._device) if self._outside is not None else None
+        self.leave()
+        run()
+        if training is not None:
+            self._outside = RandomState.capture(self._device)
+            training.restore(self._device)
+
     def begin_epoch(self, iterate: Callable[[], None]) -> None:
         """Let ``iterate`` draw from the training stream, from the last step's end; the next step goes on from there."""
-        self.give_up_window()
         outside = RandomState.capture(self._device)
         self.kept.restore(self._device)
         try:
             iterate()
             after = RandomState.capture(self._device)
-            if after != self.kept:  # Lightning makes an epoch's iterators in one of two places
+            if after != self.kept:  # it draws in one of the two places where Lightning makes an epoch's iterators
                 self._next = after
         finally:
             outside.restore(self._device)
-
-    @contextmanager
-    def outside(self) -> Iterator[None]:
-        """Within, draw from the outside stream (for a validation inside a window)."""
-        if self._outside is None:
-            yield
-            return
-        training = RandomState.capture(self._device)
-        self._outside.restore(self._device)
-        try:
-            yield
-        finally:
-            self._outside = RandomState.capture(self._device)
-            training.restore(self._device)
