@@ -69,7 +69,7 @@ class BatchSizeRamp(L.Callback):
         self._adapter = LoopAdapter.attach(trainer)
         self._adapter.own_batch_size(type(self).__name__, self)
         if self._lr_scaling != "none" or isinstance(self._schedule, InsteadOfDecay):
-            self._adapter.scale_rate(self._factor)
+            self._adapter.scale_rate(self._factor if self._lr_scaling != "none" else None)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if self._adapter is not None:

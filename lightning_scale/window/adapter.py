@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as L
@@ -25,9 +25,9 @@ from lightning_scale.window.feed import Feed, is_resumable
 from lightning_scale.window.items import MeanOverItems, items_of
 from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.owner import BatchSizeOwner
+from lightning_scale.window.progress import Progress
 from lightning_scale.window.random_streams import RandomStreams
-from lightning_scale.window.rate import RateControl
-from lightning_scale.window.rate_rule import RateRule
+from lightning_scale.window.scaled_rate import ScaledRate
 from lightning_scale.window.stages import StageFollower
 from lightning_scale.window.window import Window
 
@@ -40,19 +40,10 @@ class LoopAdapter(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.samples = 0
-        """Samples of all ranks that the optimizer steps so far have consumed."""
-        self.tokens = 0
-        """Tokens in them, where stages say how long a sample is."""
+        self.progress = Progress()
         self.batch_size = 0
         """Samples of the window under way, over all ranks; at its end those that the step was the mean of."""
-        self.lr: float | Tensor = 0.0
-        """The first parameter group's rate in the last step, where it is scaled."""
-        self.stages: StageFollower | None = None
-        self.rate: RateControl | None = None
-        """Between ``on_train_start`` and the end of training, where anything scales the rate."""
-        self._rates: RateControl | None = None
-        self._rule = RateRule()
+        self.rate = ScaledRate()
         self._mean = MeanOverItems()
         self._items = 0.0
         self._streams: RandomStreams | None = None
@@ -61,7 +52,6 @@ class LoopAdapter(L.Callback):
         self._window: Window | None = None
         self._closes = True  # between windows, and so in every checkpoint
         self._stage_samples = 0
-        self._epoch_start = 0  # samples consumed when Lightning's present epoch began
         self._loading = False
         self._ran = False
         self._inside_epoch = False  # a resumed run goes on with one (that Lightning may call a new one)
@@ -98,9 +88,9 @@ class LoopAdapter(L.Callback):
             self.loop.estimate_steps(feed.steps)
         feed.owner, feed.owner_name = owner, name
 
-    def scale_rate(self, factor: Callable[[int], float]) -> None:
+    def scale_rate(self, factor: Callable[[int], float] | None) -> None:
         """Multiply the rate with ``factor(batch size)``, and with what the batch's schedule leaves of a decay."""
-        self._rule.batch_factor = factor
+        self.rate.rule.ramps, self.rate.rule.batch_factor = True, factor
 
     def draw_from(self, streams: RandomStreams) -> None:
         """Draw the random numbers of training steps from a stream of their own."""
@@ -114,9 +104,9 @@ class LoopAdapter(L.Callback):
         Raises:
             ConfigurationError: where there is another LEGW rule already.
         """
-        if self._rule.legw is not None and self._rule.legw is not rule:
+        if self.rate.rule.legw is not None and self.rate.rule.legw is not rule:
             raise ConfigurationError("there are two LEGWWarmup callbacks: keep one of them.")
-        self._rule.legw = rule
+        self.rate.rule.legw = rule
 
     def follow_stages(self, follower: StageFollower) -> None:
         """Train in stages.
@@ -126,9 +116,9 @@ class LoopAdapter(L.Callback):
         """
         if self.stages is not None and self.stages is not follower:
             raise ConfigurationError("there are two SequenceLengthStages callbacks: put all stages into one.")
-        self.stages = follower
+        self.progress.stages = follower
         follower.samples = self._stage_samples  # of an earlier fit, or 0
-        self._rule.plan = follower.plan
+        self.rate.rule.plan = follower.plan
         self.loop.set_max_steps(follower.plan.total_steps)
 
     # -- what they call in on_train_batch_end --------------------------------------------------------------------------
@@ -140,7 +130,7 @@ class LoopAdapter(L.Callback):
         values = {**more, "batch_size": self.batch_size}
         pl_module.log_dict({key: float(value) for key, value in values.items()}, prog_bar=True)
         # float64: float32 does not count further than 16,777,216 by ones
-        pl_module.log("samples_consumed", torch.tensor(self.samples, dtype=torch.float64))
+        pl_module.log("samples_consumed", torch.tensor(self.progress.samples, dtype=torch.float64))
 
     # -- before training -----------------------------------------------------------------------------------------------
 
@@ -163,11 +153,12 @@ class LoopAdapter(L.Callback):
             loop.decide_steps(lambda: self._closes)
             loop.after_training_step(self._see_output)
             loop.zero_grad_only_when(pl_module, self._nothing_to_keep, self._mean.begin)
-        if self._rule.active:
-            refuse_manual_optimization(pl_module, " and ".join(self._rule.sources))
-            refuse_rate_conflicts(trainer, self._rule, feed.schedule())
-            loop.around_schedulers(self._update_schedulers)
-            self._rates = RateControl(trainer.optimizers[0])
+        rule = self.rate.rule
+        if rule.sources:
+            refuse_manual_optimization(pl_module, " and ".join(rule.sources))
+            refuse_rate_conflicts(trainer, rule, feed.schedule())
+            loop.around_schedulers(self.rate.update_schedulers)
+            self.rate.prepare(trainer.optimizers[0])
         loop.around_saving(self._save)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -175,16 +166,14 @@ class LoopAdapter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ran = True
-        if self._rates is not None:
-            self._rates.take_base()
-            self.rate = self._rates
-            self._write_rate(trainer)
+        self.rate.begin()
+        self._write_rate(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._inside_epoch:
-            self._epoch_start = self._samples_now
+            self.progress.epoch_start = self.progress.now
         for loader in self.loop.train_loaders:
-            self.feed.follow(loader, self._samples_now, self._epoch_start)
+            self.feed.follow(loader, self.progress.now, self.progress.epoch_start)
         if self.feed.exact:
             self.loop.measure_epoch()
 
@@ -201,10 +190,9 @@ class LoopAdapter(L.Callback):
     ) -> None:
         self._inside_epoch = False
         if self._window is None:
-            self._window = self.feed.window(self._samples_now)
+            self._window = self.feed.window(self.progress.now)
             self.batch_size = self._window.batch_size
-            if self.rate is not None:
-                self._write_rate(trainer)  # anew, for another callback may have changed the batch since
+            self._write_rate(trainer)  # anew, for another callback may have changed the batch since
         self._window.begin_micro_batch(self.feed.micro_batch_samples(self._window, batch))
         if self.stages is not None and self._window.full and self.stages.ends_after(trainer.global_step + 1):
             self.loop.end_epoch()
@@ -235,27 +223,22 @@ class LoopAdapter(L.Callback):
         ends = self._closes or self.loop.epoch_ends
         if self._streams is not None:
             self._streams.end_micro_batch(window_ends=ends)
-        if self._window is None or not ends:
-            return
-        self._end_window(self._window, trainer.world_size)
-        if self.rate is not None:
-            self.lr = self.rate.first
-        if self.rate is not None and not self._stage_over(trainer):
+        if self._window is not None and ends:
+            self._end_window(self._window, trainer.world_size)
+            self.rate.note()
             self._write_rate(trainer)
 
     def _end_window(self, window: Window, world_size: int) -> None:
         """Add a window's samples to what has been consumed."""
         self._window = None
         self.batch_size = window.consumed(world_size)
-        self.samples += self.batch_size
-        if self.stages is not None:
-            self.stages.samples += self.batch_size
-            self.tokens += self.batch_size * self.stages.stage.sequence_length
+        self.progress.add(self.batch_size)
 
-    @property
-    def _samples_now(self) -> int:
-        """Samples consumed, in the present stage where there are stages."""
-        return self.stages.samples if self.stages is not None else self.samples
+    def _write_rate(self, trainer: L.Trainer) -> None:
+        """Set the rate of the next optimizer step, unless it is of another stage than the one served."""
+        if self.stages is None or not self.stages.ends_after(trainer.global_step):
+            samples = self.progress.now
+            self.rate.write(trainer.global_step, samples, self.feed.batch_size(samples), self.feed.schedule())
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -267,7 +250,7 @@ class LoopAdapter(L.Callback):
                 self.loop.drop_loaders()  # made before the checkpoint was restored, for a count of steps
             self._inside_epoch = self.loop.epoch_begun
             if self.loop.last_batch_done:
-                self._epoch_start = self._samples_now
+                self.progress.epoch_start = self.progress.now
         self._enter_stage(trainer)
 
     def _after_data(self, trainer: L.Trainer) -> None:
@@ -310,70 +293,39 @@ class LoopAdapter(L.Callback):
             loaders, resuming=self._resuming(trainer) and self.loop.epoch_begun, exact=self._streams is not None
         )
         epoch = feed.samples_per_epoch(loaders)
-        self._rule.know_data(trainer.global_step, epoch, feed.samples_of_run(epoch))
-        if self.rate is not None:
-            self._write_rate(trainer)  # of a stage's first step: its warmup was not known before
+        self.rate.rule.know_data(trainer.global_step, epoch, feed.samples_of_run(epoch))
+        self._write_rate(trainer)  # of a stage's first step: its warmup was not known before
 
     def _take_resumable_sampler(self, loader: Any) -> bool:
         """Whether a loader's order follows from the samples consumed; a training loader is told how many those are."""
         if self._loading:
-            return self.feed.follow(loader, self._samples_now, self._epoch_start)
+            return self.feed.follow(loader, self.progress.now, self.progress.epoch_start)
         return is_resumable(loader)
-
-    # -- the learning rate ---------------------------------------------------------------------------------------------
-
-    def _stage_over(self, trainer: L.Trainer) -> bool:
-        """Whether the next optimizer step is not of the stage that is served."""
-        return self.stages is not None and self.stages.ends_after(trainer.global_step)
-
-    def _write_rate(self, trainer: L.Trainer) -> None:
-        """Set the rate of the next optimizer step."""
-        assert self.rate is not None
-        if self._stage_over(trainer):
-            return
-        samples = self._samples_now
-        self.rate.write(
-            self._rule.rate(trainer.global_step, samples, self.feed.batch_size(samples), self.feed.schedule())
-        )
-
-    def _update_schedulers(self, update: Callable[[], None]) -> None:
-        if self.rate is None:
-            update()
-            return
-        with self.rate.unscaled():
-            update()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save(self, save: Callable[[], None]) -> None:
         """Save with unscaled rates. Inside a window weights are those of its start, and so is the progress saved."""
-        with ExitStack() as stack:
-            if self._window is not None:
-                stack.enter_context(self.loop.rewound(self._window.seen))
-            if self.rate is not None:
-                stack.enter_context(self.rate.unscaled())
+        rewound = self.loop.rewound(self._window.seen) if self._window is not None else nullcontext()
+        with rewound, self.rate.unscaled():
             save()
 
     def state_dict(self) -> dict[str, Any]:
-        stage = self.stages.state_dict() if self.stages is not None else {}
-        own = {"samples": self.samples, "tokens": self.tokens, "unit": self._mean.unit}
-        return {**own, "epoch_start": self._epoch_start, **stage}
+        return {**self.progress.state_dict(), "unit": self._mean.unit}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.samples, self.tokens, self._mean.unit = (state_dict[key] for key in ("samples", "tokens", "unit"))
-        self._epoch_start = state_dict["epoch_start"]
-        if self.stages is not None:
-            self.stages.load_state_dict(state_dict)
+        self.progress.load_state_dict(state_dict)
+        self._mean.unit = state_dict["unit"]
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._give_up_window()
-        self._give_back_rate()
+        self.rate.end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._give_up_window()
-        self._give_back_rate()
+        self.rate.end()
         if self._loop is not None:
             self._loop.restore()  # Lightning does not call teardown now, and the module may be trained elsewhere
 
@@ -383,19 +335,19 @@ class LoopAdapter(L.Callback):
             self.loop.rewind(self._window.seen)
             self._window = None
 
-    def _give_back_rate(self) -> None:
-        if self.rate is not None:
-            self.rate.restore()
-            self.rate = None
-
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._loop is not None:
             self._loop.restore()
         if self.stages is not None:
             self._stage_samples = self.stages.samples
-        self._loop = self._feed = self.stages = self._window = self._rates = self.rate = self._streams = None
-        self._rule, self._read, self._closes = RateRule(), [], True
+        self._loop = self._feed = self.progress.stages = self._window = self._streams = None
+        self.rate, self._read, self._closes = ScaledRate(), [], True
         self._loading = self._ran = self._inside_epoch = False
+
+    @property
+    def stages(self) -> StageFollower | None:
+        """Who takes the data from stage to stage, where there are stages."""
+        return self.progress.stages
 
     @property
     def loop(self) -> LoopAccess:

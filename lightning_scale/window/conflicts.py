@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning.pytorch as L
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.schedule import BatchSizeSchedule, InsteadOfDecay, LastWindow
+from lightning_scale.schedule import BatchSizeSchedule, InsteadOfDecay
 from lightning_scale.window.rate_rule import RateRule
 
 
@@ -82,19 +83,6 @@ def refuse_rate_conflicts(trainer: L.Trainer, rule: RateRule, schedule: BatchSiz
         rank_zero_warn("LEGWWarmup is not used, for every stage sets its own lr: remove LEGWWarmup, or a stage's lr.")
 
 
-def check_epoch_holds(batch_size: int, epoch_samples: float, last_window: LastWindow) -> None:
-    """A batch larger than an epoch: an error where it would never be stepped on, else a warning."""
-    if epoch_samples >= batch_size:
-        return
-    said = f"a batch of {batch_size} samples is larger than an epoch, which has {epoch_samples:.0f}"
-    if last_window == "drop":
-        raise ConfigurationError(
-            f'{said}, which last_window="drop" leaves out, so that no step would ever be taken: use a smaller batch_size,'
-            " or more data."
-        )
-    rank_zero_warn(f"{said}: steps will be on fewer samples than asked. Use a smaller batch_size, or more data.")
-
-
 def warn_of_loaders_that_cannot_continue(loaders: list[Any], *, resuming: bool, exact: bool) -> None:
     """Say what to use where a loader begins an epoch anew after a resume inside it.
 
@@ -103,6 +91,8 @@ def warn_of_loaders_that_cannot_continue(loaders: list[Any], *, resuming: bool, 
         resuming: Whether the run now goes on inside an epoch.
         exact: Whether the user asked for exact resumes.
     """
+    if resuming:  # Lightning asks every loader for a state_dict, which one that counts samples does without
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     advice = "use lightning_scale.data.ResumableBatchSampler, or a loader with state_dict and load_state_dict."
     for loader in loaders:
         stateful = all(hasattr(loader, name) for name in ("state_dict", "load_state_dict"))

@@ -7,19 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.schedule import (
     BatchSizeSchedule,
-    ConstantBatchSize,
     Split,
-    micro_batches_for,
     nearest_multiple,
     nearest_split,
 )
-from lightning_scale.window.conflicts import check_epoch_holds
+from lightning_scale.window.batch_checks import check_epoch_holds, check_sizes
 from lightning_scale.window.epoch import samples_per_epoch
 from lightning_scale.window.items import samples_of
 from lightning_scale.window.loop_state import LoopState
@@ -107,39 +104,24 @@ class Feed:
             self._check_batches(self.owner)
 
     def _check_batches(self, owner: BatchSizeOwner) -> None:
-        """Refuse batch sizes that the loader cannot make, and say of those that are rounded."""
+        """Refuse batch sizes that the loader cannot give."""
         unit = self._unit
         if unit is None or self.micro_batch_size is None:
             raise ConfigurationError(
                 f"{self.owner_name} cannot see the training loader's batch size: use a torch DataLoader with"
                 " batch_size, or a batch sampler with an attribute batch_size."
             )
-        schedule, world_size = owner.schedule(self._trainer.global_step), self._trainer.world_size
-        if isinstance(schedule, ConstantBatchSize):
-            try:
-                micro_batches_for(schedule.size, self.micro_batch_size, world_size)
-            except ValueError as error:
-                raise ConfigurationError(str(error)) from None
-        sizes = [size for _, size in schedule.changes()]
-        least = world_size if self.exact else unit
-        if min(sizes) < least:
-            advice = "fewer ranks" if self.exact else "smaller micro-batches, fewer ranks or a ResumableBatchSampler"
-            raise ConfigurationError(
-                f"{self.owner_name} asks for a batch of {min(sizes)} samples, fewer than the {least} that {world_size}"
-                f" rank{'s' if world_size > 1 else ''} take at least: use {advice}, or a schedule that begins with"
-                f" {least}."
-            )
-        rounded = [size for size in sizes if self._possible(size) != size]
-        if rounded:
-            rank_zero_warn(
-                f"{len(rounded)} of the {len(sizes)} batch sizes of {self.owner_name} cannot be made of"
-                f" {'micro-batches of 1 on' if self.exact else f'full micro-batches of {self.micro_batch_size} on'}"
-                f" {world_size} rank{'s' if world_size > 1 else ''} and are rounded to the nearest that can ({rounded[0]}"
-                f" to {self._possible(rounded[0])}, for example); the sizes logged are the true ones."
-                + ("" if self.exact else " lightning_scale.data.ResumableBatchSampler gives them exactly.")
-            )
+        schedule = owner.schedule(self._trainer.global_step)
+        check_sizes(
+            schedule,
+            self.owner_name,
+            self.micro_batch_size,
+            self._trainer.world_size,
+            exact=self.exact,
+            possible=self._possible,
+        )
         epoch = self._sampler.epoch_samples if self._sampler is not None else self._loop.micro_batches_per_epoch * unit
-        check_epoch_holds(max(map(self._possible, sizes)), epoch, owner.last_window)
+        check_epoch_holds(max(self._possible(size) for _, size in schedule.changes()), epoch, owner.last_window)
 
     def samples_per_epoch(self, loaders: list[Any]) -> int | None:
         """Samples in one pass over the data, or what ``limit_train_batches`` leaves of it; None where nobody knows."""

@@ -17,24 +17,21 @@ class RateRule:
     Args:
         legw: LEGW's rule, or None.
         plan: The stages, or None.
-        batch_factor: A batch-size ramp's factor for the rate, by the batch size, or None.
+        ramps: Whether a batch-size ramp has a say.
+        batch_factor: Its factor for the rate, by the batch size, or None where the rate does not follow the batch.
     """
 
     legw: LEGW | None = None
     plan: StagePlan | None = None
+    ramps: bool = False
     batch_factor: Callable[[int], float] | None = None
     _legw_steps: Fraction | None = None
     _stage_warmup: Fraction | None = None
 
     @property
-    def active(self) -> bool:
-        """Whether anything scales the rate."""
-        return bool(self.sources)
-
-    @property
     def sources(self) -> list[str]:
         """The callbacks that scale the rate."""
-        parts = {"LEGWWarmup": self.legw, "SequenceLengthStages": self.plan, "BatchSizeRamp": self.batch_factor}
+        parts = {"LEGWWarmup": self.legw, "SequenceLengthStages": self.plan, "BatchSizeRamp": self.ramps or None}
         return [name for name, part in parts.items() if part is not None]
 
     def know_data(self, step: int, samples_per_epoch: int | None, total_samples: int | None) -> None:

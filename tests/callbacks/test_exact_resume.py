@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_scale.callbacks import BatchSizeRamp, ExactResume, GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler
@@ -191,11 +191,7 @@ def test_states_survive_a_checkpoint_and_outside_draws_differ() -> None:
     assert not set(draw()) & set(first)
 
 
-class Numbers(IterableDataset[tuple[Tensor]]):
-    """Samples without a known length."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __iter__(self) -> Any:
-        return iter([(torch.tensor(i),) for i in range(self.size)])
+def test_a_loader_that_goes_on_is_not_warned_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    run(tmp_path, SaveAt(tmp_path / "5.ckpt", 5))
+    run(tmp_path, ckpt=tmp_path / "5.ckpt")
+    assert not [w for w in recwarn if "resum" in str(w.message) or "continue inside" in str(w.message)]

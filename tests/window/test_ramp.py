@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_scale.callbacks import BatchSizeRamp
 from lightning_scale.schedule import LinearRamp, StepSchedule
@@ -143,7 +144,7 @@ def test_rounded_sizes_are_said_and_logged(tmp_path: Path) -> None:
 def test_samples_are_counted_beyond_what_float32_holds(tmp_path: Path) -> None:
     class Ahead(L.Callback):
         def on_train_start(self, fit: L.Trainer, module: L.LightningModule) -> None:
-            next(c for c in fit.callbacks if type(c).__name__ == "LoopAdapter").samples = 2**24
+            next(c for c in fit.callbacks if type(c).__name__ == "LoopAdapter").progress.samples = 2**24
 
     logger, module = Recorder(tmp_path), Tally(8)
     fit = trainer(tmp_path, [BatchSizeRamp("0:1"), Ahead()], max_steps=1, logger=logger, log_every_n_steps=1)
@@ -185,6 +186,22 @@ def test_validation_by_parts_of_an_epoch_follows_its_length(tmp_path: Path) -> N
     fit = trainer(tmp_path, [BatchSizeRamp("0:1 25:4")], max_epochs=3, val_check_interval=0.5)
     fit.fit(module, resumable(25, 2), indices(2, 2))
     assert at == [12, 24, 6, 12, 6, 12]
+
+
+class Numbers(IterableDataset[tuple[Tensor]]):
+    """Samples whose number nobody knows beforehand."""
+
+    def __iter__(self) -> Any:
+        return iter([(torch.tensor(i),) for i in range(23)])
+
+
+def test_an_iterable_data_set_of_unknown_length(tmp_path: Path) -> None:
+    """Its last micro-batch is short; a stepwise scheduler that asks for the number of steps is told max_steps."""
+    schedule, module = StepSchedule("0:8 16:4 30:12"), Asking(23)
+    fit = trainer(tmp_path, [BatchSizeRamp(schedule)], max_epochs=2, max_steps=50)
+    fit.fit(module, DataLoader(Numbers(), batch_size=4))
+    check(module.gradients, rounded_batches(schedule, 23, 4, 2, "step"), torch.ones(23))
+    assert module.estimate == 50
 
 
 def ramp_run(root: Path, *more: L.Callback, ckpt: Path | None = None) -> tuple[Net, L.Trainer]:

@@ -1,0 +1,43 @@
+"""What a run has consumed: part of checkpoints, and what batch sizes and rates are functions of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_scale.window.stages import StageFollower
+
+
+@dataclass
+class Progress:
+    """Samples and tokens of all ranks that the windows so far have consumed, also those of skipped steps."""
+
+    samples: int = 0
+    """Over the whole run."""
+    tokens: int = 0
+    """Tokens in them, where stages say how long a sample is."""
+    epoch_start: int = 0
+    """`now`, when Lightning's present epoch began."""
+    stages: StageFollower | None = None
+    """What counts the present stage's own."""
+
+    @property
+    def now(self) -> int:
+        """Samples consumed, in the present stage where there are stages."""
+        return self.stages.samples if self.stages is not None else self.samples
+
+    def add(self, samples: int) -> None:
+        """Count a window's samples."""
+        self.samples += samples
+        if self.stages is not None:
+            self.stages.samples += samples
+            self.tokens += samples * self.stages.stage.sequence_length
+
+    def state_dict(self) -> dict[str, Any]:
+        stage = self.stages.state_dict() if self.stages is not None else {}
+        return {"samples": self.samples, "tokens": self.tokens, "epoch_start": self.epoch_start, **stage}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.samples, self.tokens, self.epoch_start = (state_dict[key] for key in ("samples", "tokens", "epoch_start"))
+        if self.stages is not None:
+            self.stages.load_state_dict(state_dict)
