@@ -9,6 +9,7 @@ from lightning_scale.callbacks.legw import LEGWWarmup
 from lightning_scale.callbacks.progress_bar import StepProgressBar
 from lightning_scale.callbacks.stages import SequenceLengthStages
 from lightning_scale.callbacks.trust_ratio import TrustRatioMonitor
+from lightning_scale.callbacks.validate_every import ValidateEvery
 from lightning_scale.schedule import Stage
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "Stage",
     "StepProgressBar",
     "TrustRatioMonitor",
+    "ValidateEvery",
 ]

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.schedule import LEGW
+from lightning_scale.schedule import LEGW, Quantity
 from lightning_scale.window.conflicts import (
     refuse_batch_conflicts,
     refuse_manual_optimization,
     refuse_other_namespace,
     refuse_rate_conflicts,
+    refuse_tokens_without_stages,
     refuse_two_clips,
     warn_of_loaders_that_cannot_continue,
 )
@@ -54,6 +55,7 @@ class LoopAdapter(L.Callback):
         self._stage_samples = 0
         self._loading = False
         self._ran = False
+        self._validation_interval: Quantity | None = None
         self._inside_epoch = False  # a resumed run goes on with one (that Lightning may call a new one)
         self._read: list[Any] = []  # the loaders last read
 
@@ -121,6 +123,17 @@ class LoopAdapter(L.Callback):
         self.rate.rule.plan = follower.plan
         self.loop.set_max_steps(follower.plan.total_steps)
 
+    def validate_every(self, interval: Quantity) -> None:
+        """Validate where a step reaches a multiple of ``interval`` (steps, samples or tokens).
+
+        Raises:
+            ConfigurationError: where validation has an interval already.
+        """
+        if self._validation_interval not in (None, interval):
+            raise ConfigurationError("there are two ValidateEvery callbacks: keep one of them.")
+        self._validation_interval = interval
+        self.loop.validate_when(self._validation_due)
+
     # -- what they call in on_train_batch_end --------------------------------------------------------------------------
 
     def log_step(self, pl_module: L.LightningModule, **more: float) -> None:
@@ -154,6 +167,7 @@ class LoopAdapter(L.Callback):
             loop.after_training_step(self._see_output)
             loop.zero_grad_only_when(pl_module, self._nothing_to_keep, self._mean.begin)
         rule = self.rate.rule
+        refuse_tokens_without_stages(self._validation_interval, rule.plan)
         if rule.sources:
             refuse_manual_optimization(pl_module, " and ".join(rule.sources))
             refuse_rate_conflicts(trainer, rule, feed.schedule())
@@ -341,8 +355,14 @@ class LoopAdapter(L.Callback):
         if self.stages is not None:
             self._stage_samples = self.stages.samples
         self._loop = self._feed = self.progress.stages = self._window = self._streams = None
-        self.rate, self._read, self._closes = ScaledRate(), [], True
+        self.rate, self._validation_interval, self._read, self._closes = ScaledRate(), None, [], True
         self._loading = self._ran = self._inside_epoch = False
+
+    def _validation_due(self) -> bool:
+        """After a micro-batch: whether the window that it has closed reached a multiple of the interval."""
+        if self._validation_interval is None or not (self._closes and self._window is None):
+            return False
+        return self.progress.passed(self._validation_interval, self.loop.steps)
 
     @property
     def stages(self) -> StageFollower | None:

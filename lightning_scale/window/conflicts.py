@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.schedule import BatchSizeSchedule, InsteadOfDecay
+from lightning_scale.schedule import BatchSizeSchedule, InsteadOfDecay, Quantity, StagePlan
 from lightning_scale.window.rate_rule import RateRule
 
 
@@ -81,6 +81,15 @@ def refuse_rate_conflicts(trainer: L.Trainer, rule: RateRule, schedule: BatchSiz
             )
     if legw is not None and all(stage.lr is not None for stage in plan.stages):
         rank_zero_warn("LEGWWarmup is not used, for every stage sets its own lr: remove LEGWWarmup, or a stage's lr.")
+
+
+def refuse_tokens_without_stages(interval: Quantity | None, plan: StagePlan | None) -> None:
+    """Raises ConfigurationError for an interval in tokens where nothing says how many a sample has."""
+    if interval is not None and interval.unit == "tokens" and plan is None:
+        raise ConfigurationError(
+            f'ValidateEvery: "{interval}" needs SequenceLengthStages, which say how many tokens a sample has; write the'
+            " interval in samples."
+        )
 
 
 def warn_of_loaders_that_cannot_continue(loaders: list[Any], *, resuming: bool, exact: bool) -> None:

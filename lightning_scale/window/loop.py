@@ -26,21 +26,17 @@ class LoopAccess(LoopState):
 
     def __init__(self, trainer: L.Trainer) -> None:
         super().__init__(trainer)
-        self._undo: list[tuple[Any, str]] = []
-        self._plain_class: type | None = None
+        self._undo: list[Callable[[], object]] = []
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
         setattr(owner, name, make(getattr(owner, name)))
-        self._undo.append((owner, name))
+        self._undo.append(lambda: vars(owner).pop(name, None))
 
     def restore(self) -> None:
         """Put back everything that was replaced."""
-        for owner, name in reversed(self._undo):
-            vars(owner).pop(name, None)
+        for undo in reversed(self._undo):
+            undo()
         self._undo.clear()
-        if self._plain_class is not None:
-            self._trainer.__class__ = self._plain_class
-            self._plain_class = None
 
     def decide_steps(self, closes: Callable[[], bool]) -> None:
         """Let ``closes()`` say whether the optimizer steps after the present micro-batch.
@@ -158,13 +154,16 @@ class LoopAccess(LoopState):
             )
 
     def validate_when(self, due: Callable[[], bool]) -> None:
-        """Let ``due()``, asked after every micro-batch, say whether to validate."""
+        """Let ``due()``, asked after every micro-batch, say whether to validate, in place of the Trainer's intervals."""
         trainer = self._trainer
         self._replace(
             self._epoch_loop,
             "_should_check_val_fx",
             lambda _: lambda fetcher: bool(trainer.enable_validation and due()),
         )
+        # ModelCheckpoint and EarlyStopping take this for validation that does not follow epochs.
+        kept, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None
+        self._undo.append(lambda: setattr(trainer, "check_val_every_n_epoch", kept))
 
     def estimate_steps(self, steps: Callable[[int], int]) -> None:
         """Let ``Trainer.estimated_stepping_batches`` be ``steps(max_epochs)``, as far as that is known.
@@ -185,7 +184,7 @@ class LoopAccess(LoopState):
         self._trainer.__class__ = type(
             plain.__name__, (plain,), {"estimated_stepping_batches": property(estimated_stepping_batches)}
         )
-        self._plain_class = plain
+        self._undo.append(lambda: setattr(self._trainer, "__class__", plain))
 
     def leave_sampler_alone(self, mine: Callable[[DataLoader[Any]], bool]) -> None:
         """Keep Lightning from putting a DistributedSampler into loaders for which ``mine(loader)`` holds."""

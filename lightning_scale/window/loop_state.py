@@ -57,6 +57,11 @@ class LoopState:
                 )
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps attempted so far."""
+        return int(self._epoch_loop.global_step)
+
+    @property
     def train_loaders(self) -> list[Any]:
         """The training loaders at hand; empty before there are any."""
         combined = self._fit_loop._combined_loader

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_scale.schedule import Quantity
 from lightning_scale.window.stages import StageFollower
 
 
@@ -18,6 +19,8 @@ class Progress:
     """Tokens in them, where stages say how long a sample is."""
     epoch_start: int = 0
     """`now`, when Lightning's present epoch began."""
+    last: int = 0
+    """Samples of the last window."""
     stages: StageFollower | None = None
     """What counts the present stage's own."""
 
@@ -28,10 +31,21 @@ class Progress:
 
     def add(self, samples: int) -> None:
         """Count a window's samples."""
-        self.samples += samples
+        self.samples, self.last = self.samples + samples, samples
         if self.stages is not None:
             self.stages.samples += samples
             self.tokens += samples * self.stages.stage.sequence_length
+
+    def passed(self, interval: Quantity, steps: int) -> bool:
+        """Whether the last window, after which there were ``steps`` optimizer steps, reached a multiple of ``interval``."""
+        if interval.unit == "steps":
+            now, before = steps, steps - 1
+        elif interval.unit == "samples":
+            now, before = self.samples, self.samples - self.last
+        else:
+            assert self.stages is not None, "checked before training"
+            now, before = self.tokens, self.tokens - self.last * self.stages.stage.sequence_length
+        return now // interval.value > before // interval.value
 
     def state_dict(self) -> dict[str, Any]:
         stage = self.stages.state_dict() if self.stages is not None else {}
