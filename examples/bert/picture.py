@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no global state
 from matplotlib.ticker import LogLocator, NullLocator
 
-from examples.bert.run_record import RunRecord
+from examples.bert.run_record import RunRecord, XAxis
 
 _NOTE = (
     "The loss can jump where a stage begins: its samples are longer, so places come into use that were never trained,"
@@ -18,30 +19,41 @@ _NOTE = (
 )
 
 
-def draw(record: RunRecord, path: Path) -> None:
-    """Write a PNG of loss, learning rate, batch, sequence length and trust ratios over the optimizer steps.
+def draw(record: RunRecord, path: Path, x_axis: XAxis = "steps") -> None:
+    """Write a PNG of loss, learning rate, batch, sequence length (where it changes) and trust ratios.
 
     Args:
         record: At least one step.
         path: Where to.
+        x_axis: Over the optimizer steps, or the samples consumed (where the batch grows, steps are not alike).
     """
+    record = record if x_axis == "steps" else _by_samples(record)
     has_ratios = any(row.trust_ratio_median is not None for row in record.steps)
-    heights = [3.0, 1.4, 1.2, 1.2] + [1.6] * has_ratios
+    has_lengths = len({row.sequence_length for row in record.steps}) > 1
+    heights = [3.0, 1.4, 1.2] + [1.2] * has_lengths + [1.6] * has_ratios
     figure = Figure(figsize=(9, 1.1 + sum(heights)), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     x = [row.step for row in record.steps]
     _loss(axes[0], record, x)
     _line(axes[1], x, [row.lr for row in record.steps], "learning rate")
     _line(axes[2], x, [row.batch_size for row in record.steps], "batch\n(samples)", steps=True)
-    _line(axes[3], x, [row.sequence_length for row in record.steps], "length\n(tokens)", steps=True)
+    if has_lengths:
+        _line(axes[3], x, [row.sequence_length for row in record.steps], "length\n(tokens)", steps=True)
     if has_ratios:
-        _ratios(axes[4], record)
+        _ratios(axes[-1], record)
     _mark_stages(axes, record)
-    axes[-1].set_xlabel("optimizer steps")
-    axes[-1].set_xlim(x[0] - 1, x[-1])
+    axes[-1].set_xlabel({"steps": "optimizer steps", "samples": "samples consumed"}[x_axis])
+    axes[-1].set_xlim(0 if x_axis == "samples" else x[0] - 1, x[-1])
     if len(list(record.stages())) > 1:
         figure.supxlabel(_NOTE, fontsize=8, color="0.3")
     figure.savefig(path, dpi=120)
+
+
+def _by_samples(record: RunRecord) -> RunRecord:
+    """The same rows, each at the samples consumed in place of its step."""
+    samples = {row.step: row.samples for row in record.steps}
+    validations = [replace(row, step=samples[row.step]) for row in record.validations if row.step in samples]
+    return RunRecord([replace(row, step=row.samples) for row in record.steps], validations)
 
 
 def _loss(axis: Axes, record: RunRecord, x: list[int]) -> None:

@@ -10,7 +10,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from examples.bert.run_record import RunRecord, StepRow, ValidationRow
+from examples.bert.run_record import RunRecord, StepRow, ValidationRow, XAxis
 from examples.bert.table import stage_table
 
 log = logging.getLogger(__name__)
@@ -29,16 +29,18 @@ class RunReport(L.Callback):
     Args:
         dir: Where the files go; None for the run's log folder.
         trust_ratio_every: Optimizer steps between two looks at the trust ratios.
+        x_axis: Whether the picture is drawn over "steps" or over "samples" consumed.
 
     Raises:
         ValueError: for ``trust_ratio_every`` below 1.
     """
 
-    def __init__(self, dir: str | None = None, trust_ratio_every: int = 10) -> None:
+    def __init__(self, dir: str | None = None, trust_ratio_every: int = 10, x_axis: XAxis = "steps") -> None:
         if trust_ratio_every < 1:
             raise ValueError(f"trust_ratio_every is {trust_ratio_every}: give a whole number of at least 1.")
         self.dir = dir
         self.trust_ratio_every = trust_ratio_every
+        self.x_axis: XAxis = x_axis
         self.record = RunRecord()
         self._folder: Path | None = None
         self._seen_step = 0
@@ -67,11 +69,15 @@ class RunReport(L.Callback):
     ) -> None:
         self._losses.append(trainer.callback_metrics["train_loss"])
         samples, length = batch["input_ids"].shape
-        self._samples += samples * trainer.world_size
+        self._samples += samples
         if trainer.global_step == self._seen_step:
             return  # inside a step's micro-batches
         self._seen_step = trainer.global_step
-        loss = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        # Ranks may hold different numbers of samples.
+        loss = torch.stack(self._losses).double().mean()
+        own = torch.stack([loss, torch.full_like(loss, self._samples)])
+        mean_loss, samples_of_rank = trainer.strategy.reduce(own, reduce_op="mean").tolist()
+        batch_size = round(samples_of_rank * trainer.world_size)
         ratios = self._trust_ratios(trainer) if _due(trainer.global_step, self.trust_ratio_every) else ()
         if trainer.is_global_zero:
             before = self.record.steps[-1].samples if self.record.steps else 0
@@ -79,11 +85,11 @@ class RunReport(L.Callback):
                 StepRow(
                     trainer.global_step,
                     _stage(trainer),
-                    before + self._samples,
+                    before + batch_size,
                     length,
-                    self._samples,
+                    batch_size,
                     self._lr,
-                    float(loss),
+                    mean_loss,
                     *ratios,
                 )
             )
@@ -148,7 +154,7 @@ class RunReport(L.Callback):
         self.record.write_csv(folder / "report.csv")  # before the picture, which needs more to go right
         from examples.bert.picture import draw
 
-        draw(self.record, folder / "report.png")
+        draw(self.record, folder / "report.png", self.x_axis)
         return folder
 
 

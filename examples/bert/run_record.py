@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+XAxis = Literal["steps", "samples"]
+"""What a run is drawn over."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ class BatchSizeRamp(L.Callback):
     `lightning_scale.data.ResumableBatchSampler` every size comes out exactly: a batch is spread evenly over ranks and over
     as few micro-batches as hold it, some of them a sample smaller. Other loaders give full micro-batches only, and sizes are
     rounded to the nearest multiple of micro-batch × ranks (of two the larger), with a warning. Logged at every step:
-    ``batch_size`` (the true one) and ``samples_consumed``.
+    ``batch_size`` (the true one), ``samples_consumed``, and ``lr`` where it is scaled.
 
     Args:
         schedule: "samples:batch" pairs such as "0:256 1M:512 4M:1024", or a schedule of `lightning_scale.schedule`:

@@ -17,7 +17,8 @@ class GradientAccumulation(L.Callback):
     The number of micro-batches follows from the loader's micro-batch size and the number of ranks. Gradients are not
     synchronized inside a window, and are divided once. Each micro-batch counts by its samples, or by its items where
     ``training_step`` returns ``{"loss": mean over n items, "num_items": n}``: a mean of uneven means is not the mean.
-    Logged at every step: ``batch_size``, the samples it was the mean of, and ``samples_consumed``.
+    Logged at every step: ``batch_size``, the samples it was the mean of, ``samples_consumed``, and
+    ``lr`` where it is scaled.
 
     Args:
         batch_size: Samples per optimizer step, over all ranks and micro-batches.

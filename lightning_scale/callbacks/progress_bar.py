@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as L
@@ -28,7 +29,8 @@ class StepProgressBar(TQDMProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # type: ignore[override]
         self.train_progress_bar = self.init_train_tqdm()
-        self.train_progress_bar.total = trainer.max_steps if trainer.max_steps > 0 else None
+        steps = trainer.estimated_stepping_batches
+        self.train_progress_bar.total = int(steps) if 0 < steps < math.inf else None
         self.train_progress_bar.set_description("steps")
         self._show(trainer, pl_module)
 

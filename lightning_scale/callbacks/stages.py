@@ -65,7 +65,7 @@ class SequenceLengthStages(L.Callback):
         if adapter is None or adapter.stages is None or adapter.stages.serving is None:
             return
         number, length = adapter.stages.serving + 1, adapter.stages.stage.sequence_length
-        adapter.log_step(pl_module, stage=number, sequence_length=length, lr=float(adapter.rate.last))
+        adapter.log_step(pl_module, stage=number, sequence_length=length)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._adapter = None

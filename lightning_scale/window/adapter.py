@@ -141,6 +141,8 @@ class LoopAdapter(L.Callback):
         if not (self._closes and self._window is None):
             return
         values = {**more, "batch_size": self.batch_size}
+        if self.rate.rule.sources:
+            values["lr"] = float(self.rate.last)
         pl_module.log_dict({key: float(value) for key, value in values.items()}, prog_bar=True)
         # float64: float32 does not count further than 16,777,216 by ones
         pl_module.log("samples_consumed", torch.tensor(self.progress.samples, dtype=torch.float64))

@@ -65,6 +65,8 @@ def _tiny(folder: Path, stop_after: int = -1) -> Path:
         options = callback.get("init_args", {}) if isinstance(callback, dict) else {}
         if "base_warmup" in options:
             options.update(base_batch_size=_BASE_BATCH, base_warmup=f"{_WARMUP_EPOCHS} epochs")
+        if "interval" in options:
+            options["interval"] = "3 steps"
         if "dir" in options:
             options["dir"] = str(folder)
         for i, stage in enumerate(options.get("stages", [])):
@@ -100,7 +102,6 @@ def _fit(folder: Path, cache_dir: Path, *more: str, stop_after: int = -1) -> Sca
             "--model.layers=1",
             "--model.width=16",
             "--model.heads=2",
-            "--trainer.val_check_interval=6",
             "--trainer.limit_val_batches=2",
             *more,
         ]

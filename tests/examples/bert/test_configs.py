@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,9 @@ def test_two_stage_runs_from_the_command(
 ) -> None:
     config = _read("two_stage.yaml")
     config["model"]["init_args"].update(layers=1, width=16, heads=2)
-    config["trainer"]["val_check_interval"] = 4
+    for callback in config["trainer"]["callbacks"]:
+        if isinstance(callback, dict) and "interval" in callback["init_args"]:
+            callback["init_args"]["interval"] = "2 steps"
     for stage in _stages(config):
         stage.update(steps=2, batch_size=2 * stage["micro_batch_size"])
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(config))
@@ -46,6 +49,27 @@ def test_two_stage_runs_from_the_command(
     written = {path.name for path in (tmp_path / "runs" / "bert").iterdir()}
     assert written >= {"report.png", "report.csv", "tokenizer.json", "made_from.json", "training.bin", "validation.bin"}
     assert len((tmp_path / "runs" / "bert" / "report.csv").read_text().splitlines()) == 1 + 4
+
+
+def test_the_ramp_runs_from_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its batches are 16, 17, 18, ... samples, each of them exact."""
+    config = _read("ramp.yaml")
+    config["model"]["init_args"].update(layers=1, width=16, heads=2)
+    config["trainer"]["max_steps"] = 45
+    for callback in config["trainer"]["callbacks"]:
+        if isinstance(callback, dict) and "schedule" in callback["init_args"]:
+            callback["init_args"]["schedule"]["init_args"].update(end=40, over="1K samples")
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", "short.yaml"])
+    with (tmp_path / "runs" / "bert_ramp" / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    samples = 0
+    for row in rows:
+        assert int(row["batch_size"]) == min(16 + samples * 24 // 1000, 40)
+        samples += int(row["batch_size"])
+        assert int(row["samples"]) == samples
+    assert int(rows[-1]["batch_size"]) == 40
 
 
 def test_bert_large_is_nvidias_recipe_and_parses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
