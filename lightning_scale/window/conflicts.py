@@ -28,7 +28,17 @@ def refuse_batch_conflicts(trainer: L.Trainer, module: L.LightningModule, owner:
                 f"{owner} and GradientAccumulationScheduler both set the batch size: remove"
                 " GradientAccumulationScheduler."
             )
+    _refuse_weight_averaging(trainer, f"accumulation, which {owner} sets")
     refuse_manual_optimization(module, owner)
+
+
+def _refuse_weight_averaging(trainer: L.Trainer, what: str) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ConfigurationError(
+                f"StochasticWeightAveraging takes over {what}: remove it, or average the weights with lightning's"
+                " WeightAveraging."
+            )
 
 
 def refuse_manual_optimization(module: L.LightningModule, who: str) -> None:
@@ -47,12 +57,7 @@ def refuse_rate_conflicts(trainer: L.Trainer, rule: RateRule, schedule: BatchSiz
             f"learning-rate scaling takes one optimizer, and configure_optimizers returned {len(trainer.optimizers)}:"
             " return one optimizer with a parameter group for each part."
         )
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StochasticWeightAveraging):
-            raise ConfigurationError(
-                f"StochasticWeightAveraging takes over the learning rate that {' and '.join(rule.sources)} set: remove"
-                " it, or average the weights with lightning's WeightAveraging."
-            )
+    _refuse_weight_averaging(trainer, f"the learning rate that {' and '.join(rule.sources)} set")
     plan, legw = rule.plan, rule.legw
     if legw is not None and rule.batch_factor is not None:
         raise ConfigurationError(

@@ -61,7 +61,9 @@ def test_manual_optimization(tmp_path: Path) -> None:
 
 
 def test_weight_averaging_that_takes_the_rate(tmp_path: Path) -> None:
-    refuse(tmp_path, [LEGWWarmup(4, "1 steps"), StochasticWeightAveraging(0.1)], "StochasticWeightAveraging takes over")
+    averaging = StochasticWeightAveraging(0.1)
+    refuse(tmp_path, [LEGWWarmup(4, "1 steps"), averaging], "StochasticWeightAveraging takes over the learning rate")
+    refuse(tmp_path, [GradientAccumulation(8), averaging], "takes over accumulation, which GradientAccumulation sets")
 
 
 def test_a_scheduler_beside_a_stages_rate(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_scale.callbacks import BatchSizeRamp
+from lightning_scale.callbacks import BatchSizeRamp, ExactResume, StepProgressBar, ValidateEvery
 from lightning_scale.schedule import LinearRamp, StepSchedule
 from tests.toys import Net, Recorder, Tally, Vectors, Weighted, indices, trainer
 from tests.window.batches import check, exact_batches, resumable, rounded_batches, schedules
@@ -174,18 +174,23 @@ def test_schedulers_are_told_the_true_number_of_steps(tmp_path: Path, make: Any,
     assert module.estimate == fit.global_step
 
 
+class Validated(Tally):
+    """Notes after which micro-batch of its epoch it validates."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.at: list[int] = []
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.at.append(self.trainer.fit_loop.epoch_loop.batch_idx + 1)
+
+
 def test_validation_by_parts_of_an_epoch_follows_its_length(tmp_path: Path) -> None:
     """Epochs of 25, 13 and 13 micro-batches: half of each."""
-    at: list[int] = []
-
-    class Validated(Tally):
-        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-            at.append(self.trainer.fit_loop.epoch_loop.batch_idx + 1)
-
     module = Validated(25)
     fit = trainer(tmp_path, [BatchSizeRamp("0:1 25:4")], max_epochs=3, val_check_interval=0.5)
     fit.fit(module, resumable(25, 2), indices(2, 2))
-    assert at == [12, 24, 6, 12, 6, 12]
+    assert module.at == [12, 24, 6, 12, 6, 12]
 
 
 class Numbers(IterableDataset[tuple[Tensor]]):
@@ -202,6 +207,53 @@ def test_an_iterable_data_set_of_unknown_length(tmp_path: Path) -> None:
     fit.fit(module, DataLoader(Numbers(), batch_size=4))
     check(module.gradients, rounded_batches(schedule, 23, 4, 2, "step"), torch.ones(23))
     assert module.estimate == 50
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"precision": "bf16-mixed"},
+        {"gradient_clip_val": 100.0},
+        {"num_sanity_val_steps": 2},
+        {"enable_progress_bar": True},
+        {"enable_progress_bar": True, "callbacks": [ExactResume(), ValidateEvery("3 steps"), StepProgressBar()]},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_beside_other_settings(tmp_path: Path, options: dict[str, Any]) -> None:
+    schedule, module = StepSchedule("0:3 6:7 20:5"), Validated(23)
+    callbacks = [BatchSizeRamp(schedule), *options.pop("callbacks", [])]
+    trainer(tmp_path, callbacks, max_epochs=2, **options).fit(module, resumable(23, 3), indices(4, 2))
+    check(module.gradients, exact_batches(schedule, 23, 2, "step"), torch.ones(23))
+
+
+def test_fast_dev_run(tmp_path: Path) -> None:
+    module = Validated(23)
+    callbacks = [BatchSizeRamp("0:9"), ExactResume(), ValidateEvery("3 steps")]
+    trainer(tmp_path, callbacks, fast_dev_run=4).fit(module, resumable(23, 3), indices(4, 2))
+    check(module.gradients, [list(range(9)), [9, 10, 11]], torch.ones(23))
+
+
+def test_an_overflow_consumes_its_samples(tmp_path: Path) -> None:
+    """The scaler leaves the step out; the next one takes the next samples."""
+
+    class Overflowing(Tally):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * (1e36 if self.trainer.global_step == 1 else 1.0)
+
+    schedule, module = StepSchedule("0:3 6:7 20:5"), Overflowing(23)
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    fit = trainer(tmp_path, [BatchSizeRamp(schedule)], max_epochs=1, plugins=[scaler])
+    fit.fit(module, resumable(23, 3))
+    steps = exact_batches(schedule, 23, 1, "step")
+    assert fit.global_step == len(steps)
+    assert not module.gradients[1].isfinite().all()
+    check(
+        [g for i, g in enumerate(module.gradients) if i != 1],
+        [s for i, s in enumerate(steps) if i != 1],
+        torch.ones(23),
+    )
 
 
 def ramp_run(root: Path, *more: L.Callback, ckpt: Path | None = None) -> tuple[Net, L.Trainer]:
