@@ -122,6 +122,31 @@ class Recorder(CSVLogger):
         return {step: metrics[key] for metrics, step in self.calls if key in metrics}
 
 
+class SaveAt(L.Callback):
+    """Saves once where a hook comes at or after a micro-batch, counted over epochs from 0."""
+
+    def __init__(self, path: Path, micro_batch: int, hook: str = "on_train_batch_end") -> None:
+        self.path, self.micro_batch = path, micro_batch
+        setattr(self, hook, self._save)
+
+    def _save(self, fit: L.Trainer, *args: Any) -> None:
+        if fit.fit_loop.total_batch_idx >= self.micro_batch and not self.path.exists():
+            fit.save_checkpoint(self.path)
+
+
+class Boom(L.Callback):
+    """Raises after one micro-batch."""
+
+    def __init__(self, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
+
+    def on_train_batch_end(
+        self, fit: L.Trainer, module: L.LightningModule, out: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.micro_batch:
+            raise RuntimeError("boom")
+
+
 def trainer(root: Path, callbacks: list[L.Callback], **options: Any) -> L.Trainer:
     """A CPU Trainer without bars, checkpoints and summaries."""
     defaults: dict[str, Any] = {

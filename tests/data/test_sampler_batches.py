@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.schedule import BatchSizeSchedule, StepSchedule
-
-
-@st.composite
-def schedules(draw: st.DrawFn, least: int = 1, largest: int = 20) -> StepSchedule:
-    """Up to five sizes, up and down, changing after any number of samples."""
-    points = [0, *draw(st.lists(st.integers(1, 120), max_size=4, unique=True).map(sorted))]
-    return StepSchedule(" ".join(f"{p}:{draw(st.integers(least, largest))}" for p in points))
+from tests.window.batches import exact_sizes, schedules
 
 
 def take(
@@ -38,20 +32,6 @@ def take(
     return [list(parts) for parts in zip(*ranks, strict=True)]
 
 
-def by_hand(schedule: BatchSizeSchedule, start: int, end: int, last_window: str, world: int) -> list[int]:
-    """Batch sizes of one epoch."""
-    sizes, samples = [], start
-    while samples < end:
-        size = schedule.batch_size(samples)
-        if samples + size > end:
-            if last_window == "drop" or end - samples < world:
-                break
-            size = end - samples
-        sizes.append(size)
-        samples += size
-    return sizes
-
-
 @given(
     schedule=schedules(least=3),
     size=st.integers(24, 150),
@@ -65,7 +45,7 @@ def test_every_batch_has_the_schedules_samples(
 ) -> None:
     taken = take(schedule, size, micro, world, last_window, epoch_start, epoch_start)
     micro_batches, samples = iter(taken), epoch_start
-    for batch in by_hand(schedule, epoch_start, epoch_start + size, last_window, world):
+    for batch in exact_sizes(schedule, epoch_start, size, last_window, world):
         held: list[int] = []
         while len(held) < batch:
             parts = next(micro_batches)
@@ -81,7 +61,7 @@ def test_a_resume_at_any_step_goes_on_with_the_same_micro_batches(
     schedule: StepSchedule, micro: int, world: int, data: st.DataObject
 ) -> None:
     whole = take(schedule, 100, micro, world, "step")
-    sizes = by_hand(schedule, 0, 100, "step", world)
+    sizes = exact_sizes(schedule, 0, 100, "step", world)
     done = sum(sizes[: data.draw(st.integers(0, len(sizes)))])
     rest = take(schedule, 100, micro, world, "step", consumed=done)
     assert rest == whole[len(whole) - len(rest) :]

@@ -14,10 +14,24 @@ from lightning_scale.schedule import BatchSizeSchedule, StepSchedule
 
 
 @st.composite
-def schedules(draw: st.DrawFn, least: int = 1, largest: int = 12, last: int = 60) -> StepSchedule:
+def schedules(draw: st.DrawFn, least: int = 1, largest: int = 12) -> StepSchedule:
     """Up to four sizes, up and down, changing after any number of samples."""
-    points = [0, *draw(st.lists(st.integers(1, last), max_size=3, unique=True).map(sorted))]
+    points = [0, *draw(st.lists(st.integers(1, 60), max_size=3, unique=True).map(sorted))]
     return StepSchedule(" ".join(f"{p}:{draw(st.integers(least, largest))}" for p in points))
+
+
+def exact_sizes(schedule: BatchSizeSchedule, start: int, size: int, last_window: str, ranks: int = 1) -> list[int]:
+    """Batch sizes of an epoch of ``size`` samples that begins after ``start``, where every size can be made."""
+    sizes, samples, end = [], start, start + size
+    while samples < end:
+        batch = schedule.batch_size(samples)
+        if samples + batch > end:
+            if last_window == "drop" or end - samples < ranks:
+                break
+            batch = end - samples
+        sizes.append(batch)
+        samples += batch
+    return sizes
 
 
 def exact_batches(
@@ -26,13 +40,7 @@ def exact_batches(
     """Indices of every step, from an unshuffled endless order: what a resumable loader must give."""
     steps, samples = [], 0
     for _ in range(epochs):
-        end = samples + size
-        while samples < end:
-            batch = schedule.batch_size(samples)
-            if samples + batch > end:
-                if last_window == "drop" or end - samples < ranks:
-                    break
-                batch = end - samples
+        for batch in exact_sizes(schedule, samples, size, last_window, ranks):
             steps.append([position % size for position in range(samples, samples + batch)])
             samples += batch
     return steps

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_scale.callbacks import BatchSizeRamp, ExactResume, StepProgressBar, ValidateEvery
 from lightning_scale.schedule import LinearRamp, StepSchedule
-from tests.toys import Net, Recorder, Tally, Vectors, Weighted, indices, trainer
+from tests.toys import Recorder, Tally, Weighted, indices, trainer
 from tests.window.batches import check, exact_batches, resumable, rounded_batches, schedules
 
 
@@ -254,37 +254,3 @@ def test_an_overflow_consumes_its_samples(tmp_path: Path) -> None:
         [s for i, s in enumerate(steps) if i != 1],
         torch.ones(23),
     )
-
-
-def ramp_run(root: Path, *more: L.Callback, ckpt: Path | None = None) -> tuple[Net, L.Trainer]:
-    L.seed_everything(0, verbose=False)
-    module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
-    fit = trainer(root, [BatchSizeRamp("0:5 40:13 90:27 210:8", lr_scaling="sqrt"), *more], max_steps=24, max_epochs=-1)
-    fit.fit(module, Vectors(4), ckpt_path=ckpt)
-    return module, fit
-
-
-class SaveAt(L.Callback):
-    """Saves once where a hook comes after so many micro-batches, counted over epochs."""
-
-    def __init__(self, path: Path, hook: str, micro_batch: int) -> None:
-        self.path, self.micro_batch = path, micro_batch
-        setattr(self, hook, self._save)
-
-    def _save(self, fit: L.Trainer, *args: Any) -> None:
-        if fit.fit_loop.total_batch_idx >= self.micro_batch and not self.path.exists():
-            fit.save_checkpoint(self.path)
-
-
-@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end", "on_validation_end"])
-def test_a_resume_anywhere_has_the_bits_of_the_whole_run(tmp_path: Path, hook: str) -> None:
-    """Epochs have 31 and 27 micro-batches; also at an epoch's last micro-batch, whose successor has another length."""
-    whole, reference = ramp_run(tmp_path)
-    for micro_batch in (0, 1, 3, 7, 16, 17, 29, 30, 31, 44, 56, 57, 58) if hook == "on_train_batch_end" else (0, 31):
-        path = tmp_path / f"{micro_batch}.ckpt"
-        ramp_run(tmp_path, SaveAt(path, hook, micro_batch))
-        done = torch.load(path, weights_only=True)["global_step"]
-        rest, fit = ramp_run(tmp_path, ckpt=path)
-        assert rest.steps == whole.steps[done:], micro_batch
-        assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
-        assert (fit.global_step, fit.current_epoch) == (reference.global_step, reference.current_epoch)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.window.window import Window
-from tests.toys import Net, Tally, Vectors, Weighted, indices, trainer
+from tests.toys import Boom, Net, Tally, Vectors, Weighted, indices, trainer
 
 
 def windows(size: int, micro: int, batch: int, epochs: int, last_window: str) -> list[list[list[int]]]:
@@ -167,42 +166,6 @@ def test_validation_inside_a_window_leaves_it_whole(tmp_path: Path) -> None:
     check(module.gradients, windows(12, 1, 4, 1, "step"), 12)
 
 
-def adam(
-    root: Path, *more: L.Callback, ckpt: Path | None = None, batch: int = 12, **options: Any
-) -> tuple[Net, L.Trainer]:
-    L.seed_everything(0, verbose=False)
-    module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
-    fit = trainer(root, [GradientAccumulation(batch), *more], **{"max_steps": 8, **options})
-    fit.fit(module, Vectors(4), ckpt_path=ckpt)
-    return module, fit
-
-
-class SaveAt(L.Callback):
-    """Saves after one micro-batch, counted over epochs."""
-
-    def __init__(self, path: Path, micro_batch: int) -> None:
-        self.path, self.micro_batch = path, micro_batch
-
-    def on_train_batch_end(self, fit: L.Trainer, *args: Any) -> None:
-        if fit.fit_loop.total_batch_idx == self.micro_batch and not self.path.exists():
-            fit.save_checkpoint(self.path)
-
-
-@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 7, "max_epochs": -1}], ids=["whole epochs", "limited"])
-def test_a_checkpoint_after_any_micro_batch_resumes_with_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
-    """Inside a window too: it holds the state of the window's start. 25 (or 7) micro-batches an epoch, 3 a window."""
-    steps = {"max_steps": 12, **options}
-    whole, reference = adam(tmp_path, **steps)
-    for micro_batch in (0, 1, 2, 3, 5, 6, 7, 13, 14, 20, 23, 24, 25, 27):
-        path = tmp_path / f"{micro_batch}.ckpt"
-        adam(tmp_path, SaveAt(path, micro_batch), **steps)
-        done = torch.load(path, weights_only=True)["global_step"]
-        rest, fit = adam(tmp_path, ckpt=path, **steps)
-        assert rest.steps == whole.steps[done:], micro_batch
-        assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
-        assert fit.global_step == reference.global_step
-
-
 def test_every_sample_of_the_endless_order_is_trained_once(tmp_path: Path) -> None:
     """Epochs limited to 3 of 10 micro-batches go on where the last one stopped."""
     size, seen = 40, []
@@ -263,19 +226,6 @@ def test_schedulers_are_told_the_true_number_of_steps(tmp_path: Path) -> None:
     assert type(fit) is L.Trainer
 
 
-class Boom(L.Callback):
-    """Raises after one micro-batch."""
-
-    def __init__(self, micro_batch: int) -> None:
-        self.micro_batch = micro_batch
-
-    def on_train_batch_end(
-        self, fit: L.Trainer, module: L.LightningModule, out: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == self.micro_batch:
-            raise RuntimeError("boom")
-
-
 def test_an_exception_leaves_module_and_trainer_as_they_were(tmp_path: Path) -> None:
     module = Tally(8)
     fit = trainer(tmp_path, [GradientAccumulation(4), Boom(1)], max_epochs=1)
@@ -296,39 +246,6 @@ def test_a_fit_that_raised_can_be_fit_again(tmp_path: Path) -> None:
     module = Tally(8)
     fit.fit(module, indices(8, 1))
     check(module.gradients, windows(8, 1, 4, 1, "step"), 8)
-
-
-@pytest.mark.parametrize("micro_batch", [4, 5, 6])
-def test_a_checkpoint_on_an_exception_lies_at_the_last_windows_end(tmp_path: Path, micro_batch: int) -> None:
-    """Windows of 3 in 12 micro-batches of shuffled, resumable data: killed at micro-batch 4, 5 or 6 (from 0)."""
-
-    def run(*more: L.Callback, ckpt: Path | None = None) -> Net:
-        try:
-            return adam(tmp_path, *more, ckpt=ckpt, enable_checkpointing=True)[0]
-        except RuntimeError:
-            assert more
-            return Net(lambda m: None)
-
-    whole = run()
-    run(ModelCheckpoint(tmp_path / "saved", save_on_exception=True, filename="{step}"), Boom(micro_batch))
-    (saved,) = (tmp_path / "saved").glob("*.ckpt")
-    done = (micro_batch + 1) // 3
-    assert torch.load(saved, weights_only=False)["global_step"] == done
-    rest = run(ckpt=saved)
-    assert rest.steps == whole.steps[done:]
-    assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
-
-
-def test_stopping_early_inside_a_window_can_be_resumed(tmp_path: Path) -> None:
-    class Stop(L.Callback):
-        def on_train_batch_end(self, fit: L.Trainer, module: Any, out: Any, batch: Any, batch_idx: int) -> None:
-            fit.should_stop = batch_idx == 5
-
-    whole, _ = adam(tmp_path, batch=16, max_steps=5)
-    _, stopped = adam(tmp_path, Stop(), batch=16, max_steps=5)
-    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
-    rest, _ = adam(tmp_path, ckpt=tmp_path / "stopped.ckpt", batch=16, max_steps=5)
-    assert rest.steps == whole.steps[1:]
 
 
 def test_a_closure_called_twice_counts_once(tmp_path: Path) -> None:
