@@ -135,8 +135,8 @@ class BertPretraining(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         logits = self(batch["input_ids"], batch["positions"])
         losses = _losses(logits, batch["targets"])
-        hidden = int((batch["targets"] != IGNORED).sum())
-        loss = losses.sum() / max(hidden, 1)
+        hidden = (batch["targets"] != IGNORED).sum()
+        loss = losses.sum() / hidden.clamp(min=1)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(logits))
         # What the loss is the mean of: the step is the mean over all hidden tokens of its batch.
         return {"loss": loss, "num_items": hidden}

@@ -23,7 +23,7 @@ from lightning_scale.window.conflicts import (
     warn_of_loaders_that_cannot_continue,
 )
 from lightning_scale.window.feed import Feed, is_resumable
-from lightning_scale.window.items import MeanOverItems, items_of
+from lightning_scale.window.items import Items, MeanOverItems, items_of
 from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.progress import Progress
@@ -46,7 +46,7 @@ class LoopAdapter(L.Callback):
         """Samples of the window under way, over all ranks; at its end those that the step was the mean of."""
         self.rate = ScaledRate()
         self._mean = MeanOverItems()
-        self._items = 0.0
+        self._items: Items = 0.0
         self._streams: RandomStreams | None = None
         self._loop: LoopAccess | None = None
         self._feed: Feed | None = None

@@ -14,7 +14,11 @@ ITEMS_KEY = "num_items"
 """``training_step`` may return ``{"loss": mean over n items, "num_items": n}`` (masked tokens, say); else samples count."""
 
 
-def items_of(output: Any, samples: int) -> float:
+Items = float | Tensor
+"""A number of items: a 0-d tensor where the module gave one on an accelerator, so that no micro-batch waits for it."""
+
+
+def items_of(output: Any, samples: int) -> Items:
     """How many items one rank's loss of one micro-batch is the mean of.
 
     Args:
@@ -22,8 +26,15 @@ def items_of(output: Any, samples: int) -> float:
         samples: The micro-batch's samples on this rank: they count where ``training_step`` names no items.
     """
     if isinstance(output, Mapping) and ITEMS_KEY in output:
-        return float(output[ITEMS_KEY])
+        items = output[ITEMS_KEY]
+        if isinstance(items, Tensor) and _on_accelerator(items):
+            return items.detach().reshape(()).to(torch.float32 if items.device.type == "mps" else torch.float64)
+        return float(items)
     return float(samples)
+
+
+def _on_accelerator(tensor: Tensor) -> bool:
+    return tensor.device.type != "cpu"
 
 
 def samples_of(batch: Any, nominal: int | None) -> int:
@@ -45,20 +56,20 @@ class MeanOverItems:
 
     def __init__(self) -> None:
         self.unit: float | None = None
-        self._sum = 0.0
+        self._sum: Items = 0.0
 
     def begin(self) -> None:
         """A new window."""
         self._sum = 0.0
 
-    def weigh(self, loss: Tensor, items: float, trainer: L.Trainer) -> None:
+    def weigh(self, loss: Tensor, items: Items, trainer: L.Trainer) -> None:
         """Before the backward pass of a micro-batch; every rank calls it as often."""
         if self.unit is None:
             self.unit = float(_sum_over_ranks(items, trainer)) / trainer.world_size or 1.0
-        self._sum += items
+        self._sum = self._sum + items  # not in place: the sum may be a tensor that the module goes on with
         weight = items / self.unit
-        if weight != 1 and loss.requires_grad:
-            loss.register_hook(lambda gradient: gradient * weight)  # type: ignore[no-untyped-call]
+        if loss.requires_grad and (isinstance(weight, Tensor) or weight != 1):
+            loss.register_hook(lambda gradient: (gradient * weight).to(gradient.dtype))  # type: ignore[no-untyped-call]
 
     def divide(self, grads: list[Tensor], trainer: L.Trainer) -> None:
         """At the end of a window: turn the sum into the mean, in place; every rank calls it."""
@@ -73,11 +84,12 @@ class MeanOverItems:
             torch._foreach_div_(grads, divisor)
 
 
-def _sum_over_ranks(value: float, trainer: L.Trainer) -> float | Tensor:
+def _sum_over_ranks(value: Items, trainer: L.Trainer) -> Items:
     """One scalar collective where there are several ranks."""
     if trainer.world_size == 1:
         return value
-    scalar = torch.tensor(value, dtype=torch.float64, device=trainer.strategy.root_device)
+    device = trainer.strategy.root_device
+    scalar = torch.as_tensor(value, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     reduced = trainer.strategy.reduce(scalar, reduce_op="sum")
     assert isinstance(reduced, Tensor)
     return reduced

@@ -144,6 +144,17 @@ def test_uneven_items_are_one_mean(micro: int, factor: int, size: int) -> None:
         torch.testing.assert_close(gradient.double(), items / items.sum(), rtol=4e-7, atol=0)
 
 
+def test_items_counted_on_an_accelerator_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gradients from 0-d tensors as from numbers."""
+    monkeypatch.setattr("lightning_scale.window.items._on_accelerator", lambda tensor: True)
+    module, expected = Weighted(23), Weighted(23)
+    trainer(tmp_path, [GradientAccumulation(6)], max_epochs=1).fit(module, indices(23, 2))
+    monkeypatch.undo()
+    trainer(tmp_path, [GradientAccumulation(6)], max_epochs=1).fit(expected, indices(23, 2))
+    for ours, theirs in zip(module.gradients, expected.gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-7, atol=0)
+
+
 def test_a_window_without_items_moves_nothing(tmp_path: Path) -> None:
     class Empty(Tally):
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
