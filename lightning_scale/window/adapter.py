@@ -277,8 +277,11 @@ class LoopAdapter(L.Callback):
         if loaders != self._read:
             self._read = loaders
             self._read_loaders(trainer, loaders)
-        if self._resuming(trainer) and self.feed.exact and self.loop.last_batch_done:
-            self.loop.begin_new_epoch_on_restart()
+        if self._resuming(trainer) and self.feed.exact:
+            if self.loop.last_batch_done:
+                self.loop.begin_new_epoch_on_restart()
+            elif self.loop.epoch_begun:
+                self.loop.go_on_at(self.feed.micro_batches_taken(self.progress.now, self.progress.epoch_start))
 
     def _resuming(self, trainer: L.Trainer) -> bool:
         """Whether training goes on from a checkpoint and has not begun yet."""

@@ -168,6 +168,16 @@ class Feed:
         assert self._unit is not None
         return Window(batch_size, batch_size // self._unit)
 
+    def micro_batches_taken(self, samples: int, epoch_start: int) -> int:
+        """Micro-batches of each rank, in the epoch that began after ``epoch_start``, that hold its samples so far."""
+        assert self._sampler is not None, "only where the loader is told the batch sizes"
+        taken = 0
+        for batch in self._sampler.epoch_batches(epoch_start):
+            if epoch_start >= samples:
+                break
+            taken, epoch_start = taken + batch.micro_batches, epoch_start + batch.batch_size
+        return taken
+
     def micro_batch_samples(self, window: Window, batch: Any) -> int:
         """Samples of this rank in the window's next micro-batch."""
         if window.split is not None:

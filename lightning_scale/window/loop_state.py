@@ -117,6 +117,17 @@ class LoopState:
         if self._trainer.val_check_batch == self._fit_loop.max_batches:
             self._trainer.val_check_batch = batches.current.ready
 
+    def go_on_at(self, micro_batch: int) -> None:
+        """After a resume inside an epoch: count so many of its micro-batches as taken.
+
+        The checkpoint counts those of its own ranks and micro-batch size.
+        """
+        batches = self._epoch_loop.batch_progress
+        moved = micro_batch - batches.current.ready
+        for tracker in (batches.total, batches.current):
+            for name in ("ready", "started", "processed", "completed"):  # the last may be one behind
+                setattr(tracker, name, getattr(tracker, name) + moved)
+
     def rewind(self, micro_batches: int) -> None:
         """Count the last micro-batches as not begun: their gradients are given up, and a resume takes them again."""
         batches = self._epoch_loop.batch_progress
