@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import lightning.pytorch as L
@@ -9,9 +10,9 @@ import torch
 
 
 def ddp_options() -> dict[str, Any]:
-    """Of a Trainer: two ranks in a process that `run_ranks` has started, else one."""
-    world = torch.distributed.is_torchelastic_launched()
-    return {"devices": 2, "strategy": "ddp"} if world else {}
+    """Of a Trainer: the ranks that this process was started with, else one process."""
+    ranks = int(os.environ["WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else 1
+    return {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
 
 
 class Synced(L.Callback):
