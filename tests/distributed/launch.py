@@ -1,11 +1,13 @@
-"""Run a function of a test file on two gloo processes, with a time limit, and fetch what each rank returns."""
+"""Run a function of a test file on gloo processes, with a time limit, and fetch what each rank returns."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,8 @@ os._exit(0)  # gloo sometimes aborts a process that has done all its work
 """
 
 
-def run_ranks(module: str, function: str, folder: Path, world_size: int = 2, timeout: float = 120) -> list[Any]:
-    """Call ``module.function(folder)`` on every rank of a new process group.
-
-    Args:
-        module: Importable from the repository's root.
-        function: Takes the folder's path; what it returns must be loadable with weights_only.
-        folder: Where ranks write.
-        world_size: Number of processes on this machine.
-        timeout: Seconds until a hang fails.
-
-    Returns:
-        Each rank's result.
-    """
+def start_ranks(module: str, function: str, folder: Path, world_size: int) -> list[subprocess.Popen[bytes]]:
+    """Start ``module.function(folder)`` on every rank of a new process group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,8 +48,25 @@ def run_ranks(module: str, function: str, folder: Path, world_size: int = 2, tim
             "TORCHELASTIC_RUN_ID": "test",  # Lightning then takes ranks from the environment
         }
         command = [sys.executable, "-c", _WORKER, module, function, str(folder)]
-        log = (folder / f"rank{rank}.log").open("w")
-        ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder))
+        with (folder / f"rank{rank}.log").open("w") as log:
+            ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder))
+    return ranks
+
+
+def run_ranks(module: str, function: str, folder: Path, world_size: int = 2, timeout: float = 120) -> list[Any]:
+    """Call ``module.function(folder)`` on every rank of a new process group.
+
+    Args:
+        module: Importable from the repository's root.
+        function: Takes the folder's path; what it returns must be loadable with weights_only.
+        folder: Where ranks write.
+        world_size: Number of processes on this machine.
+        timeout: Seconds until a hang fails.
+
+    Returns:
+        Each rank's result.
+    """
+    ranks = start_ranks(module, function, folder, world_size)
     try:
         for process in ranks:
             process.wait(timeout)
@@ -71,3 +79,18 @@ def run_ranks(module: str, function: str, folder: Path, world_size: int = 2, tim
         assert file.exists(), (folder / f"rank{rank}.log").read_text()[-4000:]
         results.append(torch.load(file, weights_only=True))
     return results
+
+
+def run_killed(module: str, function: str, folder: Path, world_size: int = 2, timeout: float = 120) -> None:
+    """The same where a rank kills itself with SIGKILL: the others are killed too, as a cluster's scheduler does."""
+    ranks = start_ranks(module, function, folder, world_size)
+    try:
+        end = time.monotonic() + timeout
+        while all(process.poll() is None for process in ranks) and time.monotonic() < end:
+            time.sleep(0.02)
+        ended = [process.poll() for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert -signal.SIGKILL in ended, (ended, (folder / "rank0.log").read_text()[-4000:])

@@ -13,24 +13,10 @@ from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup, Sequence
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
 from tests.distributed.launch import run_ranks
+from tests.distributed.ranks import Synced, ddp_options
 from tests.toys import Net, Recorder, Tally, Vectors, Weighted, indices, trainer
 
 MODULE = __name__
-
-
-class Synced(L.Callback):
-    """Notes for every micro-batch whether DDP would synchronize its gradients."""
-
-    def __init__(self) -> None:
-        self.synced: list[bool] = []
-
-    def on_before_backward(self, fit: L.Trainer, *args: Any) -> None:
-        self.synced.append(bool(getattr(fit.model, "require_backward_grad_sync", True)))
-
-
-def ddp_options() -> dict[str, Any]:
-    world = torch.distributed.is_torchelastic_launched()
-    return {"devices": 2, "strategy": "ddp"} if world else {}
 
 
 def tally(folder: str) -> dict[str, Any]:
