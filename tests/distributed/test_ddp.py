@@ -42,9 +42,12 @@ def two_stages(folder: str, ckpt: str | None = None, save: str | None = None) ->
     callbacks: list[L.Callback] = [LEGWWarmup(8, "2 steps"), SequenceLengthStages(stages), TrustRatioMonitor(1)]
 
     class Save(L.Callback):
+        last = 0
+
         def on_train_batch_end(self, fit: L.Trainer, *args: Any) -> None:
-            if save and fit.global_step == 8 and not Path(save).exists():
+            if save and fit.global_step == 8 and self.last != 8:  # all ranks alike: saving waits for all
                 fit.save_checkpoint(save)
+            self.last = fit.global_step
 
     logger = Recorder(Path(folder) / "logs")
     fit = trainer(Path(folder), [*callbacks, Save()], logger=logger, **ddp_options())

@@ -25,12 +25,12 @@ class Save(L.Callback):
     """Saves after each of the steps ``AT``."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.last = folder, 0
 
     def on_train_batch_end(self, fit: L.Trainer, *args: Any) -> None:
-        path = self.folder / f"{fit.global_step}.ckpt"
-        if fit.global_step in AT and not path.exists():
-            fit.save_checkpoint(path)
+        if fit.global_step in AT and fit.global_step != self.last:  # all ranks alike: saving waits for all
+            fit.save_checkpoint(self.folder / f"{fit.global_step}.ckpt")
+        self.last = fit.global_step
 
 
 def run(
