@@ -197,7 +197,7 @@ class LoopAdapter(L.Callback):
         # Left open where a module's on_train_batch_start returned -1, or a loader ended without a word. (Where training
         # is asked to stop, its end gives the window up.)
         if self._window is not None and not trainer.should_stop:
-            self._end_window(self._window, trainer.world_size)
+            self._end_window(self._window)
 
     # -- a window ------------------------------------------------------------------------------------------------------
 
@@ -240,14 +240,14 @@ class LoopAdapter(L.Callback):
         if self._streams is not None:
             self._streams.end_micro_batch(window_ends=ends)
         if self._window is not None and ends:
-            self._end_window(self._window, trainer.world_size)
+            self._end_window(self._window)
             self.rate.note()
             self._write_rate(trainer)
 
-    def _end_window(self, window: Window, world_size: int) -> None:
+    def _end_window(self, window: Window) -> None:
         """Add a window's samples to what has been consumed."""
         self._window = None
-        self.batch_size = window.consumed(world_size)
+        self.batch_size = self.feed.consumed(window)
         self.progress.add(self.batch_size)
 
     def _write_rate(self, trainer: L.Trainer) -> None:

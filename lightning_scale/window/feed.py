@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as L
+import torch
+from torch.utils.data import DistributedSampler
 
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
@@ -50,6 +52,7 @@ class Feed:
         self._trainer = trainer
         self._loop = loop
         self._sampler: ResumableBatchSampler | None = None  # where it is told the batch sizes
+        self._ranks_alike = True
 
     @property
     def exact(self) -> bool:
@@ -100,6 +103,9 @@ class Feed:
                 f" {self._trainer.world_size}: leave its rank and world_size out."
             )
         self._sampler = sampler if resumable and self.owner is not None and len(loaders) == 1 else None
+        # Lightning's distributed samplers give every rank as many samples; who knows what others do.
+        alike = resumable or isinstance(getattr(loaders[0], "sampler", None), DistributedSampler)
+        self._ranks_alike = alike or self._trainer.world_size == 1
         if self.owner is not None:
             self._check_batches(self.owner)
 
@@ -183,6 +189,15 @@ class Feed:
         if window.split is not None:
             return window.split.size(window.seen, self._trainer.global_rank)
         return samples_of(batch, self.micro_batch_size)
+
+    def consumed(self, window: Window) -> int:
+        """Samples of all ranks in the micro-batches of a window that ends; every rank calls it, and gets the same."""
+        if window.split is not None:
+            return window.split.samples(window.seen)
+        if self._ranks_alike:
+            return window.samples * self._trainer.world_size
+        own = torch.tensor(window.samples, device=self._trainer.strategy.root_device)
+        return int(self._trainer.strategy.reduce(own, reduce_op="sum"))
 
     # -- how many there will be ----------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from lightning_scale.schedule import LastWindow, Split
 class Window:
     """Counts one rank's micro-batches towards one optimizer step.
 
-    Every rank counts the same, for every batch is split into as many micro-batches on each, so no rank has to ask another.
+    Every rank counts the same micro-batches, for every batch is split into as many on each: no rank has to ask another.
     """
 
     batch_size: int
@@ -42,7 +42,3 @@ class Window:
     def closes(self, *, epoch_ends: bool, last_window: LastWindow) -> bool:
         """Whether the optimizer steps after the present micro-batch."""
         return self.full or (epoch_ends and last_window == "step")
-
-    def consumed(self, world_size: int) -> int:
-        """Samples of all ranks in the micro-batches begun."""
-        return self.samples * world_size if self.split is None else self.split.samples(self.seen)
