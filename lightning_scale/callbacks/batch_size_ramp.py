@@ -21,7 +21,7 @@ class BatchSizeRamp(L.Callback):
     ``batch_size`` (the true one), ``samples_consumed``, and ``lr`` where it is scaled.
 
     Args:
-        schedule: "samples:batch" pairs such as "0:256 1M:512 4M:1024", or a schedule of `lightning_scale.schedule`:
+        schedule: "samples:batch" pairs such as "0:256 1M:512 4M:1024", a number, or a schedule of `lightning_scale.schedule`:
             ``LinearRamp``, ``GeometricRamp``, ``InsteadOfDecay``, ``StepSchedule(unit="tokens")``.
         lr_scaling: How the optimizer's rate, tuned for the schedule's first size, follows the batch: "none", "sqrt",
             "linear", or "linear_then_sqrt". "none" beside `LEGWWarmup`, whose rate follows the batch already, and with
@@ -37,7 +37,7 @@ class BatchSizeRamp(L.Callback):
 
     def __init__(
         self,
-        schedule: str | BatchSizeSchedule,
+        schedule: int | str | BatchSizeSchedule,
         lr_scaling: LRScaling = "none",
         last_window: LastWindow = "step",
         noise_scale: float | None = None,

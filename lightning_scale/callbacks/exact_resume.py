@@ -20,7 +20,8 @@ class ExactResume(L.Callback):
 
     With `lightning_scale.data.ResumableBatchSampler` a resume anywhere in an epoch has the bits of the uninterrupted run;
     with a plain DataLoader only a resume at an epoch's start has. What a data set draws in worker processes is not
-    covered: draw it from the sample's position (``ResumableBatchSampler(positions=True)``).
+    covered: draw it from the sample's position (``ResumableBatchSampler(positions=True)``). A hook that seeds generators
+    between two steps seeds the outside stream.
     """
 
     def __init__(self) -> None:

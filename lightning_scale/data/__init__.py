@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_scale.data.sampler import ResumableBatchSampler
+from lightning_scale.data.sampler import ResumableBatchSampler, is_resumable
 from lightning_scale.data.staged import StageData, StagedDataModule
 
-__all__ = ["ResumableBatchSampler", "StageData", "StagedDataModule"]
+__all__ = ["ResumableBatchSampler", "StageData", "StagedDataModule", "is_resumable"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from lightning_scale.schedule import BatchSizeSchedule, LastWindow, Split, nearest_split
@@ -70,6 +72,7 @@ class ResumableBatchSampler(Sampler[list[int]]):
         self._schedule: BatchSizeSchedule | None = None
         self._last_window: LastWindow = "drop"
         self._measured: tuple[object, int] | None = None
+        self._drawn = -1
         if self.epoch_samples < self._stride:
             raise ValueError(
                 f"an epoch has {self.epoch_samples} samples, fewer than the {self._stride} that one micro-batch of"
@@ -136,12 +139,15 @@ class ResumableBatchSampler(Sampler[list[int]]):
         """The batch that begins after ``samples`` consumed samples; None where the epoch has no more."""
         return self._batch(samples, self._epoch_start_now + self.epoch_samples)
 
-    def epoch_batches(self, epoch_start: int) -> Iterator[Split]:
-        """The batches of an epoch that begins after ``epoch_start`` samples."""
-        samples = epoch_start
-        while (split := self._batch(samples, epoch_start + self.epoch_samples)) is not None:
-            yield split
-            samples += split.batch_size
+    def epoch_batches(self, epoch_start: int) -> Iterator[tuple[Split, int]]:
+        """The batches of an epoch that begins after ``epoch_start`` samples: each kind, and how many of it follow."""
+        samples, end = epoch_start, epoch_start + self.epoch_samples
+        while (split := self._batch(samples, end)) is not None:
+            most = None if self._schedule is None else self._schedule.steps_of_one_size(samples, split.batch_size)
+            fitting = (end - samples) // split.batch_size
+            count = fitting if most is None else max(1, min(most, fitting))
+            yield split, count
+            samples += count * split.batch_size
 
     def _batch(self, samples: int, end: int) -> Split | None:
         if self._schedule is None:
@@ -160,15 +166,14 @@ class ResumableBatchSampler(Sampler[list[int]]):
             return self.epoch_samples // self._stride
         key = (start, self._schedule, self._last_window)
         if self._measured is None or self._measured[0] != key:  # Lightning asks several times an epoch
-            self._measured = key, sum(split.micro_batches for split in self.epoch_batches(start))
+            self._measured = key, sum(count * split.micro_batches for split, count in self.epoch_batches(start))
         return self._measured[1]
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, samples = self.rank, self.samples_consumed
         while (split := self.batch(samples)) is not None:
             for micro_batch in range(split.micro_batches):
-                start = samples + split.place(micro_batch, rank)
-                yield [self._sample(position) for position in range(start, start + split.size(micro_batch, rank))]
+                yield self._samples(samples + split.place(micro_batch, rank), split.size(micro_batch, rank))
             samples += split.batch_size
 
     @property
@@ -183,18 +188,28 @@ class ResumableBatchSampler(Sampler[list[int]]):
             return self._epoch_start
         return self.samples_consumed // self._whole_micro_batches * self._whole_micro_batches
 
-    def _sample(self, position: int) -> int:
-        """The data set's index (or index and pass) of the run's ``position``-th sample."""
-        passed, place = divmod(position, self.dataset_size)
-        index = self._order(passed)[place] if self.shuffle else place
-        return passed * self.dataset_size + index if self.positions else index
+    def _samples(self, start: int, count: int) -> list[int]:
+        """The data set's indices (or positions) of ``count`` samples of the run, from the ``start``-th on."""
+        taken: list[int] = []
+        while len(taken) < count:
+            passed, place = divmod(start + len(taken), self.dataset_size)
+            end = min(place + count - len(taken), self.dataset_size)
+            indices = self._order(passed)[place:end].tolist() if self.shuffle else range(place, end)
+            taken += [passed * self.dataset_size + index for index in indices] if self.positions else indices
+        return taken
 
-    def _order(self, passed: int) -> list[int]:
+    def _order(self, passed: int) -> Tensor:
         """The permutation of one pass; the last one drawn is kept, for it serves many samples."""
-        if getattr(self, "_drawn", None) != passed:
+        if self._drawn != passed:
             # Hashed, for a sum of seed and pass would give one seed's second order to the next seed's first.
             digest = hashlib.sha256(f"{self.seed}/{passed}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            self._permutation: list[int] = torch.randperm(self.dataset_size, generator=generator).tolist()
+            order = torch.randperm(self.dataset_size, generator=generator)
+            self._permutation = order.to(torch.int32) if self.dataset_size < 2**31 else order  # half the memory
             self._drawn = passed
         return self._permutation
+
+
+def is_resumable(loader: Any) -> bool:
+    """Whether a loader's order follows from the samples consumed."""
+    return isinstance(getattr(loader, "batch_sampler", None), ResumableBatchSampler)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 
 from lightning_scale.schedule.checks import finite, whole
@@ -31,6 +33,21 @@ class BatchSizeSchedule(ABC):
     def lr_factor(self, samples: int) -> float:
         """What the rate of the next step is multiplied with, where the schedule leaves a part of a decay to the rate."""
         return 1.0
+
+    def steps_of_one_size(self, samples: int, batch_size: int) -> int | None:
+        """Optimizer steps from ``samples`` on before the size changes, at ``batch_size`` samples each; None for all.
+
+        Args:
+            samples: Samples consumed.
+            batch_size: The size that applies there, as it is carried out.
+        """
+        starts = self._starts_of_sizes
+        place = bisect_right(starts, samples)
+        return -((samples - starts[place]) // batch_size) if place < len(starts) else None
+
+    @cached_property
+    def _starts_of_sizes(self) -> list[int]:
+        return [samples for samples, _ in self.changes()]
 
     @property
     def max_batch_size(self) -> int:

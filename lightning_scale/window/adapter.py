@@ -11,18 +11,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_scale.data import is_resumable
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.schedule import LEGW, Quantity
 from lightning_scale.window.conflicts import (
     refuse_batch_conflicts,
     refuse_manual_optimization,
+    refuse_missing_micro_batch,
     refuse_other_namespace,
     refuse_rate_conflicts,
+    refuse_scaled_step_without_loss,
     refuse_tokens_without_stages,
     refuse_two_clips,
+    refuse_unknown_samples,
     warn_of_loaders_that_cannot_continue,
+    warn_of_window_cut_off,
 )
-from lightning_scale.window.feed import Feed, is_resumable
+from lightning_scale.window.feed import Feed
 from lightning_scale.window.items import Items, MeanOverItems, items_of
 from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.owner import BatchSizeOwner
@@ -56,7 +61,9 @@ class LoopAdapter(L.Callback):
         self._loading = False
         self._ran = False
         self._validation_interval: Quantity | None = None
-        self._inside_epoch = False  # a resumed run goes on with one (that Lightning may call a new one)
+        self._begun = False  # whether a micro-batch has been, since fit began
+        self._loaded = False  # whether a checkpoint's state was
+        self._no_validation_yet = False  # none is due at the place where a resumed run goes on
         self._read: list[Any] = []  # the loaders last read
 
     # -- what callbacks call in their setup ----------------------------------------------------------------------------
@@ -166,7 +173,7 @@ class LoopAdapter(L.Callback):
             refuse_batch_conflicts(trainer, pl_module, feed.owner_name)
             loop.count_scheduler_steps()
             loop.decide_steps(lambda: self._closes)
-            loop.after_training_step(self._see_output)
+            loop.after_training_step(lambda output: self._see_output(trainer, output))
             loop.zero_grad_only_when(pl_module, self._nothing_to_keep, self._mean.begin)
         rule = self.rate.rule
         refuse_tokens_without_stages(self._validation_interval, rule.plan)
@@ -176,6 +183,7 @@ class LoopAdapter(L.Callback):
             loop.around_schedulers(self.rate.update_schedulers)
             self.rate.prepare(trainer.optimizers[0])
         loop.around_saving(self._save)
+        loop.validate_unless(lambda: self._no_validation_yet and not self._begun)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._enter_stage(trainer)  # validation, too, has a stage's length
@@ -186,8 +194,7 @@ class LoopAdapter(L.Callback):
         self._write_rate(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._inside_epoch:
-            self.progress.epoch_start = self.progress.now
+        self.progress.epoch_start = self.progress.now
         for loader in self.loop.train_loaders:
             self.feed.follow(loader, self.progress.now, self.progress.epoch_start)
         if self.feed.exact:
@@ -195,8 +202,10 @@ class LoopAdapter(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Left open where a module's on_train_batch_start returned -1, or a loader ended without a word. (Where training
-        # is asked to stop, its end gives the window up.)
-        if self._window is not None and not trainer.should_stop:
+        # stops, its end gives the window up.)
+        if self._window is not None and not self.loop.stopping:
+            if self.feed.owner is not None and self.feed.owner.last_window == "step":
+                warn_of_window_cut_off(self._window.first is not None)
             self._end_window(self._window)
 
     # -- a window ------------------------------------------------------------------------------------------------------
@@ -204,21 +213,26 @@ class LoopAdapter(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._inside_epoch = False
+        if not self._begun:
+            self.loop.forget_restart()
+            self._begun = True
         if self._window is None:
             self._window = self.feed.window(self.progress.now)
             self.batch_size = self._window.batch_size
             self._write_rate(trainer)  # anew, for another callback may have changed the batch since
-        self._window.begin_micro_batch(self.feed.micro_batch_samples(self._window, batch))
+            self._window.opened_at = trainer.global_step
+        self.feed.begin_micro_batch(self._window, batch)
         if self.stages is not None and self._window.full and self.stages.ends_after(trainer.global_step + 1):
             self.loop.end_epoch()
         last_window = self.feed.owner.last_window if self.feed.owner is not None else "step"
         self._closes = self._window.closes(epoch_ends=self.loop.epoch_ends, last_window=last_window)
 
-    def _see_output(self, output: Any, batch: Any) -> None:
+    def _see_output(self, trainer: L.Trainer, output: Any) -> None:
         """After ``training_step``: how many items its loss is the mean of."""
         if self._window is not None:
-            self._items = items_of(output, self._window.last)
+            if output is None and self._closes and self._window.first is not None:
+                refuse_scaled_step_without_loss(trainer)
+            self._items = items_of(output, self._window.held)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         if self.feed.owner is not None and self._window is not None:
@@ -236,6 +250,8 @@ class LoopAdapter(L.Callback):
             self._mean.divide([p.grad for p in params if p.grad is not None], trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if args[1] is None and self.feed.owner is not None:
+            refuse_missing_micro_batch(self.feed.owner_name)
         ends = self._closes or self.loop.epoch_ends
         if self._streams is not None:
             self._streams.end_micro_batch(window_ends=ends)
@@ -264,9 +280,10 @@ class LoopAdapter(L.Callback):
         if self._resuming(trainer):
             if self.loop.train_loaders:
                 self.loop.drop_loaders()  # made before the checkpoint was restored, for a count of steps
-            self._inside_epoch = self.loop.epoch_begun
             if self.loop.last_batch_done:
                 self.progress.epoch_start = self.progress.now
+            elif self.loop.restored and self.loop.epoch_begun:
+                self.loop.reopen_epoch()
         self._enter_stage(trainer)
 
     def _after_data(self, trainer: L.Trainer) -> None:
@@ -277,11 +294,12 @@ class LoopAdapter(L.Callback):
         if loaders != self._read:
             self._read = loaders
             self._read_loaders(trainer, loaders)
-        if self._resuming(trainer) and self.feed.exact:
+        if self._resuming(trainer) and self.feed.resumable:
             if self.loop.last_batch_done:
                 self.loop.begin_new_epoch_on_restart()
-            elif self.loop.epoch_begun:
-                self.loop.go_on_at(self.feed.micro_batches_taken(self.progress.now, self.progress.epoch_start))
+            elif self.feed.exact and self.loop.restored and self.loop.epoch_begun:
+                taken = self.feed.micro_batches_taken(self.progress.now, self.progress.epoch_start)
+                self._no_validation_yet |= self.loop.go_on_at(taken)
 
     def _resuming(self, trainer: L.Trainer) -> bool:
         """Whether training goes on from a checkpoint and has not begun yet."""
@@ -307,6 +325,8 @@ class LoopAdapter(L.Callback):
     def _read_loaders(self, trainer: L.Trainer, loaders: list[Any]) -> None:
         """New loaders: their micro-batch must be one that the batch size can be made of."""
         feed = self.feed
+        if self._resuming(trainer) and not self._loaded and trainer.ckpt_path is not None:
+            refuse_unknown_samples(loaders, feed.schedule())
         feed.read(loaders, self.stages.stage.micro_batch_size if self.stages is not None else None)
         warn_of_loaders_that_cannot_continue(
             loaders, resuming=self._resuming(trainer) and self.loop.epoch_begun, exact=self._streams is not None
@@ -330,9 +350,10 @@ class LoopAdapter(L.Callback):
             save()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.progress.state_dict(), "unit": self._mean.unit}
+        return {**self.progress.state_dict(), "unit": self._mean.unit, "inside_window": self._window is not None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded, self._no_validation_yet = True, state_dict["inside_window"]
         self.progress.load_state_dict(state_dict)
         self._mean.unit = state_dict["unit"]
 
@@ -350,7 +371,9 @@ class LoopAdapter(L.Callback):
 
     def _give_up_window(self) -> None:
         """Training ends inside a window: its gradients go, and checkpoints from now on lie at the last one's end."""
-        if self._window is not None:
+        if self._window is not None and self.loop.steps > self._window.opened_at:
+            self._end_window(self._window)  # an exception between the optimizer's step and the micro-batch's end
+        elif self._window is not None:
             self.loop.rewind(self._window.seen)
             self._window = None
 
@@ -361,7 +384,7 @@ class LoopAdapter(L.Callback):
             self._stage_samples = self.stages.samples
         self._loop = self._feed = self.progress.stages = self._window = self._streams = None
         self.rate, self._validation_interval, self._read, self._closes = ScaledRate(), None, [], True
-        self._loading = self._ran = self._inside_epoch = False
+        self._loading = self._ran = self._begun = self._loaded = self._no_validation_yet = False
 
     def _validation_due(self) -> bool:
         """After a micro-batch: whether the window that it has closed reached a multiple of the interval."""

@@ -9,7 +9,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_scale.data import ResumableBatchSampler
+from lightning_scale.data import is_resumable
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.schedule import BatchSizeSchedule, InsteadOfDecay, Quantity, StagePlan
 from lightning_scale.window.rate_rule import RateRule
@@ -110,7 +110,7 @@ def warn_of_loaders_that_cannot_continue(loaders: list[Any], *, resuming: bool, 
     advice = "use lightning_scale.data.ResumableBatchSampler, or a loader with state_dict and load_state_dict."
     for loader in loaders:
         stateful = all(hasattr(loader, name) for name in ("state_dict", "load_state_dict"))
-        if stateful or isinstance(getattr(loader, "batch_sampler", None), ResumableBatchSampler):
+        if stateful or is_resumable(loader):
             continue
         if resuming:
             rank_zero_warn(
@@ -146,3 +146,47 @@ def refuse_other_namespace(trainer: Any) -> None:
                 f"{type(part).__name__} is built on pytorch_lightning, whose classes are not those of lightning.pytorch:"
                 " write `import lightning.pytorch as L` in place of `import pytorch_lightning` everywhere."
             )
+
+
+def refuse_unknown_samples(loaders: list[Any], schedule: BatchSizeSchedule | None) -> None:
+    """Raises ConfigurationError where the samples consumed decide what comes next, and a checkpoint does not say them."""
+    follows = [
+        what
+        for what, does in (
+            ("the ResumableBatchSampler's order", any(is_resumable(loader) for loader in loaders)),
+            ("the batch size", schedule is not None and len(schedule.changes()) > 1),
+        )
+        if does
+    ]
+    if follows:
+        raise ConfigurationError(
+            f"the checkpoint was written without lightning_scale's callbacks and does not say how many samples were"
+            f" consumed, which {' and '.join(follows)} follows from: resume with the callbacks that it was written with, or"
+            " start a new run from its weights."
+        )
+
+
+def refuse_missing_micro_batch(owner: str) -> None:
+    """Raises ConfigurationError for a micro-batch that is None: Lightning skips it, and the batch would lack its samples."""
+    raise ConfigurationError(
+        f"the training loader gave None in place of a micro-batch, and {owner} needs each of them to fill the batch: filter"
+        " samples in the data set, or let collate_fn return what is left."
+    )
+
+
+def refuse_scaled_step_without_loss(trainer: L.Trainer) -> None:
+    """Raises ConfigurationError where Lightning would leave a window's step out for its last micro-batch has no loss."""
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise ConfigurationError(
+            "training_step returned None for the last micro-batch of a step, and with a gradient scaler Lightning then"
+            " leaves the whole step out: return a loss of 0 with num_items 0 instead."
+        )
+
+
+def warn_of_window_cut_off(has_gradient: bool) -> None:
+    """Say that an epoch has ended inside a step in a way that nobody could foresee."""
+    if has_gradient:
+        rank_zero_warn(
+            "an epoch ended inside a step, which is left out: its loader gave fewer micro-batches than its length says, or"
+            " on_train_batch_start returned -1."
+        )

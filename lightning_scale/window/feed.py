@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler
 
-from lightning_scale.data import ResumableBatchSampler
+from lightning_scale.data import ResumableBatchSampler, is_resumable
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.schedule import (
     BatchSizeSchedule,
@@ -25,11 +25,6 @@ from lightning_scale.window.loop_state import LoopState
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.step_count import Epoch, count_steps
 from lightning_scale.window.window import Window
-
-
-def is_resumable(loader: Any) -> bool:
-    """Whether a loader's order follows from the samples consumed."""
-    return isinstance(getattr(loader, "batch_sampler", None), ResumableBatchSampler)
 
 
 class Feed:
@@ -49,10 +44,13 @@ class Feed:
         self.owner_name = ""
         self.micro_batch_size: int | None = None
         """Samples in one rank's micro-batch, at most; None where the loader does not say."""
+        self.resumable = False
+        """Whether the loader's order follows from the samples consumed."""
         self._trainer = trainer
         self._loop = loop
         self._sampler: ResumableBatchSampler | None = None  # where it is told the batch sizes
         self._ranks_alike = True
+        self._full_micro_batches = False  # all but an epoch's last, as torch's own batch sampler gives them
 
     @property
     def exact(self) -> bool:
@@ -102,7 +100,19 @@ class Feed:
                 f"the ResumableBatchSampler was made for {sampler.world_size} ranks and there are"
                 f" {self._trainer.world_size}: leave its rank and world_size out."
             )
-        self._sampler = sampler if resumable and self.owner is not None and len(loaders) == 1 else None
+        if self.owner is not None and len(loaders) > 1 and any(map(is_resumable, loaders)):
+            raise ConfigurationError(
+                f"{self.owner_name} and several training loaders with a ResumableBatchSampler: each would split the batch by"
+                " itself. Put the data sets into one (torch.utils.data.StackDataset, say), with one loader."
+            )
+        if resumable and self._trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                "overfit_batches repeats the same batches, and a ResumableBatchSampler goes on in its order: use"
+                " limit_train_batches, or a plain DataLoader."
+            )
+        self.resumable = resumable
+        self._sampler = sampler if resumable and self.owner is not None else None
+        self._full_micro_batches = type(sampler) is BatchSampler
         # Lightning's distributed samplers give every rank as many samples; who knows what others do.
         alike = resumable or isinstance(getattr(loaders[0], "sampler", None), DistributedSampler)
         self._ranks_alike = alike or self._trainer.world_size == 1
@@ -177,18 +187,23 @@ class Feed:
     def micro_batches_taken(self, samples: int, epoch_start: int) -> int:
         """Micro-batches of each rank, in the epoch that began after ``epoch_start``, that hold its samples so far."""
         assert self._sampler is not None, "only where the loader is told the batch sizes"
-        taken = 0
-        for batch in self._sampler.epoch_batches(epoch_start):
-            if epoch_start >= samples:
+        taken, left = 0, samples - epoch_start
+        for batch, count in self._sampler.epoch_batches(epoch_start):
+            whole = min(count, left // batch.batch_size)
+            taken, left = taken + whole * batch.micro_batches, left - whole * batch.batch_size
+            if whole < count:
                 break
-            taken, epoch_start = taken + batch.micro_batches, epoch_start + batch.batch_size
         return taken
 
-    def micro_batch_samples(self, window: Window, batch: Any) -> int:
-        """Samples of this rank in the window's next micro-batch."""
+    def begin_micro_batch(self, window: Window, batch: Any) -> None:
+        """Count the window's next micro-batch."""
         if window.split is not None:
-            return window.split.size(window.seen, self._trainer.global_rank)
-        return samples_of(batch, self.micro_batch_size)
+            asked = window.split.size(window.seen, self._trainer.global_rank)
+            window.begin_micro_batch(asked, samples_of(batch, asked))
+        else:
+            held = samples_of(batch, self.micro_batch_size)
+            full = self._full_micro_batches and self.micro_batch_size is not None and not self._loop.epoch_ends
+            window.begin_micro_batch(self.micro_batch_size or held if full else held, held)
 
     def consumed(self, window: Window) -> int:
         """Samples of all ranks in the micro-batches of a window that ends; every rank calls it, and gets the same."""
@@ -209,16 +224,20 @@ class Feed:
 
     def _epoch(self, samples: int) -> Epoch:
         if self._sampler is None:
-            world_size, held = self._trainer.world_size, samples_per_epoch(self._loop.train_loaders, math.inf, None)
+            loaders, world_size = self._loop.train_loaders, self._trainer.world_size
+            held = samples_per_epoch(loaders, math.inf, None) if len(loaders) == 1 else None
             padded = None if held is None else -(-held // world_size) * world_size  # as distributed samplers do
-            return Epoch(self._endless(samples), int(self._loop.micro_batches_per_epoch), padded)
+            micro_batches = int(self._loop.micro_batches_per_epoch)
+            return Epoch(self._endless(samples, micro_batches), micro_batches, padded)
         batches = list(self._sampler.epoch_batches(samples))
-        return Epoch(batches, self._loop.limited(sum(batch.micro_batches for batch in batches)))
+        return Epoch(batches, self._loop.limited(sum(count * batch.micro_batches for batch, count in batches)))
 
-    def _endless(self, samples: int) -> Iterator[Split]:
-        """Batches of full micro-batches."""
+    def _endless(self, samples: int, enough: int) -> Iterator[tuple[Split, int]]:
+        """Batches of full micro-batches, each kind with how many of it follow; ``enough`` of one that lasts."""
+        schedule, unit = self.schedule(), self._unit
+        assert schedule is not None and unit is not None
         while True:
-            batch_size = self.batch_size(samples)
-            assert batch_size is not None and self._unit is not None
-            yield Split(batch_size, batch_size // self._unit, self._trainer.world_size)
-            samples += batch_size
+            batch_size = self._possible(schedule.batch_size(samples))
+            count = schedule.steps_of_one_size(samples, batch_size) or enough
+            yield Split(batch_size, batch_size // unit, self._trainer.world_size), count
+            samples += count * batch_size

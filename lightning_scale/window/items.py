@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 ITEMS_KEY = "num_items"
 """``training_step`` may return ``{"loss": mean over n items, "num_items": n}`` (masked tokens, say); else samples count."""
@@ -38,11 +40,38 @@ def _on_accelerator(tensor: Tensor) -> bool:
 
 
 def samples_of(batch: Any, nominal: int | None) -> int:
-    """Samples in one rank's micro-batch: the length of its tensors, else ``nominal``, else 1."""
-    try:
-        return extract_batch_size(batch)
-    except Exception:  # Lightning raises several kinds for structures it cannot read
-        return nominal or 1
+    """Samples that one rank's micro-batch holds: what its tensors' first dimensions say, if that can be.
+
+    A micro-batch can hold fewer samples than the loader's size (an epoch's last one, or a ``collate_fn`` that filters),
+    never more.
+
+    Args:
+        batch: The micro-batch: tensors in any nesting of lists, tuples, mappings and dataclasses.
+        nominal: The number asked of the loader; it counts, with a warning, where the tensors say nothing that can be.
+    """
+    sizes = {len(leaf) for leaf in tree_leaves(_plain(batch)) if isinstance(leaf, Tensor) and leaf.dim() > 0}
+    if nominal is None:
+        return min(sizes, default=1)
+    if len(sizes) == 1 and max(sizes) < nominal:
+        return max(sizes)
+    if sizes and nominal not in sizes:
+        rank_zero_warn(
+            f"a micro-batch's tensors have the first dimensions {sorted(sizes)}, and the loader's micro-batch is {nominal}:"
+            f" it is counted as {nominal} samples. If its loss is a mean over something else, let training_step return"
+            f' {{"loss": ..., "{ITEMS_KEY}": how many}}.'
+        )
+    return nominal
+
+
+def _plain(batch: Any) -> Any:
+    """Mappings and dataclasses as the dicts that pytree goes into."""
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return {f.name: _plain(getattr(batch, f.name)) for f in fields(batch)}
+    if isinstance(batch, Mapping):
+        return {key: _plain(value) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return [_plain(value) for value in batch]
+    return batch
 
 
 class MeanOverItems:

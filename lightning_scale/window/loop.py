@@ -45,13 +45,13 @@ class LoopAccess(LoopState):
         """
         self._replace(self._epoch_loop, "_should_accumulate", lambda _: lambda: not closes())
 
-    def after_training_step(self, see: Callable[[Any, Any], None]) -> None:
-        """Call ``see(output, batch)`` with what each ``training_step`` returned (callbacks see it too late)."""
+    def after_training_step(self, see: Callable[[Any], None]) -> None:
+        """Call ``see(output)`` with what each ``training_step`` returned (callbacks see it too late)."""
 
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
-            def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-                output = original(batch, *args, **kwargs)
-                see(output, batch)
+            def training_step(*args: Any, **kwargs: Any) -> Any:
+                output = original(*args, **kwargs)
+                see(output)
                 return output
 
             return training_step
@@ -152,6 +152,18 @@ class LoopAccess(LoopState):
                 name,
                 lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
             )
+
+    def validate_unless(self, not_due: Callable[[], bool]) -> None:
+        """Do not validate while ``not_due()``.
+
+        A resumed run is asked before its first micro-batch whether it is done with the validation at its place; where the
+        checkpoint's counts were rewound to a window's start, there was none.
+        """
+        self._replace(
+            self._epoch_loop,
+            "_should_check_val_fx",
+            lambda original: lambda *args, **kwargs: not not_due() and original(*args, **kwargs),
+        )
 
     def validate_when(self, due: Callable[[], bool]) -> None:
         """Let ``due()``, asked after every micro-batch, say whether to validate, in place of the Trainer's intervals."""

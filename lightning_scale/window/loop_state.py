@@ -117,16 +117,43 @@ class LoopState:
         if self._trainer.val_check_batch == self._fit_loop.max_batches:
             self._trainer.val_check_batch = batches.current.ready
 
-    def go_on_at(self, micro_batch: int) -> None:
+    @property
+    def restored(self) -> bool:
+        """Whether the counts are a checkpoint's, and training has not gone on from them yet."""
+        return bool(self._fit_loop._loaded_from_state_dict)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether training ends with the present micro-batch because somebody asked for it."""
+        return bool(self._trainer.should_stop and self._fit_loop._can_stop_early)
+
+    def forget_restart(self) -> None:
+        """Training goes on: the rest of the present epoch is as any other (schedulers follow its end, for example)."""
+        self._fit_loop._restarting = False
+
+    def reopen_epoch(self) -> None:
+        """After a resume from a fit that ended inside an epoch: the epoch is not over, though Lightning counted it."""
+        progress = self._fit_loop.epoch_progress
+        for tracker in (progress.total, progress.current):
+            if tracker.processed == tracker.started:
+                tracker.processed -= 1
+                tracker.completed = tracker.processed
+        self._fit_loop.restarting = True
+
+    def go_on_at(self, micro_batch: int) -> bool:
         """After a resume inside an epoch: count so many of its micro-batches as taken.
 
         The checkpoint counts those of its own ranks and micro-batch size.
+
+        Returns:
+            Whether that is another number than the checkpoint's.
         """
         batches = self._epoch_loop.batch_progress
         moved = micro_batch - batches.current.ready
         for tracker in (batches.total, batches.current):
             for name in ("ready", "started", "processed", "completed"):  # the last may be one behind
                 setattr(tracker, name, getattr(tracker, name) + moved)
+        return bool(moved)
 
     def rewind(self, micro_batches: int) -> None:
         """Count the last micro-batches as not begun: their gradients are given up, and a resume takes them again."""

@@ -11,8 +11,8 @@ from lightning_scale.schedule import LastWindow, Split
 class Epoch(NamedTuple):
     """What one epoch gives."""
 
-    batches: Iterable[Split]
-    """Its batches, or an endless run of them."""
+    batches: Iterable[tuple[Split, int]]
+    """Its batches, or an endless run of them: each kind, and how many of it follow."""
     micro_batches: int
     """Micro-batches of each rank after which it ends."""
     samples: int | None = None
@@ -40,10 +40,11 @@ def count_steps(epochs: int, epoch: Callable[[int], Epoch], last_window: LastWin
 def _count_epoch(epoch: Epoch, last_window: LastWindow) -> tuple[int, int]:
     """Optimizer steps of one epoch, and samples consumed."""
     steps, samples, left = 0, 0, epoch.micro_batches
-    for batch in epoch.batches:
-        if left == 0:
+    for batch, count in epoch.batches:
+        whole = min(count, left // batch.micro_batches)
+        steps, samples, left = steps + whole, samples + whole * batch.batch_size, left - whole * batch.micro_batches
+        if whole < count:  # the epoch ends
+            samples += batch.samples(left)
+            steps += left > 0 and last_window == "step"
             break
-        seen = min(left, batch.micro_batches)
-        left, samples = left - seen, samples + batch.samples(seen)
-        steps += seen == batch.micro_batches or last_window == "step"
     return steps, samples if epoch.samples is None else min(samples, epoch.samples)

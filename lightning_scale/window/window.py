@@ -25,14 +25,16 @@ class Window:
     first: int | None = None
     """The first of them that was back-propagated (``training_step`` may return None, or be skipped)."""
     samples: int = 0
-    """Samples in them, on this rank."""
-    last: int = 0
-    """Samples in the last of them, on this rank."""
+    """Samples that the loader was asked for in them, on this rank."""
+    held: int = 0
+    """Samples that the last of them holds: fewer, where some were filtered out."""
+    opened_at: int = 0
+    """Optimizer steps attempted before it."""
 
-    def begin_micro_batch(self, samples: int) -> None:
-        """Count one more micro-batch, with so many samples on this rank."""
-        self.seen, self.last = self.seen + 1, samples
-        self.samples += samples
+    def begin_micro_batch(self, asked: int, held: int) -> None:
+        """Count one more micro-batch, by the samples asked of the loader and those it holds, on this rank."""
+        self.seen, self.held = self.seen + 1, held
+        self.samples += asked
 
     @property
     def full(self) -> bool:

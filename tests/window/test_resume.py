@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation
+from lightning_scale.callbacks import BatchSizeRamp, ExactResume, GradientAccumulation
 from tests.toys import Boom, Net, SaveAt, Vectors, trainer
 
 
@@ -92,3 +92,83 @@ def test_a_resume_anywhere_has_the_bits_of_the_whole_run(tmp_path: Path, hook: s
         assert rest.steps == whole.steps[done:], micro_batch
         assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
         assert (fit.global_step, fit.current_epoch) == (reference.global_step, reference.current_epoch)
+
+
+def plateau(interval: str) -> Any:
+    def configure(module: L.LightningModule) -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "train_loss"},
+        }
+
+    return configure
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_scheduler_that_watches_a_metric(tmp_path: Path, interval: str) -> None:
+    """Also from a checkpoint inside an epoch's first window; the rest of a resumed epoch is followed by an update.
+
+    (An update that was due at the checkpoint's own micro-batch is left out, as in plain Lightning.)
+    """
+
+    def run(*more: L.Callback, ckpt: Path | None = None) -> tuple[Net, L.Trainer]:
+        L.seed_everything(0, verbose=False)
+        module = Net(plateau(interval))
+        fit = trainer(tmp_path, [GradientAccumulation(20), *more], max_epochs=4)
+        fit.fit(module, Vectors(4), ckpt_path=ckpt)
+        return module, fit
+
+    whole, reference = run()
+    assert len({rate for _, rate, _ in whole.steps}) > 2
+    for micro_batch in (0, 1, 8, 25, 26, 33):
+        path = tmp_path / f"{micro_batch}.ckpt"
+        run(SaveAt(path, micro_batch))
+        rest, fit = run(ckpt=path)
+        assert rest.steps == whole.steps[torch.load(path, weights_only=True)["global_step"] :], micro_batch
+        loops = [t.fit_loop.epoch_loop._batches_that_stepped for t in (fit, reference)]
+        assert loops[0] == loops[1], micro_batch  # the loggers' step
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 2}, {}], ids=["by max_steps", "by should_stop"])
+def test_a_stop_inside_an_epoch_leaves_its_rest_to_the_resumed_run(tmp_path: Path, options: dict[str, Any]) -> None:
+    class Stop(L.Callback):
+        def on_train_batch_end(self, fit: L.Trainer, module: Any, out: Any, batch: Any, batch_idx: int) -> None:
+            fit.should_stop = batch_idx == 5 and not options
+
+    def run(*more: L.Callback, ckpt: Path | None = None, **more_options: Any) -> tuple[Net, L.Trainer]:
+        L.seed_everything(0, verbose=False)
+        module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01))
+        fit = trainer(tmp_path, [GradientAccumulation(12), *more], **{"max_epochs": 3, **more_options})
+        fit.fit(module, Vectors(4), ckpt_path=ckpt)
+        return module, fit
+
+    whole, reference = run()
+    _, stopped = run(Stop(), **options)
+    assert stopped.global_step == 2
+    stopped.save_checkpoint(tmp_path / "stopped.ckpt")
+    rest, fit = run(ckpt=tmp_path / "stopped.ckpt")
+    assert rest.steps == whole.steps[2:]
+    assert (fit.global_step, fit.current_epoch) == (reference.global_step, reference.current_epoch)
+
+
+@pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_epoch_end", "on_train_batch_end"])
+def test_without_an_owner_of_the_batch_size(tmp_path: Path, hook: str) -> None:
+    """The Trainer's own accumulation, and a loader that goes on."""
+
+    def run(*more: L.Callback, ckpt: Path | None = None) -> tuple[Net, L.Trainer]:
+        L.seed_everything(0, verbose=False)
+        module = Net(lambda m: torch.optim.Adam(m.parameters(), lr=0.01), dropout=0.2)
+        fit = trainer(tmp_path, [ExactResume(), *more], max_epochs=3, accumulate_grad_batches=5)
+        fit.fit(module, Vectors(4), ckpt_path=ckpt)
+        return module, fit
+
+    whole, _ = run()
+    for micro_batch in (0, 7, 24, 26, 49):
+        path = tmp_path / f"{micro_batch}.ckpt"
+        run(SaveAt(path, micro_batch, hook))
+        if path.exists():
+            rest, fit = run(ckpt=path)
+            assert rest.steps == whole.steps[torch.load(path, weights_only=True)["global_step"] :], micro_batch
+            assert fit.current_epoch == 3
