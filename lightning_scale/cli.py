@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_scale.cli_errors import sentence
+from lightning_scale.cli_errors import repeated_callback, sentence
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.fragments import find_configs
 
@@ -147,8 +147,11 @@ def main(args: ArgsType = None) -> None:
         sys.path.insert(0, os.getcwd())
     try:
         ScaleCLI(args=args, trainer_class=L.Trainer)
-    except (ConfigurationError, MisconfigurationException) as error:
-        print(f"lightning-scale: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ConfigurationError, MisconfigurationException, RuntimeError) as error:
+        said = repeated_callback(str(error)) if type(error) is RuntimeError else str(error)
+        if said is None:
+            raise
+        print(f"lightning-scale: {' '.join(said.split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -40,6 +40,14 @@ def sentence(message: str, known: Iterable[str] = ()) -> str:
     return _reworded(f"{where}: {reason}" if where else reason, list(known))
 
 
+def repeated_callback(message: str) -> str | None:
+    """The sentence where Lightning found two callbacks of one type that both have a state; None for another message."""
+    match = re.match(r"Found more than one stateful callback of type `(\w+)`", message)
+    if match is None:
+        return None
+    return f"there are two {match[1]} callbacks: keep one (the files may both name it)."
+
+
 def _what_was_expected(message: str) -> str:
     """Where a value is of none of the kinds that are taken: these kinds."""
     kinds = [kind.split(".")[-1] for kind in re.findall(r"Expected a <class '([^']+)'>", message) if kind != "NoneType"]

@@ -209,6 +209,10 @@ CASES = {
         {"trainer__callbacks": [{**STAGED, "init_args": {"stages": [{**STAGE, "sequence_len": 3}]}}]},
         "there is no option 'sequence_len': write 'sequence_length'.",
     ),
+    "a callback twice": (
+        {"trainer__callbacks": ["lightning_scale.callbacks.ExactResume", "lightning_scale.callbacks.ExactResume"]},
+        "there are two ExactResume callbacks: keep one",
+    ),
     "two owners": (
         {
             "trainer__callbacks": [

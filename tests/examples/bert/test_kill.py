@@ -37,6 +37,8 @@ def _config(folder: Path, kill: int | None) -> Path:
         options = callback.get("init_args", {}) if isinstance(callback, dict) else {}
         if "base_warmup" in options:
             options.update(base_batch_size=4, base_warmup="3 steps")
+        if "interval" in options:
+            options["interval"] = "3 steps"
         if "dir" in options:
             options["dir"] = str(folder)
         for stage, steps, length, batch in zip(options.get("stages", []), _STEPS, (16, 32), (16, 4), strict=False):
@@ -44,7 +46,7 @@ def _config(folder: Path, kill: int | None) -> Path:
                 steps=steps, sequence_length=length, batch_size=batch, micro_batch_size=batch // _MICRO_BATCHES
             )
     trainer["logger"]["init_args"]["save_dir"] = str(folder)
-    trainer.update(val_check_interval=6, limit_val_batches=1)
+    trainer["limit_val_batches"] = 1
     checkpoints = {"dirpath": str(folder / "checkpoints"), "every_n_train_steps": 1, "save_last": True}
     trainer["callbacks"].append({"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints})
     if kill is not None:
@@ -60,7 +62,6 @@ def _fit(folder: Path, text: Path, cache_dir: Path, *more: str, kill: int | None
     command = [
         *(sys.executable, "-m", "lightning_scale.cli", "fit"),
         f"--config={_config(folder, kill)}",
-        "--config=callbacks/exact_resume.yaml",
         f"--data.files=[{text}]",
         "--data.vocab_size=128",
         f"--data.cache_dir={cache_dir}",
