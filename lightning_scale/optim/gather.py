@@ -35,22 +35,29 @@ class Gathered:
 
     def common(self) -> dict[str, Any]:
         """The fields that every bucket has."""
-        group, layout, like = self.group, self.layout, self.weights[0]
-        adapts = [_adapts(group, layer.ndim) for layer in layout.layers]
-        lr = group["lr"]
+        like, lr = self.weights[0], self.group["lr"]
         return {
-            "layout": layout,
+            "layout": self.layout,
             "params": self.params,
             "weights": self.weights,
             "grads": self.grads,
             "lr": lr.to(like) if isinstance(lr, Tensor) else lr,
-            "weight_decay": [_decay(group, layer.ndim) for layer in layout.layers],
-            "trust": TrustRatio(
-                adapt=torch.tensor(adapts, device=like.device),
-                weight_norm_clip=group["weight_norm_clip"],
-                clip=group["trust_ratio_clip"],
-            ),
+            "weight_decay": self.decays(),
+            "trust": self.trust(),
         }
+
+    def decays(self) -> list[float]:
+        """The weight decay of each layer."""
+        return [_decay(self.group, layer.ndim) for layer in self.layout.layers]
+
+    def trust(self) -> TrustRatio:
+        """How the layers' ratios are made."""
+        adapts = [_adapts(self.group, layer.ndim) for layer in self.layout.layers]
+        return TrustRatio(
+            adapt=torch.tensor(adapts, device=self.weights[0].device),
+            weight_norm_clip=self.group["weight_norm_clip"],
+            clip=self.group["trust_ratio_clip"],
+        )
 
 
 def gather(
@@ -58,6 +65,7 @@ def gather(
     number: int,
     state: MutableMapping[Tensor, dict[str, Tensor]],
     init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
+    convert: bool = True,
 ) -> list[Gathered]:
     """The buckets of one parameter group; state is made for parameters that have none.
 
@@ -66,6 +74,8 @@ def gather(
         number: Its place, for the names of unnamed parameters.
         state: The optimizer's state.
         init_state: Makes a new parameter's state from the group and what the step is computed on.
+        convert: Give weights and gradients in compute dtype, the gradients negated where the step goes uphill; ``False``:
+            as they are, for kernels that do it piece by piece.
     """
     buckets: dict[tuple[torch.device, torch.dtype], Gathered] = {}
     names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
@@ -77,15 +87,15 @@ def gather(
         own = state[p]
         if group["master_weights"] and p.dtype != compute and "master" not in own:
             own["master"] = p.detach().to(compute, copy=True)
-        weight = own["master"] if "master" in own else p if p.dtype == compute else p.detach().to(compute)
+        weight = own["master"] if "master" in own else p.detach().to(compute) if convert and p.dtype != compute else p
         if not own.keys() - {"master"}:
             own.update(init_state(group, weight))
         bucket = buckets.setdefault((p.device, compute), Gathered(group))
         bucket.names.append(name)
         bucket.params.append(p)
         bucket.weights.append(weight)
-        grad = p.grad.to(compute)
-        bucket.grads.append(-grad if group["maximize"] else grad)
+        grad = p.grad.to(compute) if convert else p.grad
+        bucket.grads.append(-grad if convert and group["maximize"] else grad)
         bucket.states.append(own)
     return list(buckets.values())
 

@@ -19,12 +19,13 @@ def l2_norms(tensors: list[Tensor]) -> Tensor:
     """L2 norm of each tensor, 1-D float64: of float32 tensors right for all their values, and finite where those are.
 
     Args:
-        tensors: At least one; all of one device and dtype, float32 or float64.
+        tensors: At least one; all of one device and floating-point dtype.
     """
     if not _may_look(tensors[0].device):
         return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
     # On a CPU sums in float64 take four times as long, so only where float32 is not sure.
-    norms = torch.stack(torch._foreach_norm(tensors, 2)).double()
+    first = torch.promote_types(tensors[0].dtype, torch.float32)
+    norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=first)).double()
     unsure = (~(norms.isfinite() & (norms >= _SMALLEST_SURE_NORM))).nonzero().flatten()
     if len(unsure) and tensors[0].dtype != torch.float64:
         norms[unsure] = torch.stack(torch._foreach_norm([tensors[i] for i in unsure.tolist()], 2, dtype=torch.float64))
@@ -46,7 +47,13 @@ def layer_norms(values: Sequence[tuple[Layout, list[Tensor]]]) -> list[Tensor]:
         For each entry a 1-D tensor: the norm of each of its layers over all ranks, in the tensors' dtype (inf where the
         norm itself is beyond it).
     """
-    norms = [_local_norms(layout, tensors) for layout, tensors in values]
+    norms = over_ranks([(layout, _local_norms(layout, tensors)) for layout, tensors in values])
+    return [n.to(tensors[0].dtype if tensors else torch.float32) for n, (_, tensors) in zip(norms, values, strict=True)]
+
+
+def over_ranks(values: Sequence[tuple[Layout, Tensor]]) -> list[Tensor]:
+    """Norms over all ranks from the ranks' own (1-D, float64), in one collective; as they are where nothing is shared."""
+    norms = [own for _, own in values]
     sharded = [i for i, (layout, _) in enumerate(values) if layout.all_reduce is not None]
     if sharded:
         squares = torch.cat([norms[i].square() for i in sharded])
@@ -55,7 +62,7 @@ def layer_norms(values: Sequence[tuple[Layout, list[Tensor]]]) -> list[Tensor]:
         reduce(squares)
         for i, total in zip(sharded, torch.split(squares, [norms[i].numel() for i in sharded]), strict=True):
             norms[i] = total.sqrt()
-    return [n.to(tensors[0].dtype if tensors else torch.float32) for n, (_, tensors) in zip(norms, values, strict=True)]
+    return norms
 
 
 def _local_norms(layout: Layout, tensors: list[Tensor]) -> Tensor:
