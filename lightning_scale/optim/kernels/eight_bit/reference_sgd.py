@@ -22,7 +22,8 @@ def sgd(buckets: Sequence[CodedSgdBucket], guard: Guard) -> None:
         guard: The clip and the non-finite test of this step.
     """
     for bucket in buckets:
-        share = [torch.where(step == 0, 1.0, 1 - bucket.dampening).to(bucket.lr) for step in bucket.steps]
+        first, later = torch.ones_like(bucket.lr), torch.full_like(bucket.lr, 1 - bucket.dampening)
+        share = [torch.where(step == 0, first, later) for step in bucket.steps]
         for piece in pieces(bucket):
             step = gradient(bucket, piece, guard)
             w = weight(bucket, piece)
