@@ -115,17 +115,21 @@ class LARS(LayerwiseOptimizer):
         return lars([self._bucket(g) for g in gathered], decided)
 
     @staticmethod
-    def _bucket(g: Gathered) -> LarsBucket:
+    def _coefficient(group: dict[str, Any]) -> float:
+        """η."""
+        if group["trust_coefficient"] is not None:
+            return float(group["trust_coefficient"])
+        return 1.0 if group["trust_norm"] == "momentum" else 0.001
+
+    def _bucket(self, g: Gathered) -> LarsBucket:
         group = g.group
-        on_momentum = group["trust_norm"] == "momentum"
-        coefficient = group["trust_coefficient"]
         return LarsBucket(
             **g.common(),
             momentum=group["momentum"],
-            trust_coefficient=coefficient if coefficient is not None else (1.0 if on_momentum else 0.001),
+            trust_coefficient=self._coefficient(group),
             eps=group["eps"],
             nesterov=group["nesterov"],
             lr_in_momentum=group["lr_in_momentum"],
-            momentum_norm=on_momentum,
+            momentum_norm=group["trust_norm"] == "momentum",
             momentum_buffer=g.state("momentum_buffer"),
         )
