@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered, gather, refuse_unsupported
 from lightning_scale.optim.group_keys import check_group_keys
-from lightning_scale.optim.kernels import check_fused
+from lightning_scale.optim.kernels import check_fused, runs_fused
 from lightning_scale.optim.kernels.norms import guard
 from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
@@ -39,6 +39,8 @@ class GuardedOptimizer(Optimizer):
     """Attributes beside torch's that a copy has too."""
     _converts: ClassVar[bool] = True
     """Whether kernels get weights and gradients in compute dtype; ``False``: as they are, to be converted in pieces."""
+    _has_fused: ClassVar[bool] = False
+    """Whether there are Triton kernels for it."""
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class GuardedOptimizer(Optimizer):
         fused: bool | None,
     ) -> None:
         checks.positive("max_grad_norm", max_grad_norm)
-        check_fused(fused)
+        check_fused(fused, type(self).__name__ if not self._has_fused else None)
         super().__init__(params, defaults)
         # Over all groups together, so they are the optimizer's and no group's.
         self.max_grad_norm = max_grad_norm
@@ -113,7 +115,14 @@ class GuardedOptimizer(Optimizer):
         gathered = [
             bucket
             for number, group in enumerate(self.param_groups)
-            for bucket in gather(group, number, self.state, self._init_state, convert=self._converts)
+            for bucket in gather(
+                group,
+                number,
+                self.state,
+                self._init_state,
+                convert=self._converts,
+                fused=lambda p: self._has_fused and runs_fused(self.fused, p),
+            )
         ]
         if gathered:
             decided = self._decide(gathered)
@@ -124,7 +133,8 @@ class GuardedOptimizer(Optimizer):
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""
         result = guard(
-            [(g.layout, g.grads) for g in gathered],
+            [(g.layout, g.grads) for g in gathered if not g.fused],
+            squares=fused_squares([g for g in gathered if g.fused]) if self._looks_at_gradients else [],
             test_finite=self.skip_nonfinite,
             max_grad_norm=self.max_grad_norm,
         )
@@ -136,6 +146,10 @@ class GuardedOptimizer(Optimizer):
         if result.finite.device.type != "cpu":
             return result
         return Guard(None, result.clip) if bool(result.finite) else None  # on a CPU to look costs nothing
+
+    @property
+    def _looks_at_gradients(self) -> bool:
+        return self.skip_nonfinite or self.max_grad_norm is not None
 
     @abstractmethod
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
@@ -170,3 +184,12 @@ class GuardedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}
+
+
+def fused_squares(gathered: list[Gathered]) -> list[Tensor]:
+    """Sums of squares of the gradients that Triton kernels take, 1-D float64: not finite where a gradient is not."""
+    if not gathered:
+        return []
+    from lightning_scale.optim.kernels.fused.gradients import gradient_squares
+
+    return [gradient_squares(g.layout, g.grads) for g in gathered]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class LAMB8bit(EightBitOptimizer, LAMB):
     Args:
         params: As all that follows, LAMB's.
     """
+
+    _has_fused: ClassVar[bool] = False
 
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
         return {"step": new_step(weight), **self._new_moments(weight, "exp_avg", "exp_avg_sq")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class LARS8bit(EightBitOptimizer, LARS):
     Args:
         params: As all that follows, LARS'.
     """
+
+    _has_fused: ClassVar[bool] = False
 
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
         return self._new_moments(weight, "momentum_buffer") if _remembers(group) else {}

@@ -97,15 +97,22 @@ def trust_ratios(
     return torch.where(adapts, value, torch.ones_like(value))
 
 
-def guard(values: Sequence[tuple[Layout, list[Tensor]]], *, test_finite: bool, max_grad_norm: float | None) -> Guard:
+def guard(
+    values: Sequence[tuple[Layout, list[Tensor]]],
+    *,
+    test_finite: bool,
+    max_grad_norm: float | None,
+    squares: Sequence[Tensor] = (),
+) -> Guard:
     """Test all gradients for NaN and Inf, and find the factor that clips their global L2 norm to ``max_grad_norm``.
 
     The norm is over every tensor in ``values``, on all ranks; the factor is ``max_grad_norm / max(norm, max_grad_norm)``.
+    ``squares`` are float64 sums over further gradients, not finite exactly where one of their elements is not.
     """
     grads = [view for layout, tensors in values for view in layout.views(tensors) if view.numel()]
-    if not grads and all(layout.all_reduce is None for layout, _ in values):
+    if not grads and not squares and all(layout.all_reduce is None for layout, _ in values):
         return Guard()
-    device = values[0][1][0].device
+    device = squares[0].device if squares else values[0][1][0].device
     total = torch.zeros(2, dtype=torch.float64, device=device)  # [non-finite tensors, squared norm]
     for batch in _by_kind(grads) if test_finite or max_grad_norm is not None else []:
         norms = l2_norms(batch)
@@ -114,6 +121,10 @@ def guard(values: Sequence[tuple[Layout, list[Tensor]]], *, test_finite: bool, m
             tested = torch.stack(torch._foreach_norm(batch, math.inf)) if float64 else norms
             total[0] += (~tested.isfinite()).sum().to(device)
         total[1] += norms.square().sum().to(device)
+    for sums in squares:
+        if test_finite:
+            total[0] += (~sums.isfinite()).sum().to(device)
+        total[1] += sums.sum().to(device)
     for layout, _ in values:
         if layout.all_reduce is not None:
             layout.all_reduce(total)

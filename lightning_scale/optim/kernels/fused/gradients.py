@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lightning_scale.optim.kernels.fused.elements import pointer, triton_type
-from lightning_scale.optim.kernels.fused.table import Chunks
+from lightning_scale.optim.kernels.fused.launch import block, launch
+from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
+from lightning_scale.optim.layout import Layout
 
 
 @triton.jit
@@ -25,18 +29,26 @@ def _look(grads, tensor_of, start_of, length_of, square, BLOCK: tl.constexpr, DT
     tl.store(square + chunk, tl.sum(total, 0))
 
 
-def gradient_squares(grads: Tensor, chunks: Chunks, dtype: torch.dtype, block: int) -> Tensor:
-    """[chunks] float64: the sum of squares of each chunk's gradients; NaN or Inf exactly where an element is.
+def gradient_squares(layout: Layout, grads: Sequence[Tensor]) -> Tensor:
+    """Sums of squares of runs of gradients, 1-D float64: NaN or Inf exactly where an element is.
 
     Args:
-        grads: [tensors] int64, where the gradients begin.
-        chunks: Which elements.
-        dtype: Of the gradients.
-        block: Elements at a time.
+        layout: Where they lie.
+        grads: One a local tensor, all of one device and dtype.
     """
-    out = torch.empty(chunks.count, dtype=torch.float64, device=grads.device)
-    if chunks.count:
-        _look[(chunks.count,)](
-            grads, chunks.tensor, chunks.start, chunks.length, out, BLOCK=block, DTYPE=triton_type(dtype)
-        )
+    device, dtype = grads[0].device, grads[0].dtype
+    chunks = chunks_of(layout, device)
+    out = torch.empty(chunks.count, dtype=torch.float64, device=device)
+    table = pointers(layout, "grads", grads, device)
+    launch(
+        _look,
+        chunks.count,
+        table,
+        chunks.tensor,
+        chunks.start,
+        chunks.length,
+        out,
+        BLOCK=block(),
+        DTYPE=triton_type(dtype),
+    )
     return out

@@ -7,7 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_scale.optim.kernels.fused.launch import launch
 from lightning_scale.optim.kernels.fused.table import Chunks
+from lightning_scale.optim.kernels.norms import over_ranks
+from lightning_scale.optim.layout import Layout
 
 _SUM_BLOCK = 256
 
@@ -29,6 +32,12 @@ def sum_layers(partial: Tensor, chunks: Chunks) -> Tensor:
     """[columns, chunks] partial sums to [columns, layers] sums, float64."""
     columns, layers = partial.shape[0], chunks.first.numel() - 1
     out = torch.empty(columns, layers, dtype=torch.float64, device=partial.device)
-    if layers:
-        _sum_layers[(layers,)](partial, chunks.first, out, COLUMNS=columns, BLOCK=_SUM_BLOCK)
+    launch(_sum_layers, layers, partial, chunks.first, out, COLUMNS=columns, BLOCK=_SUM_BLOCK)
     return out
+
+
+def norms_of_layers(layout: Layout, partial: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
+    """The two norms of each layer over all ranks, float32, from [2, chunks] partial sums of squares."""
+    sums = sum_layers(partial, chunks)
+    first, second = over_ranks([(layout, norm) for norm in sums.sqrt()])
+    return first.float(), second.float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +38,26 @@ class Chunks:
     def count(self) -> int:
         return self.tensor.numel()
 
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the kernels take."""
+        return self.tensor, self.start, self.length, self.layer
 
-def chunk(layout: Layout, device: torch.device, size: int = CHUNK) -> Chunks:
-    """Cut a layout's segments into chunks of at most ``size`` elements; empty segments give none."""
+
+def chunks_of(layout: Layout, device: torch.device, size: int = CHUNK) -> Chunks:
+    """A layout's segments, cut into chunks of at most ``size`` elements; empty segments give none."""
+    key = ("chunks", device, size)
+    if key not in layout.cache:
+        layout.cache[key] = _cut(layout, device, size)
+    chunks: Chunks = layout.cache[key]
+    return chunks
+
+
+def _cut(layout: Layout, device: torch.device, size: int) -> Chunks:
     rows = sorted(
-        (segment.layer, segment.layer_start + offset, segment.tensor, segment.tensor_start + offset, length)
-        for segment in layout.segments
-        for offset in range(0, segment.length, size)
-        for length in [min(size, segment.length - offset)]
+        (s.layer, s.layer_start + offset, s.tensor, s.tensor_start + offset, min(size, s.length - offset))
+        for s in layout.segments
+        for offset in range(0, s.length, size)
     )
     counts = [0] * (len(layout.layers) + 1)
     for layer, *_ in rows:
@@ -62,10 +75,19 @@ def chunk(layout: Layout, device: torch.device, size: int = CHUNK) -> Chunks:
     )
 
 
-def pointers(lists: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
-    """[number of lists, tensors in each] int64: where each tensor begins. Empty lists give zeros."""
-    width = max((len(tensors) for tensors in lists), default=0)
-    rows = [[t.data_ptr() for t in tensors] or [0] * width for tensors in lists]
-    table = torch.tensor(rows, dtype=torch.int64)
-    # Pinned, so that the copy does not wait for the device.
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+def pointers(layout: Layout, name: str, tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """[tensors] int64: where each begins. Brought to the device only where one has moved since the last step."""
+    return on_device(layout, name, [t.data_ptr() for t in tensors] or [0], torch.int64, device)
+
+
+def on_device(layout: Layout, name: str, values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a 1-D tensor, kept with the layout while they stay the same."""
+    key = (name, device)
+    known = layout.cache.get(key)
+    if known is None or known[0] != values:
+        tensor = torch.tensor(values, dtype=dtype)
+        # Pinned, so that the copy does not wait for the device.
+        tensor = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+        known = layout.cache[key] = (list(values), tensor)
+    result: Tensor = known[1]
+    return result
