@@ -105,7 +105,7 @@ class Rank:
 
     def collect(self, into: dict[str, Tensor]) -> None:
         """Scatter weights, codes, scales and float32 moments to their places in the whole."""
-        for tensor, (w, offset) in enumerate(zip(self.weights, self.offsets, strict=True)):
+        for w, offset in zip(self.weights, self.offsets, strict=True):
             into["weights"][offset : offset + len(w)] = w
         for key in MOMENTS.get(self.kernel, ("momentum_buffer",)):
             for segment, moment in zip(self.layout.segments, self.moments(key), strict=True):
