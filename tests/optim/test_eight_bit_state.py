@@ -71,6 +71,19 @@ def test_float64_parameters_keep_float64_moments(kind: Any, moments: dict[str, i
 
 
 @every_kind
+def test_the_default_dtype_has_no_say(kind: Any, moments: dict[str, int]) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        parameter = nn.Parameter(torch.ones(64, 64, dtype=torch.float32))
+        parameter.grad = torch.ones(64, 64, dtype=torch.float32)
+        optimizer = kind([parameter], lr=0.1)
+        optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in optimizer.state[parameter].values()} == {torch.uint8, torch.float32}
+
+
+@every_kind
 def test_a_state_in_another_memory_format_is_laid_out_anew(kind: Any, moments: dict[str, int]) -> None:
     parameters, optimizer = trained(kind, torch.float32)
     twins, other = copy.deepcopy((parameters, optimizer))
