@@ -65,7 +65,7 @@ def new_moment(
     count = sum(block_count(s.layer_start, s.length) for s in coded)
     state = {
         key: torch.full(weight.shape, CODES[key].zero, dtype=torch.uint8, device=weight.device),
-        absmax_key(key): torch.zeros(count, device=weight.device),
+        absmax_key(key): torch.zeros(count, dtype=torch.float32, device=weight.device),
     }
     if len(coded) < len(segments):
         small = sum(s.length for s in segments) - sum(s.length for s in coded)

@@ -201,6 +201,22 @@ def test_the_step_after_reads_what_was_rounded() -> None:
     assert 1e-4 < float((moved - exact).abs().max() / exact.abs().max()) < 0.0071
 
 
+@pytest.mark.parametrize("kind", [LAMB8bit, AdamW8bit])
+def test_a_small_element_beside_a_large_one_takes_no_leap(kind: Any) -> None:
+    """Its v is 1e-8 of the block's largest: read as 0 beside an m that is not, the next step would be m/ε."""
+    p = nn.Parameter(torch.ones(4096))
+    optimizer = kind([p], lr=0.01, weight_decay=0.0)
+    p.grad = torch.full((4096,), 1e-4)
+    p.grad[::256] = 1.0
+    optimizer.step()
+    before = p.detach().clone()
+    p.grad = torch.zeros(4096)
+    for _ in range(20):
+        optimizer.step()
+        assert (p.detach() - before).abs().max() <= 0.015
+        before = p.detach().clone()
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_gradients_of_any_size(name: str) -> None:
     """g² beyond float32, and gradients below it, leave finite weights and readable states."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_scale.optim.codec import BLOCK, blocks
 from lightning_scale.optim.kernels import eight_bit
+from lightning_scale.optim.kernels.eight_bit import pieces
 from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment, PlainMoment
 from lightning_scale.optim.kernels.eight_bit.work import (
     CodedAdamBucket,
@@ -105,7 +106,7 @@ class Rank:
 
     def collect(self, into: dict[str, Tensor]) -> None:
         """Scatter weights, codes, scales and float32 moments to their places in the whole."""
-        for tensor, (w, offset) in enumerate(zip(self.weights, self.offsets, strict=True)):
+        for w, offset in zip(self.weights, self.offsets, strict=True):
             into["weights"][offset : offset + len(w)] = w
         for key in MOMENTS.get(self.kernel, ("momentum_buffer",)):
             for segment, moment in zip(self.layout.segments, self.moments(key), strict=True):
@@ -168,9 +169,13 @@ def test_partitions_that_cut_no_block_have_the_same_bits(kernel: str, edges: lis
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.parametrize("piece", [1 << 18, 512])
 @pytest.mark.parametrize("edges", CUT)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_cut_block_has_a_scale_for_each_part_and_the_others_do_not_know(kernel: str, edges: list[int]) -> None:
+def test_a_cut_block_has_a_scale_for_each_part_and_the_others_do_not_know(
+    kernel: str, edges: list[int], piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "LARGEST_PIECE", piece)
     cut = cut_elements(edges)
     assert cut.any()
     plain = Rank(kernel, partition([], 0, 1), 0, numbers(0))

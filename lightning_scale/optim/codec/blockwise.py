@@ -3,15 +3,15 @@
 Of each block, with every operation rounded to the nearest float32::
 
     absmax = min(max |x|, largest finite float32)
-    code   = the nearest to x / absmax          (see `Code.thresholds` for the middle between two values)
+    code   = the nearest to x / absmax          (see `Code.thresholds`: the middle of two values; positive is never 0)
     x      ≈ value[code] · absmax
 
 A block of zeros has absmax 0 and the code of 0. Numbers below float32's normal range are numbers as all others: nothing
 is flushed. An infinite number counts as the largest finite one. A block with a NaN has absmax NaN, so that all of it is
 NaN when it is read, whatever its codes.
 
-The error is at most half the distance of the two values around x / absmax, times absmax: never above 0.00704 · absmax
-(signed) or 0.00352 · absmax (unsigned).
+The error is at most half the distance of the two values around x / absmax (all of it between 0 and the smallest positive
+value of the unsigned code, 3.25e-7), times absmax: never above 0.00704 · absmax (signed) or 0.00352 · absmax (unsigned).
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ class Code:
 
         Threshold i is the largest float32 that still belongs to code i: with M the exact middle of values i and i+1, the
         largest float32 <= M where M > 0, and the largest < M where M < 0. So the code is the nearest to x exactly, and
-        an x on the middle goes to the value of smaller magnitude.
+        an x on the middle goes to the value of smaller magnitude. One exception: in the unsigned code threshold 0 is 0, so
+        that every positive x has at least the smallest positive value. Rounded to 0, a second moment whose first moment
+        is not would make the next step m/ε: thousands of times the learning rate where a gradient is zero once.
         """
         return _thresholds(self, torch.device(device))
 
@@ -78,4 +80,7 @@ def _thresholds(code: Code, device: torch.device) -> Tensor:
     nearest = middle.float()
     too_high = (nearest.double() > middle) | ((nearest.double() == middle) & (middle < 0))
     below = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
-    return torch.where(too_high, below, nearest).to(device)
+    thresholds = torch.where(too_high, below, nearest)
+    if not code.signed:
+        thresholds[0] = 0
+    return thresholds.to(device)

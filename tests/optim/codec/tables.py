@@ -20,12 +20,13 @@ def values(signed: bool) -> NDArray[np.float64]:
 
 
 def nearest(x: NDArray[Any], signed: bool) -> NDArray[np.int64]:
-    """Index of the nearest value; of two equally near ones that of smaller magnitude. All distances are exact enough:
-    differences of float32 numbers in float64, compared where they differ."""
+    """Index of the nearest value; of two equally near ones that of smaller magnitude. In the unsigned code a positive
+    number is never 0. Distances are differences of float32 numbers in float64."""
     table = values(signed)
     distance = np.abs(np.asarray(x, dtype=np.float64).reshape(-1, 1) - table)
     order = np.argsort(np.abs(table), kind="stable")  # the first of the least wins: the smaller magnitude first
-    return order[np.argmin(distance[:, order], axis=1)].reshape(np.shape(x))
+    found = order[np.argmin(distance[:, order], axis=1)].reshape(np.shape(x))
+    return found if signed else np.where(np.asarray(x) > 0, np.maximum(found, 1), found)
 
 
 def quantize(x: NDArray[Any], signed: bool, start: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

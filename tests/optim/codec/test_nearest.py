@@ -92,6 +92,14 @@ def test_any_number(code: Code, x: list[float]) -> None:
 
 
 @both_ways
+def test_a_positive_second_moment_is_never_0(nearest: object) -> None:
+    assert callable(nearest)
+    tiny = torch.tensor([0.0, -0.0, 2.0**-149, 1e-38, 1e-8, 0.1624e-6])
+    assert nearest(tiny, UNSIGNED).tolist() == [0, 0, 1, 1, 1, 1]
+    assert nearest(tiny, SIGNED).tolist() == [127] * 6
+
+
+@both_ways
 @both_codes
 def test_beyond_the_ends(code: Code, nearest: object) -> None:
     assert callable(nearest)
