@@ -24,6 +24,8 @@ class Gathered:
     weights: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
+    fused: bool = False
+    """For the Triton kernels: weights and gradients as they are."""
 
     @cached_property
     def layout(self) -> Layout:
@@ -35,22 +37,31 @@ class Gathered:
 
     def common(self) -> dict[str, Any]:
         """The fields that every bucket has."""
-        group, layout, like = self.group, self.layout, self.weights[0]
-        adapts = [_adapts(group, layer.ndim) for layer in layout.layers]
-        lr = group["lr"]
+        like, lr = self.weights[0], self.group["lr"]
         return {
-            "layout": layout,
+            "layout": self.layout,
             "params": self.params,
             "weights": self.weights,
             "grads": self.grads,
-            "lr": lr.to(like) if isinstance(lr, Tensor) else lr,
-            "weight_decay": [_decay(group, layer.ndim) for layer in layout.layers],
-            "trust": TrustRatio(
-                adapt=torch.tensor(adapts, device=like.device),
-                weight_norm_clip=group["weight_norm_clip"],
-                clip=group["trust_ratio_clip"],
-            ),
+            "lr": lr.to(like.device, compute_dtype(like)) if isinstance(lr, Tensor) else lr,
+            "weight_decay": self.decays(),
+            "trust": self.trust(),
+            "fused": self.fused,
+            "maximize": self.group["maximize"],
         }
+
+    def decays(self) -> list[float]:
+        """The weight decay of each layer."""
+        return [_decay(self.group, layer.ndim) for layer in self.layout.layers]
+
+    def trust(self) -> TrustRatio:
+        """How the layers' ratios are made."""
+        adapts = [_adapts(self.group, layer.ndim) for layer in self.layout.layers]
+        return TrustRatio(
+            adapt=torch.tensor(adapts, device=self.weights[0].device),
+            weight_norm_clip=self.group["weight_norm_clip"],
+            clip=self.group["trust_ratio_clip"],
+        )
 
 
 def gather(
@@ -58,6 +69,8 @@ def gather(
     number: int,
     state: MutableMapping[Tensor, dict[str, Tensor]],
     init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
+    convert: bool = True,
+    fused: Callable[[Tensor], bool] = lambda p: False,
 ) -> list[Gathered]:
     """The buckets of one parameter group; state is made for parameters that have none.
 
@@ -66,26 +79,36 @@ def gather(
         number: Its place, for the names of unnamed parameters.
         state: The optimizer's state.
         init_state: Makes a new parameter's state from the group and what the step is computed on.
+        convert: Give weights and gradients in compute dtype, the gradients negated where the step goes uphill; ``False``:
+            as they are, for kernels that do it piece by piece.
+        fused: Which parameters go to the Triton kernels, as they are; those of one bucket then have the same types too.
     """
-    buckets: dict[tuple[torch.device, torch.dtype], Gathered] = {}
+    buckets: dict[tuple[Any, ...], Gathered] = {}
     names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
     for name, p in zip(names, group["params"], strict=True):
         if p.grad is None:
             continue
         refuse_unsupported(p)
-        compute = torch.float64 if p.dtype == torch.float64 else torch.float32
+        compute = compute_dtype(p)
         own = state[p]
         if group["master_weights"] and p.dtype != compute and "master" not in own:
             own["master"] = p.detach().to(compute, copy=True)
-        weight = own["master"] if "master" in own else p if p.dtype == compute else p.detach().to(compute)
+        as_is = not convert or fused(p)
+        weight = own["master"] if "master" in own else p if as_is or p.dtype == compute else p.detach().to(compute)
         if not own.keys() - {"master"}:
             own.update(init_state(group, weight))
-        bucket = buckets.setdefault((p.device, compute), Gathered(group))
+        kind = (p.dtype, p.grad.dtype, "master" in own) if fused(p) else ()
+        bucket = buckets.setdefault((p.device, compute, *kind), Gathered(group, fused=bool(kind)))
+        grad = p.grad if as_is else p.grad.to(compute)
+        if bucket.fused:  # its kernels go through memory, so everything must lie as the parameter does
+            grad = _lying_as(p, grad)
+            for key, value in own.items():
+                own[key] = _lying_as(p, value)
+            weight = own.get("master", p)
         bucket.names.append(name)
         bucket.params.append(p)
         bucket.weights.append(weight)
-        grad = p.grad.to(compute)
-        bucket.grads.append(-grad if group["maximize"] else grad)
+        bucket.grads.append(-grad if group["maximize"] and not as_is else grad)
         bucket.states.append(own)
     return list(buckets.values())
 
@@ -101,6 +124,18 @@ def refuse_unsupported(p: Tensor) -> None:
             "parameters sharded as DTensors (FSDP2) are not supported in this version, for a shard's norm is not its"
             " layer's: use the DDP strategy."
         )
+
+
+def _lying_as(p: Tensor, t: Tensor) -> Tensor:
+    """A tensor of the parameter's shape with its strides: itself, or a copy; others as they are."""
+    if t.shape != p.shape or t.stride() == p.stride():
+        return t
+    return torch.empty_like(p, dtype=t.dtype).copy_(t)
+
+
+def compute_dtype(t: Tensor) -> torch.dtype:
+    """What steps are computed in."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 def _adapts(group: dict[str, Any], ndim: int) -> bool:

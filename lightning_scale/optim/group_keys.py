@@ -9,7 +9,7 @@ from typing import Any
 
 # Over all groups together.
 _OPTIMIZERS_OWN = ("max_grad_norm", "skip_nonfinite", "fused")
-_EVERY_GROUPS = ("params", "param_names", "layer_adaptation")
+_EVERY_GROUPS = ("params", "param_names")
 # A group may have been another optimizer's: what torch's schedulers, Lightning's monitors and this package keep there.
 _TAKEN = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "name", "decay_1d"}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import checks
-from lightning_scale.optim.gather import Gathered
+from lightning_scale.optim.gather import Gathered, compute_dtype
 from lightning_scale.optim.kernels import lamb
 from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
@@ -40,11 +40,14 @@ class LAMB(LayerwiseOptimizer):
         skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
             ``skipped_steps``.
         maximize: Step uphill.
-        fused: ``False`` or ``None``: plain torch operations. ``True`` is refused in this version.
+        fused: ``True``: Triton kernels, for float32, bfloat16 and float16 parameters on CUDA devices (they are tested in
+            Triton's interpreter, and have not been run on a GPU yet). ``False`` or ``None``: plain torch operations.
 
     Raises:
         ValueError: for an argument out of range.
     """
+
+    _has_fused: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -85,8 +88,8 @@ class LAMB(LayerwiseOptimizer):
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
         return {
             "step": torch.zeros((), dtype=torch.float32, device=weight.device),
-            "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
+            "exp_avg": torch.zeros_like(weight, dtype=compute_dtype(weight)),
+            "exp_avg_sq": torch.zeros_like(weight, dtype=compute_dtype(weight)),
         }
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import checks
-from lightning_scale.optim.gather import Gathered
+from lightning_scale.optim.gather import Gathered, compute_dtype
 from lightning_scale.optim.kernels import lars
 from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
@@ -47,12 +47,15 @@ class LARS(LayerwiseOptimizer):
         skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
             ``skipped_steps``.
         maximize: Step uphill.
-        fused: ``False`` or ``None``: plain torch operations. ``True`` is refused in this version.
+        fused: ``True``: Triton kernels, for float32, bfloat16 and float16 parameters on CUDA devices (they are tested in
+            Triton's interpreter, and have not been run on a GPU yet). ``False`` or ``None``: plain torch operations.
 
     Raises:
         ValueError: for an argument out of range, for ``nesterov`` without momentum, and for ``nesterov`` or
             ``lr_in_momentum=False`` with ``trust_norm="momentum"``.
     """
+
+    _has_fused: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -109,23 +112,27 @@ class LARS(LayerwiseOptimizer):
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
         if group["momentum"] == 0 and group["trust_norm"] == "gradient":
             return {}
-        return {"momentum_buffer": torch.zeros_like(weight, memory_format=torch.preserve_format)}
+        return {"momentum_buffer": torch.zeros_like(weight, dtype=compute_dtype(weight))}
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return lars([self._bucket(g) for g in gathered], decided)
 
     @staticmethod
-    def _bucket(g: Gathered) -> LarsBucket:
+    def _coefficient(group: dict[str, Any]) -> float:
+        """η."""
+        if group["trust_coefficient"] is not None:
+            return float(group["trust_coefficient"])
+        return 1.0 if group["trust_norm"] == "momentum" else 0.001
+
+    def _bucket(self, g: Gathered) -> LarsBucket:
         group = g.group
-        on_momentum = group["trust_norm"] == "momentum"
-        coefficient = group["trust_coefficient"]
         return LarsBucket(
             **g.common(),
             momentum=group["momentum"],
-            trust_coefficient=coefficient if coefficient is not None else (1.0 if on_momentum else 0.001),
+            trust_coefficient=self._coefficient(group),
             eps=group["eps"],
             nesterov=group["nesterov"],
             lr_in_momentum=group["lr_in_momentum"],
-            momentum_norm=on_momentum,
+            momentum_norm=group["trust_norm"] == "momentum",
             momentum_buffer=g.state("momentum_buffer"),
         )

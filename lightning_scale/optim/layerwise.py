@@ -1,4 +1,4 @@
-"""What LARS and LAMB share: groups, the guard over all gradients, statistics, torch.optim's contract.
+"""What LARS and LAMB share: which layers adapt and decay, and the statistics of their ratios.
 
 A subclass gives its state and turns buckets into a step; it sees neither devices nor layouts.
 """
@@ -6,27 +6,16 @@ A subclass gives its state and turns buckets into a step; it sees neither device
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, TypeVar, overload
-
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from typing import Any, ClassVar
 
 from lightning_scale.optim import checks
-from lightning_scale.optim.gather import Gathered, gather, refuse_unsupported
-from lightning_scale.optim.group_keys import check_group_keys
-from lightning_scale.optim.kernels import check_fused
-from lightning_scale.optim.kernels.norms import guard
-from lightning_scale.optim.kernels.work import Bucket, Guard, LayerNorms
+from lightning_scale.optim.gather import Gathered
+from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.kernels.work import Guard, LayerNorms
 from lightning_scale.optim.layer_stats import LayerStats
-from lightning_scale.optim.reset import reset_bias_correction, reset_moments
-from lightning_scale.optim.state_dict import keep_state_dtypes
-
-BucketT = TypeVar("BucketT", bound=Bucket)
 
 
-class LayerwiseOptimizer(Optimizer):
+class LayerwiseOptimizer(GuardedOptimizer):
     """Base of the optimizers whose step is scaled layer by layer.
 
     Attributes:
@@ -34,7 +23,8 @@ class LayerwiseOptimizer(Optimizer):
             waits for that device.
     """
 
-    skipped_steps: Tensor
+    _groups_own: ClassVar[tuple[str, ...]] = ("layer_adaptation",)
+    _pickled: ClassVar[tuple[str, ...]] = (*GuardedOptimizer._pickled, "_stats", "_exclude_1d_default")
 
     def __init__(
         self,
@@ -45,16 +35,9 @@ class LayerwiseOptimizer(Optimizer):
         skip_nonfinite: bool,
         fused: bool | None,
     ) -> None:
-        checks.positive("max_grad_norm", max_grad_norm)
-        check_fused(fused)
         self._exclude_1d_default = defaults["exclude_1d"]
-        super().__init__(params, defaults)
-        # Over all groups together, so they are the optimizer's and no group's.
-        self.max_grad_norm = max_grad_norm
-        self.skip_nonfinite = skip_nonfinite
-        self.fused = fused
-        self.skipped_steps = torch.zeros((), dtype=torch.int64)
         self._stats: list[tuple[tuple[str, ...], LayerNorms]] = []
+        super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, fused=fused)
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -70,27 +53,15 @@ class LayerwiseOptimizer(Optimizer):
             ValueError: for options out of range, misspelled keys, options of the whole optimizer (``max_grad_norm``,
                 ``skip_nonfinite``, ``fused``), and sparse or complex parameters.
         """
-        if not isinstance(param_group, dict):
-            raise TypeError(f"a parameter group is a dict with the key 'params', not {type(param_group).__name__}.")
-        check_group_keys(param_group, self.defaults, type(self).__name__)
-        param_group = dict(param_group)  # the caller's own stays as it is
-        exclude_1d = param_group.get("exclude_1d", self._exclude_1d_default)
-        param_group.setdefault("decay_1d", "weight_decay" in param_group or not exclude_1d)
-        param_group.setdefault("layer_adaptation", None)
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            self._check_group(group)
-            for p in group["params"]:
-                refuse_unsupported(p)
-        except Exception:
-            self.param_groups.pop()
-            raise
+
+    def _complete_group(self, group: dict[str, Any]) -> None:
+        exclude_1d = group.get("exclude_1d", self._exclude_1d_default)
+        group.setdefault("decay_1d", "weight_decay" in group or not exclude_1d)
+        group.setdefault("layer_adaptation", None)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Raises ValueError or TypeError for an option that is out of range."""
-        checks.non_negative("lr", group["lr"])
-        checks.non_negative("weight_decay", group["weight_decay"])
+        super()._check_group(group)
         checks.non_negative("eps", group["eps"])
         checks.bool_or_none("layer_adaptation", group["layer_adaptation"])
         group["weight_norm_clip"] = checks.bounds("weight_norm_clip", group["weight_norm_clip"])
@@ -98,54 +69,9 @@ class LayerwiseOptimizer(Optimizer):
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step on every parameter that has a gradient. Gradients are left as they are.
-
-        Args:
-            closure: Evaluates the model anew and returns the loss.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        gathered = [
-            bucket
-            for number, group in enumerate(self.param_groups)
-            for bucket in gather(group, number, self.state, self._init_state)
-        ]
-        if gathered:
-            decided = self._decide(gathered)
-            if decided is not None:
-                norms = self._apply(gathered, decided)
-                self._stats = [(tuple(g.names), n) for g, n in zip(gathered, norms, strict=True)]
-        return loss
-
-    def _decide(self, gathered: list[Gathered]) -> Guard | None:
-        """Test and clip over all gradients; None where the step is skipped and the host may know it."""
-        result = guard(
-            [(g.layout, g.grads) for g in gathered],
-            test_finite=self.skip_nonfinite,
-            max_grad_norm=self.max_grad_norm,
-        )
-        if result.finite is None:
-            return result
-        if self.skipped_steps.device != result.finite.device:
-            self.skipped_steps = self.skipped_steps.to(result.finite.device)
-        self.skipped_steps += ~result.finite
-        if result.finite.device.type != "cpu":
-            return result
-        return Guard(None, result.clip) if bool(result.finite) else None  # on a CPU to look costs nothing
-
-    @abstractmethod
-    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
-        """A new parameter's state; ``weight`` is what the step is computed on (shape, device, compute dtype)."""
+    def _update(self, gathered: list[Gathered], decided: Guard) -> None:
+        norms = self._apply(gathered, decided)
+        self._stats = [(tuple(g.names), n) for g, n in zip(gathered, norms, strict=True)]
 
     @abstractmethod
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
@@ -167,30 +93,3 @@ class LayerwiseOptimizer(Optimizer):
                 names, norms.weight.unbind(), norms.update.unbind(), norms.ratio.unbind(), strict=True
             )
         }
-
-    def reset_bias_correction(self) -> None:
-        """Start the step count of the bias correction again (as BERT's second stage does); moments are kept."""
-        reset_bias_correction(self)
-
-    def reset_moments(self) -> None:
-        """Set first and second moments, or the momentum, to zero."""
-        reset_moments(self)
-
-    # -- torch.optim's contract ----------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``."""
-        return {**super().state_dict(), "skipped_steps": self.skipped_steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'."""
-        with keep_state_dtypes(self):
-            super().load_state_dict(state_dict)
-        if "skipped_steps" in state_dict:
-            self.skipped_steps = torch.as_tensor(state_dict["skipped_steps"]).clone()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{key: getattr(self, key) for key in _OWN_ATTRIBUTES}}
-
-
-_OWN_ATTRIBUTES = ("max_grad_norm", "skip_nonfinite", "fused", "skipped_steps", "_stats", "_exclude_1d_default")

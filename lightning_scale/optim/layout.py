@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Layout:
             for i, s in enumerate(self.segments)
         )
 
+    @cached_property
+    def cache(self) -> dict[Any, Any]:
+        """What kernels have worked out from this layout, to be used again as long as it lasts."""
+        return {}
+
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The segments of these local tensors, as views: the tensors themselves where the layout is whole."""
         if self.whole:
@@ -73,9 +79,14 @@ class Layout:
 
 
 def whole_layout(names: Sequence[str], tensors: Sequence[Tensor]) -> Layout:
-    """The layout of plain parameters: one segment each."""
+    """The layout of plain parameters: one segment each. The same one again for the same names and shapes."""
+    return _whole_layout(tuple(names), tuple(t.shape for t in tensors))
+
+
+@lru_cache(maxsize=64)
+def _whole_layout(names: tuple[str, ...], shapes: tuple[Size, ...]) -> Layout:
     return Layout(
-        layers=tuple(LayerInfo(n, t.numel(), t.dim()) for n, t in zip(names, tensors, strict=True)),
-        segments=tuple(Segment(i, i, 0, 0, t.numel()) for i, t in enumerate(tensors)),
-        tensor_numels=tuple(t.numel() for t in tensors),
+        layers=tuple(LayerInfo(n, s.numel(), len(s)) for n, s in zip(names, shapes, strict=True)),
+        segments=tuple(Segment(i, i, 0, 0, s.numel()) for i, s in enumerate(shapes)),
+        tensor_numels=tuple(s.numel() for s in shapes),
     )

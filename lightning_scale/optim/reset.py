@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_scale.optim.moments import CODES, absmax_key, small_key
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 
@@ -25,8 +28,12 @@ def reset_moments(optimizer: Optimizer) -> None:
     """Set first and second moments, or the momentum, to zero."""
     for state in _states(optimizer):
         for key in MOMENTS:
-            if isinstance(state.get(key), Tensor):
-                state[key].zero_()
+            moment = state.get(key)
+            if isinstance(moment, Tensor):
+                moment.fill_(CODES[key].zero if moment.dtype == torch.uint8 and absmax_key(key) in state else 0)
+            for beside in (absmax_key(key), small_key(key)):
+                if isinstance(state.get(beside), Tensor):
+                    state[beside].zero_()
 
 
 def _states(optimizer: Optimizer) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_scale.optim import LAMB, LARS
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
 
 Make = Callable[..., Any]
 
@@ -22,14 +22,44 @@ def maker(kind: Any, **fixed: Any) -> Make:
     return make
 
 
-KINDS: dict[str, Make] = {
+# The models below are small, and the state of small parameters is not in 8 bits: here it is.
+class AllLAMB8bit(LAMB8bit):
+    _eight_bit_from = 1
+
+
+class AllLARS8bit(LARS8bit):
+    _eight_bit_from = 1
+
+
+class AllAdamW8bit(AdamW8bit):
+    _eight_bit_from = 1
+
+
+class AllSGD8bit(SGD8bit):
+    _eight_bit_from = 1
+
+
+LAYERWISE: dict[str, Make] = {
     "LAMB": maker(LAMB),
     "LAMB-plain": maker(LAMB, bias_correction=False, fused=False),
     "LARS": maker(LARS),
     "LARS-nesterov": maker(LARS, nesterov=True, lr_in_momentum=False),
     "LARS-momentum": maker(LARS, trust_norm="momentum"),
     "LARS-memoryless": maker(LARS, momentum=0.0),
+    "LAMB8bit": maker(AllLAMB8bit),
+    "LARS8bit": maker(AllLARS8bit, nesterov=True, lr_in_momentum=False),
+    "LARS8bit-momentum": maker(AllLARS8bit, trust_norm="momentum"),
+    "LAMB8bit-small": maker(LAMB8bit),
+    "LARS8bit-small": maker(LARS8bit),
 }
+KINDS: dict[str, Make] = {
+    **LAYERWISE,
+    "AdamW8bit": maker(AllAdamW8bit),
+    "SGD8bit": maker(AllSGD8bit, dampening=0.1),
+    "AdamW8bit-small": maker(AdamW8bit),
+    "SGD8bit-small": maker(SGD8bit, nesterov=True),
+}
+every_layerwise_kind = pytest.mark.parametrize("make", LAYERWISE.values(), ids=LAYERWISE)
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 # (dtype of the parameters, options): every way in which state and parameter may differ in type.
@@ -59,6 +89,11 @@ def train(model: nn.Module, optimizer: Any, steps: range) -> None:
     for step in steps:
         set_gradients(model.parameters(), step)
         optimizer.step()
+
+
+def stats_of(optimizer: Any) -> dict[str, Any]:
+    """`layer_stats()` where the optimizer is layer-wise."""
+    return optimizer.layer_stats() if hasattr(optimizer, "layer_stats") else {}
 
 
 def bits(value: Any) -> Any:

@@ -84,8 +84,9 @@ def test_in_a_group(kind: Any, name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", [LAMB, LARS])
-def test_fused_where_nothing_can_run_it(kind: Any) -> None:
-    """Parameters on the CPU, where Triton does not run."""
+def test_fused_where_nothing_can_run_it(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters on the CPU, where Triton does not run but in its interpreter."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
 
     def construct_and_step() -> None:
         weight = parameter()

@@ -11,7 +11,18 @@ import torch
 
 from lightning_scale.optim import LAMB, LARS
 
-from .kinds import Make, bits, every_kind, every_precision, model_of, set_gradients, through_a_file, train
+from .kinds import (
+    Make,
+    bits,
+    every_kind,
+    every_layerwise_kind,
+    every_precision,
+    model_of,
+    set_gradients,
+    stats_of,
+    through_a_file,
+    train,
+)
 
 
 @every_kind
@@ -99,13 +110,13 @@ def test_copies_of_model_and_optimizer_go_on_alike(
     copied_model, copied = copy.deepcopy(together) if how == "deepcopy" else pickle.loads(pickle.dumps(together))
     assert copied.param_groups[0]["params"][0] is next(copied_model.parameters())
     assert bits(copied) == bits(optimizer) and bits(copied_model) == bits(model)
-    assert bits(copied.layer_stats()) == bits(optimizer.layer_stats())
+    assert bits(stats_of(copied)) == bits(stats_of(optimizer))
     untouched = bits(model)
     train(copied_model, copied, range(3, 5))
     assert bits(model) == untouched
     train(model, optimizer, range(3, 5))
     assert bits(copied_model) == bits(model) and bits(copied) == bits(optimizer)
-    assert set(copied.layer_stats()) == set(optimizer.layer_stats())
+    assert set(stats_of(copied)) == set(stats_of(optimizer))
     # Skipping a step is part of what was copied.
     set_gradients(copied_model.parameters(), 9, scale=float("inf"))
     copied.step()
@@ -178,7 +189,7 @@ def test_steps_do_not_write_into_the_state_dict_that_was_loaded(make: Make) -> N
     assert bits(saved) == before
 
 
-@every_kind
+@every_layerwise_kind
 @pytest.mark.parametrize("exclude_1d", [True, False])
 def test_a_group_added_to_a_copy_follows_its_exclude_1d(make: Make, exclude_1d: bool) -> None:
     model, added = model_of(), torch.nn.Parameter(torch.ones(3))
@@ -186,4 +197,4 @@ def test_a_group_added_to_a_copy_follows_its_exclude_1d(make: Make, exclude_1d: 
     optimizer.add_param_group({"params": [added]})
     added.grad = torch.ones(3)
     optimizer.step()
-    assert (float(optimizer.layer_stats()["1.0"].trust_ratio) == 1.0) is exclude_1d
+    assert (float(stats_of(optimizer)["1.0"].trust_ratio) == 1.0) is exclude_1d

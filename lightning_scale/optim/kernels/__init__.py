@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from lightning_scale.optim.kernels.reference_lamb import lamb
-from lightning_scale.optim.kernels.reference_lars import lars
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-__all__ = ["check_fused", "lamb", "lars"]
+from lightning_scale.optim.kernels import reference_lamb, reference_lars
+from lightning_scale.optim.kernels.choice import check_fused, runs_fused
+from lightning_scale.optim.kernels.work import Bucket, Guard, LambBucket, LarsBucket, LayerNorms
+
+__all__ = ["check_fused", "lamb", "lars", "runs_fused"]
+
+BucketT = TypeVar("BucketT", bound=Bucket)
 
 
-def check_fused(fused: bool | None) -> None:
-    """Refuse ``fused=True`` where no fused kernel can run.
+def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
+    """One LAMB step on every bucket, in place; see `reference_lamb.lamb`."""
 
-    Raises:
-        ValueError: always for ``True``: this version has the plain torch operations only.
-    """
-    if fused:
-        raise ValueError(
-            "fused=True asks for Triton kernels, which this version of lightning_scale does not have: leave fused out,"
-            " or write fused=False for the plain torch operations."
-        )
+    def fused(chosen: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
+        from lightning_scale.optim.kernels.fused.lamb import lamb
+
+        return lamb(chosen, guard)
+
+    return _each_its_way(buckets, guard, reference_lamb.lamb, fused)
+
+
+def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
+    """One LARS step on every bucket, in place; see `reference_lars.lars`."""
+
+    def fused(chosen: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
+        from lightning_scale.optim.kernels.fused.lars import lars
+
+        return lars(chosen, guard)
+
+    return _each_its_way(buckets, guard, reference_lars.lars, fused)
+
+
+def _each_its_way(
+    buckets: Sequence[BucketT],
+    guard: Guard,
+    plain: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
+    fused: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
+) -> list[LayerNorms]:
+    """Norms in the buckets' order."""
+    norms: dict[int, LayerNorms] = {}
+    for way, run in ((False, plain), (True, fused)):
+        places = [i for i, bucket in enumerate(buckets) if bucket.fused == way]
+        if places:
+            norms.update(zip(places, run([buckets[i] for i in places], guard), strict=True))
+    return [norms[i] for i in range(len(buckets))]

@@ -19,12 +19,13 @@ def l2_norms(tensors: list[Tensor]) -> Tensor:
     """L2 norm of each tensor, 1-D float64: of float32 tensors right for all their values, and finite where those are.
 
     Args:
-        tensors: At least one; all of one device and dtype, float32 or float64.
+        tensors: At least one; all of one device and floating-point dtype.
     """
     if not _may_look(tensors[0].device):
         return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
     # On a CPU sums in float64 take four times as long, so only where float32 is not sure.
-    norms = torch.stack(torch._foreach_norm(tensors, 2)).double()
+    first = torch.promote_types(tensors[0].dtype, torch.float32)
+    norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=first)).double()
     unsure = (~(norms.isfinite() & (norms >= _SMALLEST_SURE_NORM))).nonzero().flatten()
     if len(unsure) and tensors[0].dtype != torch.float64:
         norms[unsure] = torch.stack(torch._foreach_norm([tensors[i] for i in unsure.tolist()], 2, dtype=torch.float64))
@@ -46,7 +47,13 @@ def layer_norms(values: Sequence[tuple[Layout, list[Tensor]]]) -> list[Tensor]:
         For each entry a 1-D tensor: the norm of each of its layers over all ranks, in the tensors' dtype (inf where the
         norm itself is beyond it).
     """
-    norms = [_local_norms(layout, tensors) for layout, tensors in values]
+    norms = over_ranks([(layout, _local_norms(layout, tensors)) for layout, tensors in values])
+    return [n.to(tensors[0].dtype if tensors else torch.float32) for n, (_, tensors) in zip(norms, values, strict=True)]
+
+
+def over_ranks(values: Sequence[tuple[Layout, Tensor]]) -> list[Tensor]:
+    """Norms over all ranks from the ranks' own (1-D, float64), in one collective; as they are where nothing is shared."""
+    norms = [own for _, own in values]
     sharded = [i for i, (layout, _) in enumerate(values) if layout.all_reduce is not None]
     if sharded:
         squares = torch.cat([norms[i].square() for i in sharded])
@@ -55,7 +62,7 @@ def layer_norms(values: Sequence[tuple[Layout, list[Tensor]]]) -> list[Tensor]:
         reduce(squares)
         for i, total in zip(sharded, torch.split(squares, [norms[i].numel() for i in sharded]), strict=True):
             norms[i] = total.sqrt()
-    return [n.to(tensors[0].dtype if tensors else torch.float32) for n, (_, tensors) in zip(norms, values, strict=True)]
+    return norms
 
 
 def _local_norms(layout: Layout, tensors: list[Tensor]) -> Tensor:
@@ -90,15 +97,22 @@ def trust_ratios(
     return torch.where(adapts, value, torch.ones_like(value))
 
 
-def guard(values: Sequence[tuple[Layout, list[Tensor]]], *, test_finite: bool, max_grad_norm: float | None) -> Guard:
+def guard(
+    values: Sequence[tuple[Layout, list[Tensor]]],
+    *,
+    test_finite: bool,
+    max_grad_norm: float | None,
+    squares: Sequence[Tensor] = (),
+) -> Guard:
     """Test all gradients for NaN and Inf, and find the factor that clips their global L2 norm to ``max_grad_norm``.
 
     The norm is over every tensor in ``values``, on all ranks; the factor is ``max_grad_norm / max(norm, max_grad_norm)``.
+    ``squares`` are float64 sums over further gradients, not finite exactly where one of their elements is not.
     """
     grads = [view for layout, tensors in values for view in layout.views(tensors) if view.numel()]
-    if not grads and all(layout.all_reduce is None for layout, _ in values):
+    if not grads and not squares and all(layout.all_reduce is None for layout, _ in values):
         return Guard()
-    device = values[0][1][0].device
+    device = squares[0].device if squares else values[0][1][0].device
     total = torch.zeros(2, dtype=torch.float64, device=device)  # [non-finite tensors, squared norm]
     for batch in _by_kind(grads) if test_finite or max_grad_norm is not None else []:
         norms = l2_norms(batch)
@@ -107,6 +121,10 @@ def guard(values: Sequence[tuple[Layout, list[Tensor]]], *, test_finite: bool, m
             tested = torch.stack(torch._foreach_norm(batch, math.inf)) if float64 else norms
             total[0] += (~tested.isfinite()).sum().to(device)
         total[1] += norms.square().sum().to(device)
+    for sums in squares:
+        if test_finite:
+            total[0] += (~sums.isfinite()).sum().to(device)
+        total[1] += sums.sum().to(device)
     for layout, _ in values:
         if layout.all_reduce is not None:
             layout.all_reduce(total)

@@ -63,6 +63,10 @@ class Bucket:
     weight_decay: list[float]
     """Of each layer."""
     trust: TrustRatio
+    fused: bool = False
+    """For the Triton kernels: weights and gradients are as they are, not converted."""
+    maximize: bool = False
+    """Of fused buckets, whose gradients are not negated: step uphill."""
 
 
 @dataclass

@@ -1,0 +1,21 @@
+"""Numbers in 8 bits: the dynamic code of Dettmers et al. 2021 (arXiv 2110.02861), block by block."""
+
+from __future__ import annotations
+
+from lightning_scale.optim.codec.blocks import BLOCK, block_count, blocks
+from lightning_scale.optim.codec.blockwise import dequantize, quantize
+from lightning_scale.optim.codec.nearest import nearest_by_arithmetic, nearest_by_search
+from lightning_scale.optim.codec.tables import SIGNED, UNSIGNED, Code
+
+__all__ = [
+    "BLOCK",
+    "SIGNED",
+    "UNSIGNED",
+    "Code",
+    "block_count",
+    "blocks",
+    "dequantize",
+    "nearest_by_arithmetic",
+    "nearest_by_search",
+    "quantize",
+]

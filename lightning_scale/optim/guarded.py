@@ -1,0 +1,195 @@
+"""What all optimizers share: groups, the guard over all gradients, torch.optim's contract.
+
+A subclass gives its state and turns what was gathered into a step.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_scale.optim import checks
+from lightning_scale.optim.gather import Gathered, gather, refuse_unsupported
+from lightning_scale.optim.group_keys import check_group_keys
+from lightning_scale.optim.kernels import check_fused, runs_fused
+from lightning_scale.optim.kernels.norms import guard
+from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.reset import reset_bias_correction, reset_moments
+from lightning_scale.optim.state_dict import keep_state_dtypes
+
+
+class GuardedOptimizer(Optimizer):
+    """Base of the optimizers: one test and one clip over the gradients of all groups before each step.
+
+    Attributes:
+        skipped_steps: 0-d int64 tensor: steps left out for a NaN or Inf gradient. On the parameters' device; reading it
+            waits for that device.
+    """
+
+    skipped_steps: Tensor
+
+    _groups_own: ClassVar[tuple[str, ...]] = ()
+    """Options that a group may have and the constructor does not."""
+    _pickled: ClassVar[tuple[str, ...]] = ("max_grad_norm", "skip_nonfinite", "fused", "skipped_steps")
+    """Attributes beside torch's that a copy has too."""
+    _converts: ClassVar[bool] = True
+    """Whether kernels get weights and gradients in compute dtype; ``False``: as they are, to be converted in pieces."""
+    _has_fused: ClassVar[bool] = False
+    """Whether there are Triton kernels for it."""
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        max_grad_norm: float | None,
+        skip_nonfinite: bool,
+        fused: bool | None,
+    ) -> None:
+        checks.positive("max_grad_norm", max_grad_norm)
+        check_fused(fused, type(self).__name__ if not self._has_fused else None)
+        super().__init__(params, defaults)
+        # Over all groups together, so they are the optimizer's and no group's.
+        self.max_grad_norm = max_grad_norm
+        self.skip_nonfinite = skip_nonfinite
+        self.fused = fused
+        self.skipped_steps = torch.zeros((), dtype=torch.int64)
+
+    # -- parameter groups ----------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; see torch's. A key that is not used brings a warning.
+
+        Raises:
+            TypeError: for a group that is no dict, and for an option that is no number.
+            ValueError: for options out of range, misspelled keys, options of the whole optimizer (``max_grad_norm``,
+                ``skip_nonfinite``, ``fused``), and sparse or complex parameters.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"a parameter group is a dict with the key 'params', not {type(param_group).__name__}.")
+        check_group_keys(param_group, (*self.defaults, *self._groups_own), type(self).__name__)
+        param_group = dict(param_group)  # the caller's own stays as it is
+        self._complete_group(param_group)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check_group(group)
+            for p in group["params"]:
+                refuse_unsupported(p)
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _complete_group(self, group: dict[str, Any]) -> None:
+        """Add to a group, as its user wrote it, what follows from what it says and does not say."""
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raises ValueError or TypeError for an option that is out of range."""
+        checks.non_negative("lr", group["lr"])
+        checks.non_negative("weight_decay", group["weight_decay"])
+
+    # -- the step ------------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step on every parameter that has a gradient. Gradients are left as they are.
+
+        Args:
+            closure: Evaluates the model anew and returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gathered = [
+            bucket
+            for number, group in enumerate(self.param_groups)
+            for bucket in gather(
+                group,
+                number,
+                self.state,
+                self._init_state,
+                convert=self._converts,
+                fused=lambda p: self._has_fused and runs_fused(self.fused, p),
+            )
+        ]
+        if gathered:
+            decided = self._decide(gathered)
+            if decided is not None:
+                self._update(gathered, decided)
+        return loss
+
+    def _decide(self, gathered: list[Gathered]) -> Guard | None:
+        """Test and clip over all gradients; None where the step is skipped and the host may know it."""
+        result = guard(
+            [(g.layout, g.grads) for g in gathered if not g.fused],
+            squares=fused_squares([g for g in gathered if g.fused]) if self._looks_at_gradients else [],
+            test_finite=self.skip_nonfinite,
+            max_grad_norm=self.max_grad_norm,
+        )
+        if result.finite is None:
+            return result
+        if self.skipped_steps.device != result.finite.device:
+            self.skipped_steps = self.skipped_steps.to(result.finite.device)
+        self.skipped_steps += ~result.finite
+        if result.finite.device.type != "cpu":
+            return result
+        return Guard(None, result.clip) if bool(result.finite) else None  # on a CPU to look costs nothing
+
+    @property
+    def _looks_at_gradients(self) -> bool:
+        return self.skip_nonfinite or self.max_grad_norm is not None
+
+    @abstractmethod
+    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
+        """A new parameter's state; ``weight`` is what the step is computed on (shape, device, dtype)."""
+
+    @abstractmethod
+    def _update(self, gathered: list[Gathered], decided: Guard) -> None:
+        """Hand the buckets to the kernels."""
+
+    # -- what users ask ------------------------------------------------------------------------------------------------
+
+    def reset_bias_correction(self) -> None:
+        """Start the step count of the bias correction again (as BERT's second stage does); moments are kept."""
+        reset_bias_correction(self)
+
+    def reset_moments(self) -> None:
+        """Set first and second moments, or the momentum, to zero."""
+        reset_moments(self)
+
+    # -- torch.optim's contract ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``."""
+        return {**super().state_dict(), "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'."""
+        with keep_state_dtypes(self):
+            super().load_state_dict(state_dict)
+        if "skipped_steps" in state_dict:
+            self.skipped_steps = torch.as_tensor(state_dict["skipped_steps"]).clone()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}
+
+
+def fused_squares(gathered: list[Gathered]) -> list[Tensor]:
+    """Sums of squares of the gradients that Triton kernels take, 1-D float64: not finite where a gradient is not."""
+    if not gathered:
+        return []
+    from lightning_scale.optim.kernels.fused.gradients import gradient_squares
+
+    return [gradient_squares(g.layout, g.grads) for g in gathered]
