@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_scale.data import is_resumable
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.schedule import LEGW, Quantity
 from lightning_scale.window.conflicts import (
@@ -23,10 +22,9 @@ from lightning_scale.window.conflicts import (
     refuse_scaled_step_without_loss,
     refuse_tokens_without_stages,
     refuse_two_clips,
-    refuse_unknown_samples,
-    warn_of_loaders_that_cannot_continue,
     warn_of_window_cut_off,
 )
+from lightning_scale.window.data_follower import DataFollower
 from lightning_scale.window.feed import Feed
 from lightning_scale.window.items import Items, MeanOverItems, items_of
 from lightning_scale.window.loop import LoopAccess
@@ -58,13 +56,9 @@ class LoopAdapter(L.Callback):
         self._window: Window | None = None
         self._closes = True  # between windows, and so in every checkpoint
         self._stage_samples = 0
-        self._loading = False
-        self._ran = False
         self._validation_interval: Quantity | None = None
         self._begun = False  # whether a micro-batch has been, since fit began
-        self._loaded = False  # whether a checkpoint's state was
-        self._no_validation_yet = False  # none is due at the place where a resumed run goes on
-        self._read: list[Any] = []  # the loaders last read
+        self._data: DataFollower | None = None
 
     # -- what callbacks call in their setup ----------------------------------------------------------------------------
 
@@ -103,7 +97,7 @@ class LoopAdapter(L.Callback):
 
     def draw_from(self, streams: RandomStreams) -> None:
         """Draw the random numbers of training steps from a stream of their own."""
-        self._streams = streams
+        self._streams = self.data.streams = streams
         self.loop.around_micro_batches(streams.begin_micro_batch, streams.leave)
         self.loop.around_validation_data(streams.run_outside)
 
@@ -160,11 +154,10 @@ class LoopAdapter(L.Callback):
         if stage == "fit":
             self.teardown(trainer, pl_module, stage)  # what a fit that raised has left
             loop = self._loop = LoopAccess(trainer)
-            self._feed = Feed(trainer, loop)
-            # Already now: configure_optimizers may ask for the loaders, to count steps.
-            loop.leave_sampler_alone(self._take_resumable_sampler)
-            loop.around_epoch_iterators(self._begin_epoch)
-            loop.around_loading_data(lambda: self._before_data(trainer), lambda: self._after_data(trainer))
+            feed = self._feed = Feed(trainer, loop)
+            self._data = DataFollower(
+                trainer, loop, feed, self.progress, lambda *known: self._know_data(trainer, *known)
+            )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loop, feed = self.loop, self.feed
@@ -183,22 +176,18 @@ class LoopAdapter(L.Callback):
             loop.around_schedulers(self.rate.update_schedulers)
             self.rate.prepare(trainer.optimizers[0])
         loop.around_saving(self._save)
-        loop.validate_unless(lambda: self._no_validation_yet and not self._begun)
+        loop.validate_unless(lambda: self.data.no_validation_due and not self._begun)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._enter_stage(trainer)  # validation, too, has a stage's length
+        self.data.enter_stage()  # validation, too, has a stage's length
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._ran = True
+        self.data.trained = True
         self.rate.begin()
         self._write_rate(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.progress.epoch_start = self.progress.now
-        for loader in self.loop.train_loaders:
-            self.feed.follow(loader, self.progress.now, self.progress.epoch_start)
-        if self.feed.exact:
-            self.loop.measure_epoch()
+        self.data.begin_epoch()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Left open where a module's on_train_batch_start returned -1, or a loader ended without a word. (Where training
@@ -266,80 +255,16 @@ class LoopAdapter(L.Callback):
         self.batch_size = self.feed.consumed(window)
         self.progress.add(self.batch_size)
 
+    def _know_data(self, trainer: L.Trainer, samples_per_epoch: int | None, total_samples: int | None) -> None:
+        """New loaders, of a new stage perhaps: warmups in epochs or shares of the run become known."""
+        self.rate.rule.know_data(trainer.global_step, samples_per_epoch, total_samples)
+        self._write_rate(trainer)
+
     def _write_rate(self, trainer: L.Trainer) -> None:
         """Set the rate of the next optimizer step, unless it is of another stage than the one served."""
         if self.stages is None or not self.stages.ends_after(trainer.global_step):
             samples = self.progress.now
             self.rate.write(trainer.global_step, samples, self.feed.batch_size(samples), self.feed.schedule())
-
-    # -- data ----------------------------------------------------------------------------------------------------------
-
-    def _before_data(self, trainer: L.Trainer) -> None:
-        """Before the loop makes sure of its training loaders."""
-        self._loading = True
-        if self._resuming(trainer):
-            if self.loop.train_loaders:
-                self.loop.drop_loaders()  # made before the checkpoint was restored, for a count of steps
-            if self.loop.last_batch_done:
-                self.progress.epoch_start = self.progress.now
-            elif self.loop.restored and self.loop.epoch_begun:
-                self.loop.reopen_epoch()
-        self._enter_stage(trainer)
-
-    def _after_data(self, trainer: L.Trainer) -> None:
-        self._loading = False
-        loaders = self.loop.train_loaders
-        if not loaders:
-            return
-        if loaders != self._read:
-            self._read = loaders
-            self._read_loaders(trainer, loaders)
-        if self._resuming(trainer) and self.feed.resumable:
-            if self.loop.last_batch_done:
-                self.loop.begin_new_epoch_on_restart()
-            elif self.feed.exact and self.loop.restored and self.loop.epoch_begun:
-                taken = self.feed.micro_batches_taken(self.progress.now, self.progress.epoch_start)
-                self._no_validation_yet |= self.loop.go_on_at(taken)
-
-    def _resuming(self, trainer: L.Trainer) -> bool:
-        """Whether training goes on from a checkpoint and has not begun yet."""
-        return trainer.global_step > 0 and not self._ran
-
-    def _begin_epoch(self, iterate: Callable[[], None]) -> None:
-        if self._streams is None or self.loop.epoch_begun:
-            iterate()
-        else:
-            self._streams.begin_epoch(iterate)
-
-    def _enter_stage(self, trainer: L.Trainer) -> None:
-        """Before the loop makes sure of its loaders: tell the data of a new stage, and have its loaders made anew."""
-        if self.stages is None or not self.stages.changes_at(trainer.global_step):
-            return
-        self._read = []  # even where the data serves the same loader again
-        if self.stages.serving is not None:
-            self.loop.drop_loaders()
-        if self.stages.plan.at(trainer.global_step).step == 0 and trainer.global_step > 0:
-            self.loop.begin_new_epoch_on_restart()
-        self.stages.enter(trainer.global_step)
-
-    def _read_loaders(self, trainer: L.Trainer, loaders: list[Any]) -> None:
-        """New loaders: their micro-batch must be one that the batch size can be made of."""
-        feed = self.feed
-        if self._resuming(trainer) and not self._loaded and trainer.ckpt_path is not None:
-            refuse_unknown_samples(loaders, feed.schedule())
-        feed.read(loaders, self.stages.stage.micro_batch_size if self.stages is not None else None)
-        warn_of_loaders_that_cannot_continue(
-            loaders, resuming=self._resuming(trainer) and self.loop.epoch_begun, exact=self._streams is not None
-        )
-        epoch = feed.samples_per_epoch(loaders)
-        self.rate.rule.know_data(trainer.global_step, epoch, feed.samples_of_run(epoch))
-        self._write_rate(trainer)  # of a stage's first step: its warmup was not known before
-
-    def _take_resumable_sampler(self, loader: Any) -> bool:
-        """Whether a loader's order follows from the samples consumed; a training loader is told how many those are."""
-        if self._loading:
-            return self.feed.follow(loader, self.progress.now, self.progress.epoch_start)
-        return is_resumable(loader)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -353,7 +278,8 @@ class LoopAdapter(L.Callback):
         return {**self.progress.state_dict(), "unit": self._mean.unit, "inside_window": self._window is not None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded, self._no_validation_yet = True, state_dict["inside_window"]
+        if self._data is not None:
+            self._data.restored, self._data.no_validation_due = True, state_dict["inside_window"]
         self.progress.load_state_dict(state_dict)
         self._mean.unit = state_dict["unit"]
 
@@ -382,9 +308,9 @@ class LoopAdapter(L.Callback):
             self._loop.restore()
         if self.stages is not None:
             self._stage_samples = self.stages.samples
-        self._loop = self._feed = self.progress.stages = self._window = self._streams = None
-        self.rate, self._validation_interval, self._read, self._closes = ScaledRate(), None, [], True
-        self._loading = self._ran = self._begun = self._loaded = self._no_validation_yet = False
+        self._loop = self._feed = self._data = self.progress.stages = self._window = self._streams = None
+        self.rate, self._validation_interval = ScaledRate(), None
+        self._closes, self._begun = True, False
 
     def _validation_due(self) -> bool:
         """After a micro-batch: whether the window that it has closed reached a multiple of the interval."""
@@ -408,3 +334,9 @@ class LoopAdapter(L.Callback):
         """The training loader's side, between setup and teardown."""
         assert self._feed is not None, "the adapter is used outside of fit"
         return self._feed
+
+    @property
+    def data(self) -> DataFollower:
+        """What follows the loaders, between setup and teardown."""
+        assert self._data is not None, "the adapter is used outside of fit"
+        return self._data
