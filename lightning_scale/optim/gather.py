@@ -93,14 +93,15 @@ def gather(
         own = state[p]
         if group["master_weights"] and p.dtype != compute and "master" not in own:
             own["master"] = p.detach().to(compute, copy=True)
-        as_is = not convert or fused(p)
+        by_kernels = fused(p)
+        as_is = by_kernels or not convert
         weight = own["master"] if "master" in own else p if as_is or p.dtype == compute else p.detach().to(compute)
         if not own.keys() - {"master"}:
             own.update(init_state(group, weight))
-        kind = (p.dtype, p.grad.dtype, "master" in own) if fused(p) else ()
-        bucket = buckets.setdefault((p.device, compute, *kind), Gathered(group, fused=bool(kind)))
+        kind = (p.dtype, p.grad.dtype, "master" in own) if by_kernels else ()
+        bucket = buckets.setdefault((p.device, compute, *kind), Gathered(group, fused=by_kernels))
         grad = p.grad if as_is else p.grad.to(compute)
-        if bucket.fused:  # its kernels go through memory, so everything must lie as the parameter does
+        if by_kernels:  # its kernels go through memory, so everything must lie as the parameter does
             grad = _lying_as(p, grad)
             for key, value in own.items():
                 own[key] = _lying_as(p, value)

@@ -6,6 +6,7 @@ A subclass gives its state and turns buckets into a step; it sees neither device
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning_scale.optim import checks
@@ -24,20 +25,9 @@ class LayerwiseOptimizer(GuardedOptimizer):
     """
 
     _groups_own: ClassVar[tuple[str, ...]] = ("layer_adaptation",)
-    _pickled: ClassVar[tuple[str, ...]] = (*GuardedOptimizer._pickled, "_stats", "_exclude_1d_default")
+    _pickled: ClassVar[tuple[str, ...]] = (*GuardedOptimizer._pickled, "_stats")
 
-    def __init__(
-        self,
-        params: Any,
-        defaults: dict[str, Any],
-        *,
-        max_grad_norm: float | None,
-        skip_nonfinite: bool,
-        fused: bool | None,
-    ) -> None:
-        self._exclude_1d_default = defaults["exclude_1d"]
-        self._stats: list[tuple[tuple[str, ...], LayerNorms]] = []
-        super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, fused=fused)
+    _stats: Sequence[tuple[tuple[str, ...], LayerNorms]] = ()
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -56,7 +46,7 @@ class LayerwiseOptimizer(GuardedOptimizer):
         super().add_param_group(param_group)
 
     def _complete_group(self, group: dict[str, Any]) -> None:
-        exclude_1d = group.get("exclude_1d", self._exclude_1d_default)
+        exclude_1d = group.get("exclude_1d", self.defaults["exclude_1d"])
         group.setdefault("decay_1d", "weight_decay" in group or not exclude_1d)
         group.setdefault("layer_adaptation", None)
 

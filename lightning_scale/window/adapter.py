@@ -50,7 +50,6 @@ class LoopAdapter(L.Callback):
         self.rate = ScaledRate()
         self._mean = MeanOverItems()
         self._items: Items = 0.0
-        self._streams: RandomStreams | None = None
         self._loop: LoopAccess | None = None
         self._feed: Feed | None = None
         self._window: Window | None = None
@@ -97,7 +96,7 @@ class LoopAdapter(L.Callback):
 
     def draw_from(self, streams: RandomStreams) -> None:
         """Draw the random numbers of training steps from a stream of their own."""
-        self._streams = self.data.streams = streams
+        self.data.streams = streams
         self.loop.around_micro_batches(streams.begin_micro_batch, streams.leave)
         self.loop.around_validation_data(streams.run_outside)
 
@@ -139,7 +138,7 @@ class LoopAdapter(L.Callback):
 
     def log_step(self, pl_module: L.LightningModule, **more: float) -> None:
         """Log what the optimizer step that this micro-batch has closed was made of, if it has closed one."""
-        if not (self._closes and self._window is None):
+        if not self._stepped:
             return
         values = {**more, "batch_size": self.batch_size}
         if self.rate.rule.sources:
@@ -242,8 +241,8 @@ class LoopAdapter(L.Callback):
         if args[1] is None and self.feed.owner is not None:
             refuse_missing_micro_batch(self.feed.owner_name)
         ends = self._closes or self.loop.epoch_ends
-        if self._streams is not None:
-            self._streams.end_micro_batch(window_ends=ends)
+        if self.data.streams is not None:
+            self.data.streams.end_micro_batch(window_ends=ends)
         if self._window is not None and ends:
             self._end_window(self._window)
             self.rate.note()
@@ -308,15 +307,19 @@ class LoopAdapter(L.Callback):
             self._loop.restore()
         if self.stages is not None:
             self._stage_samples = self.stages.samples
-        self._loop = self._feed = self._data = self.progress.stages = self._window = self._streams = None
+        self._loop = self._feed = self._data = self.progress.stages = self._window = None
         self.rate, self._validation_interval = ScaledRate(), None
         self._closes, self._begun = True, False
 
     def _validation_due(self) -> bool:
         """After a micro-batch: whether the window that it has closed reached a multiple of the interval."""
-        if self._validation_interval is None or not (self._closes and self._window is None):
-            return False
-        return self.progress.passed(self._validation_interval, self.loop.steps)
+        interval = self._validation_interval
+        return interval is not None and self._stepped and self.progress.passed(interval, self.loop.steps)
+
+    @property
+    def _stepped(self) -> bool:
+        """After a micro-batch: whether it has closed a window."""
+        return self._closes and self._window is None
 
     @property
     def stages(self) -> StageFollower | None:

@@ -201,9 +201,10 @@ class Feed:
             asked = window.split.size(window.seen, self._trainer.global_rank)
             window.begin_micro_batch(asked, samples_of(batch, asked))
         else:
-            held = samples_of(batch, self.micro_batch_size)
-            full = self._full_micro_batches and self.micro_batch_size is not None and not self._loop.epoch_ends
-            window.begin_micro_batch(self.micro_batch_size or held if full else held, held)
+            nominal = self.micro_batch_size
+            held = samples_of(batch, nominal)
+            full = self._full_micro_batches and not self._loop.epoch_ends
+            window.begin_micro_batch(nominal if full and nominal is not None else held, held)
 
     def consumed(self, window: Window) -> int:
         """Samples of all ranks in the micro-batches of a window that ends; every rank calls it, and gets the same."""

@@ -32,6 +32,10 @@ class LoopAccess(LoopState):
         setattr(owner, name, make(getattr(owner, name)))
         self._undo.append(lambda: vars(owner).pop(name, None))
 
+    def _wrap(self, owner: Any, name: str, wrap: Callable[[Callable[[], None]], None]) -> None:
+        """Let ``wrap(call)`` run each call of a method."""
+        self._replace(owner, name, lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)))
+
     def restore(self) -> None:
         """Put back everything that was replaced."""
         for undo in reversed(self._undo):
@@ -75,11 +79,7 @@ class LoopAccess(LoopState):
 
     def around_schedulers(self, wrap: Callable[[Callable[[], None]], None]) -> None:
         """Let ``wrap(update)`` run each update of the learning-rate schedulers."""
-        self._replace(
-            self._epoch_loop,
-            "update_lr_schedulers",
-            lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
-        )
+        self._wrap(self._epoch_loop, "update_lr_schedulers", wrap)
 
     def count_scheduler_steps(self) -> None:
         """Let a step-wise scheduler's ``frequency`` count optimizer steps of the run; Lightning counts micro-batches."""
@@ -101,11 +101,7 @@ class LoopAccess(LoopState):
 
     def around_saving(self, wrap: Callable[[Callable[[], None]], None]) -> None:
         """Let ``wrap(save)`` run each ``Trainer.save_checkpoint``."""
-        self._replace(
-            self._trainer,
-            "save_checkpoint",
-            lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
-        )
+        self._wrap(self._trainer, "save_checkpoint", wrap)
 
     def around_loading_data(self, before: Callable[[], None], after: Callable[[], None]) -> None:
         """Run ``before()`` and ``after()`` whenever the loop makes sure that it has a training loader (every epoch)."""
@@ -137,21 +133,13 @@ class LoopAccess(LoopState):
 
     def around_epoch_iterators(self, wrap: Callable[[Callable[[], None]], None]) -> None:
         """Let ``wrap(begin)`` make the iterators of each epoch's loaders (shuffling draws its seed there)."""
-
-        def make(original: Callable[..., None]) -> Callable[..., None]:
-            return lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs))
-
-        self._replace(self._epoch_loop, "on_run_start", make)
-        self._replace(self._fit_loop, "setup_data", make)
+        self._wrap(self._epoch_loop, "on_run_start", wrap)
+        self._wrap(self._fit_loop, "setup_data", wrap)
 
     def around_validation_data(self, wrap: Callable[[Callable[[], None]], None]) -> None:
         """Let ``wrap(load)`` make validation's loaders and iterators; after a resume a micro-batch begins with that."""
         for name in ("setup_data", "reset"):
-            self._replace(
-                self._epoch_loop.val_loop,
-                name,
-                lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)),
-            )
+            self._wrap(self._epoch_loop.val_loop, name, wrap)
 
     def validate_unless(self, not_due: Callable[[], bool]) -> None:
         """Do not validate while ``not_due()``.

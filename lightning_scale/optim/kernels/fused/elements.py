@@ -30,3 +30,14 @@ def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
         return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         return x.to(DTYPE)
+
+
+@triton.jit
+def gradient_factor(clip, CLIP: tl.constexpr, UPHILL: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What gradients are multiplied with: the clip's factor, negative where the step goes uphill."""
+    factor = 1.0
+    if CLIP:
+        factor = tl.load(clip)
+    if UPHILL:
+        factor = -factor
+    return factor

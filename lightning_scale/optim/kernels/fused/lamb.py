@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_scale.optim.kernels.fused.elements import pointer, rounded, triton_type
+from lightning_scale.optim.kernels.fused.elements import gradient_factor, pointer, rounded, triton_type
 from lightning_scale.optim.kernels.fused.launch import block, guard_arguments, launch
 from lightning_scale.optim.kernels.fused.sums import norms_of_layers
 from lightning_scale.optim.kernels.fused.table import chunks_of, on_device, pointers
@@ -50,11 +50,7 @@ def _moments(  # type: ignore[no-untyped-def]
     kept = length  # elements to write: none on a step that is skipped
     if TEST:
         kept = tl.where(tl.load(finite) != 0, length, 0)
-    factor = 1.0
-    if CLIP:
-        factor = tl.load(clip)
-    if UPHILL:
-        factor = -factor
+    factor = gradient_factor(clip, CLIP, UPHILL)
     sum_w, sum_u = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for begin in range(0, length, BLOCK):
         i = begin + tl.arange(0, BLOCK)

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lightning_scale.optim.kernels.fused.elements import pointer, rounded, triton_type
+from lightning_scale.optim.kernels.fused.elements import gradient_factor, pointer, rounded, triton_type
 from lightning_scale.optim.kernels.fused.launch import block, guard_arguments, launch
 from lightning_scale.optim.kernels.fused.sums import norms_of_layers
 from lightning_scale.optim.kernels.fused.table import chunks_of, on_device, pointers
@@ -38,11 +38,7 @@ def _norms(  # type: ignore[no-untyped-def]
     kept = length  # elements to write: none on a step that is skipped
     if TEST:
         kept = tl.where(tl.load(finite) != 0, length, 0)
-    factor = 1.0
-    if CLIP:
-        factor = tl.load(clip)
-    if UPHILL:
-        factor = -factor
+    factor = gradient_factor(clip, CLIP, UPHILL)
     sum_w, sum_n = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for begin in range(0, length, BLOCK):
         i = begin + tl.arange(0, BLOCK)
@@ -85,11 +81,7 @@ def _apply(  # type: ignore[no-untyped-def]
         layer = tl.load(layer_of + chunk)
         w_at = pointer(weights, tensor, WEIGHT) + start
         decay, ratio = tl.load(decays + layer), tl.load(scale + layer)
-        factor = 1.0
-        if CLIP:
-            factor = tl.load(clip)
-        if UPHILL:
-            factor = -factor
+        factor = gradient_factor(clip, CLIP, UPHILL)
         for begin in range(0, length, BLOCK):
             i = begin + tl.arange(0, BLOCK)
             inside = i < length
