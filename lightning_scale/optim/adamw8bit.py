@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_scale.optim import checks
+from lightning_scale.optim import checks, kernels
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.gather import Gathered
-from lightning_scale.optim.kernels import eight_bit
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -80,7 +79,7 @@ class AdamW8bit(EightBitOptimizer):
         return {"step": new_step(weight), **self._new_moments(weight, "exp_avg", "exp_avg_sq")}
 
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
-        eight_bit.adamw(
+        kernels.adamw8bit(
             [
                 CodedAdamBucket(
                     **self._common(g),

@@ -44,6 +44,7 @@ class EightBitOptimizer(GuardedOptimizer):
             "grads": g.grads,
             "compute": compute,
             "maximize": g.group["maximize"],
+            "way": g.way,
             # Filled on the device, where a number would otherwise be brought by a copy that the host waits for.
             "lr": lr.to(device, compute)
             if isinstance(lr, Tensor)

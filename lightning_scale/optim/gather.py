@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import constant
+from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import TrustRatio
-from lightning_scale.optim.layout import Layout, whole_layout
+from lightning_scale.optim.layout import Layout
+from lightning_scale.optim.members import Members, Sorting, WayOf, compute_dtype
 
 
 @dataclass
@@ -19,17 +21,13 @@ class Gathered:
     """Parallel lists for the parameters of one group, device and compute dtype that have a gradient."""
 
     group: dict[str, Any]
-    names: list[str] = field(default_factory=list)
-    params: list[Tensor] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    states: list[dict[str, Tensor]] = field(default_factory=list)
-    fused: bool = False
-    """For the Triton kernels: weights and gradients as they are."""
-
-    @cached_property
-    def layout(self) -> Layout:
-        return whole_layout(self.names, self.params)
+    names: tuple[str, ...]
+    layout: Layout
+    way: Way
+    params: list[Tensor]
+    weights: list[Tensor]
+    grads: list[Tensor]
+    states: list[dict[str, Tensor]]
 
     def state(self, key: str) -> list[Tensor]:
         """One kind of state of every parameter; empty where the group keeps none of that kind."""
@@ -46,22 +44,38 @@ class Gathered:
             "lr": lr.to(like.device, compute_dtype(like)) if isinstance(lr, Tensor) else lr,
             "weight_decay": self.decays(),
             "trust": self.trust(),
-            "fused": self.fused,
+            "way": self.way,
             "maximize": self.group["maximize"],
         }
 
     def decays(self) -> list[float]:
         """The weight decay of each layer."""
-        return [_decay(self.group, layer.ndim) for layer in self.layout.layers]
+        one, more = (
+            float(self.group["weight_decay"]) if self.group["decay_1d"] else 0.0,
+            float(self.group["weight_decay"]),
+        )
+        return self._by_dimensions("decay", one, more)
 
     def trust(self) -> TrustRatio:
         """How the layers' ratios are made."""
-        adapts = [_adapts(self.group, layer.ndim) for layer in self.layout.layers]
+        own = self.group["layer_adaptation"]
+        one, more = (not self.group["exclude_1d"], True) if own is None else (bool(own), bool(own))
         return TrustRatio(
-            adapt=torch.tensor(adapts, device=self.weights[0].device),
+            adapt=constant(
+                self.layout, "adapt", self._by_dimensions("adapts", one, more), torch.bool, self.weights[0].device
+            ),
             weight_norm_clip=self.group["weight_norm_clip"],
             clip=self.group["trust_ratio_clip"],
         )
+
+    def _by_dimensions(self, name: str, one: Any, more: Any) -> list[Any]:
+        """Of each layer: ``one`` for at most one dimension, else ``more``."""
+        known = self.layout.cache.get(name)
+        if known is None or known[0] != (one, more):
+            values = [more if layer.ndim > 1 else one for layer in self.layout.layers]
+            known = self.layout.cache[name] = ((one, more), values)
+        found: list[Any] = known[1]
+        return found
 
 
 def gather(
@@ -69,8 +83,9 @@ def gather(
     number: int,
     state: MutableMapping[Tensor, dict[str, Tensor]],
     init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
+    sorting: Sorting,
+    way_of: WayOf,
     convert: bool = True,
-    fused: Callable[[Tensor], bool] = lambda p: False,
 ) -> list[Gathered]:
     """The buckets of one parameter group; state is made for parameters that have none.
 
@@ -79,70 +94,60 @@ def gather(
         number: Its place, for the names of unnamed parameters.
         state: The optimizer's state.
         init_state: Makes a new parameter's state from the group and what the step is computed on.
-        convert: Give weights and gradients in compute dtype, the gradients negated where the step goes uphill; ``False``:
-            as they are, for kernels that do it piece by piece.
-        fused: Which parameters go to the Triton kernels, as they are; those of one bucket then have the same types too.
+        sorting: What was found out about the groups before.
+        way_of: How a parameter's step is taken.
+        convert: Give the plain way weights and gradients in compute dtype, the gradients negated where the step goes
+            uphill; ``False``: as they are, as all other ways get them.
     """
-    buckets: dict[tuple[Any, ...], Gathered] = {}
-    names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
-    for name, p in zip(names, group["params"], strict=True):
-        if p.grad is None:
-            continue
-        refuse_unsupported(p)
-        compute = compute_dtype(p)
-        own = state[p]
-        if group["master_weights"] and p.dtype != compute and "master" not in own:
-            own["master"] = p.detach().to(compute, copy=True)
-        by_kernels = fused(p)
-        as_is = by_kernels or not convert
-        weight = own["master"] if "master" in own else p if as_is or p.dtype == compute else p.detach().to(compute)
-        if not own.keys() - {"master"}:
+    params = group["params"]
+    names = group.get("param_names") or [f"{number}.{i}" for i in range(len(params))]
+    masters = [p.grad is not None and _master(group, state[p], p) for p in params]
+    return [
+        _filled(group, params, members, state, init_state, convert)
+        for members in sorting.members(number, params, names, masters, way_of)
+    ]
+
+
+def _master(group: dict[str, Any], own: dict[str, Tensor], p: Tensor) -> bool:
+    """Whether there is a float32 copy, which is made where it is wanted."""
+    if group["master_weights"] and p.dtype != compute_dtype(p) and "master" not in own:
+        own["master"] = p.detach().to(compute_dtype(p), copy=True)
+    return "master" in own
+
+
+def _filled(
+    group: dict[str, Any],
+    all_params: list[Tensor],
+    members: Members,
+    state: MutableMapping[Tensor, dict[str, Tensor]],
+    init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
+    convert: bool,
+) -> Gathered:
+    plain = members.way is Way.PLAIN
+    convert = convert and plain
+    params = [all_params[i] for i in members.places]
+    states = [state[p] for p in params]
+    grads = [p.grad for p in params if p.grad is not None]  # all of them, that is
+    weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
+    if convert:
+        weights = [w if w.dtype == compute_dtype(w) else w.detach().to(compute_dtype(w)) for w in weights]
+    for own, weight in zip(states, weights, strict=True):
+        if not own or (len(own) == 1 and "master" in own):
             own.update(init_state(group, weight))
-        kind = (p.dtype, p.grad.dtype, "master" in own) if by_kernels else ()
-        bucket = buckets.setdefault((p.device, compute, *kind), Gathered(group, fused=by_kernels))
-        grad = p.grad if as_is else p.grad.to(compute)
-        if by_kernels:  # its kernels go through memory, so everything must lie as the parameter does
-            grad = _lying_as(p, grad)
+    if convert:
+        grads = [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
+        grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
+    if not plain:  # these go through memory, so everything must lie as the parameter does
+        for i, (p, own) in enumerate(zip(params, states, strict=True)):
+            grads[i] = _lying_as(p, grads[i])
             for key, value in own.items():
                 own[key] = _lying_as(p, value)
-            weight = own.get("master", p)
-        bucket.names.append(name)
-        bucket.params.append(p)
-        bucket.weights.append(weight)
-        bucket.grads.append(-grad if group["maximize"] and not as_is else grad)
-        bucket.states.append(own)
-    return list(buckets.values())
-
-
-def refuse_unsupported(p: Tensor) -> None:
-    """Raises ValueError for a parameter or gradient that the kernels do not take."""
-    if p.is_complex():
-        raise ValueError("complex parameters are not supported: give torch.view_as_real() of them.")
-    if p.layout != torch.strided or (p.grad is not None and p.grad.layout != torch.strided):
-        raise ValueError("sparse parameters and gradients are not supported: build the layer with sparse=False.")
-    if type(p.data).__name__ == "DTensor":
-        raise ValueError(
-            "parameters sharded as DTensors (FSDP2) are not supported in this version, for a shard's norm is not its"
-            " layer's: use the DDP strategy."
-        )
+        weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
+    return Gathered(group, members.names, members.layout, members.way, params, weights, grads, states)
 
 
 def _lying_as(p: Tensor, t: Tensor) -> Tensor:
     """A tensor of the parameter's shape with its strides: itself, or a copy; others as they are."""
-    if t.shape != p.shape or t.stride() == p.stride():
+    if t.stride() == p.stride() or t.shape != p.shape:
         return t
     return torch.empty_like(p, dtype=t.dtype).copy_(t)
-
-
-def compute_dtype(t: Tensor) -> torch.dtype:
-    """What steps are computed in."""
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-
-def _adapts(group: dict[str, Any], ndim: int) -> bool:
-    own = group["layer_adaptation"]
-    return bool(own) if own is not None else not (group["exclude_1d"] and ndim <= 1)
-
-
-def _decay(group: dict[str, Any], ndim: int) -> float:
-    return float(group["weight_decay"]) if ndim > 1 or group["decay_1d"] else 0.0

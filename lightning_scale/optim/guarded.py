@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.optim import checks
-from lightning_scale.optim.gather import Gathered, gather, refuse_unsupported
+from lightning_scale.optim.gather import Gathered, gather
 from lightning_scale.optim.group_keys import check_group_keys
-from lightning_scale.optim.kernels import check_fused, runs_fused
+from lightning_scale.optim.kernels.choice import check_fused, way_of
 from lightning_scale.optim.kernels.norms import guard
+from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.members import Sorting, refuse_unsupported
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
 from lightning_scale.optim.state_dict import keep_state_dtypes
 
@@ -59,6 +61,7 @@ class GuardedOptimizer(Optimizer):
         self.skip_nonfinite = skip_nonfinite
         self.fused = fused
         self.skipped_steps = torch.zeros((), dtype=torch.int64)
+        self._sorting = Sorting()
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -120,8 +123,9 @@ class GuardedOptimizer(Optimizer):
                 number,
                 self.state,
                 self._init_state,
+                self._sorting,
+                lambda p: way_of(self.fused if self._has_fused else False, p),
                 convert=self._converts,
-                fused=lambda p: self._has_fused and runs_fused(self.fused, p),
             )
         ]
         if gathered:
@@ -133,8 +137,8 @@ class GuardedOptimizer(Optimizer):
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""
         result = guard(
-            [(g.layout, g.grads) for g in gathered if not g.fused],
-            squares=fused_squares([g for g in gathered if g.fused]) if self._looks_at_gradients else [],
+            [(g.layout, g.grads) for g in gathered if g.way is not Way.TRITON],
+            squares=fused_squares([g for g in gathered if g.way is Way.TRITON]) if self._looks_at_gradients else [],
             test_finite=self.skip_nonfinite,
             max_grad_norm=self.max_grad_norm,
         )
@@ -184,6 +188,10 @@ class GuardedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._sorting = Sorting()
 
 
 def fused_squares(gathered: list[Gathered]) -> list[Tensor]:

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lightning_scale.optim import kernels
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.gather import Gathered
-from lightning_scale.optim.kernels import eight_bit
 from lightning_scale.optim.kernels.eight_bit.work import CodedLambBucket
 from lightning_scale.optim.kernels.work import Guard, LayerNorms
 from lightning_scale.optim.lamb import LAMB
@@ -37,7 +37,7 @@ class LAMB8bit(EightBitOptimizer, LAMB):
         return {"step": new_step(weight), **self._new_moments(weight, "exp_avg", "exp_avg_sq")}
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
-        return eight_bit.lamb(
+        return kernels.lamb8bit(
             [
                 CodedLambBucket(
                     **self._common(g),

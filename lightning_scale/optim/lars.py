@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import checks
-from lightning_scale.optim.gather import Gathered, compute_dtype
+from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.kernels import lars
 from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
+from lightning_scale.optim.members import compute_dtype
 
 
 class LARS(LayerwiseOptimizer):

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lightning_scale.optim import kernels
 from lightning_scale.optim.eight_bit import EightBitOptimizer
 from lightning_scale.optim.gather import Gathered
-from lightning_scale.optim.kernels import eight_bit
 from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
 from lightning_scale.optim.kernels.work import Guard, LayerNorms
 from lightning_scale.optim.lars import LARS
@@ -32,7 +32,7 @@ class LARS8bit(EightBitOptimizer, LARS):
         return self._new_moments(weight, "momentum_buffer") if _remembers(group) else {}
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
-        return eight_bit.lars([self._coded_bucket(g) for g in gathered], decided)
+        return kernels.lars8bit([self._coded_bucket(g) for g in gathered], decided)
 
     def _coded_bucket(self, g: Gathered) -> CodedLarsBucket:
         group = g.group

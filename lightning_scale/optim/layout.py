@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
-from torch import Size, Tensor
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,9 @@ class Layout:
 
 
 def whole_layout(names: Sequence[str], tensors: Sequence[Tensor]) -> Layout:
-    """The layout of plain parameters: one segment each. The same one again for the same names and shapes."""
-    return _whole_layout(tuple(names), tuple(t.shape for t in tensors))
-
-
-@lru_cache(maxsize=64)
-def _whole_layout(names: tuple[str, ...], shapes: tuple[Size, ...]) -> Layout:
+    """The layout of plain parameters: one segment each."""
     return Layout(
-        layers=tuple(LayerInfo(n, s.numel(), len(s)) for n, s in zip(names, shapes, strict=True)),
-        segments=tuple(Segment(i, i, 0, 0, s.numel()) for i, s in enumerate(shapes)),
-        tensor_numels=tuple(s.numel() for s in shapes),
+        layers=tuple(LayerInfo(n, t.numel(), t.dim()) for n, t in zip(names, tensors, strict=True)),
+        segments=tuple(Segment(i, i, 0, 0, t.numel()) for i, t in enumerate(tensors)),
+        tensor_numels=tuple(t.numel() for t in tensors),
     )

@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_scale.optim import checks
+from lightning_scale.optim import checks, kernels
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.gather import Gathered
-from lightning_scale.optim.kernels import eight_bit
 from lightning_scale.optim.kernels.eight_bit.work import CodedSgdBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -89,7 +88,7 @@ class SGD8bit(EightBitOptimizer):
         return {"step": new_step(weight), **self._new_moments(weight, "momentum_buffer")}
 
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
-        eight_bit.sgd([self._coded_bucket(g) for g in gathered], decided)
+        kernels.sgd8bit([self._coded_bucket(g) for g in gathered], decided)
 
     def _coded_bucket(self, g: Gathered) -> CodedSgdBucket:
         group = g.group

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_scale.optim import kernels
 from lightning_scale.optim.codec import BLOCK, blocks
-from lightning_scale.optim.kernels import eight_bit
 from lightning_scale.optim.kernels.eight_bit import pieces
 from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment, PlainMoment
 from lightning_scale.optim.kernels.eight_bit.work import (
@@ -21,6 +21,7 @@ from lightning_scale.optim.kernels.eight_bit.work import (
     CodedLarsBucket,
     CodedSgdBucket,
 )
+from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard, TrustRatio
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 from lightning_scale.optim.moments import moments, new_moment
@@ -78,6 +79,7 @@ class Rank:
             "weights": self.weights,
             "grads": self.local(gradient),
             "compute": torch.float32,
+            "way": Way.PLAIN,
             "maximize": False,
             "lr": torch.tensor(0.1),
             "weight_decay": [0.1, 0.0, 0.3, 0.1],
@@ -94,13 +96,13 @@ class Rank:
                 "exp_avg_sq": self.moments("exp_avg_sq"),
             }
             if self.kernel == "lamb":
-                return eight_bit.lamb([CodedLambBucket(**common, **adam, trust=trust)], Guard())
-            return eight_bit.adamw([CodedAdamBucket(**common, **adam)], Guard())
+                return kernels.lamb8bit([CodedLambBucket(**common, **adam, trust=trust)], Guard())
+            return kernels.adamw8bit([CodedAdamBucket(**common, **adam)], Guard())
         buffer = self.moments("momentum_buffer")
         if self.kernel == "sgd":
-            return eight_bit.sgd([CodedSgdBucket(**common, momentum=0.9, dampening=0.2, nesterov=False, steps=steps,
+            return kernels.sgd8bit([CodedSgdBucket(**common, momentum=0.9, dampening=0.2, nesterov=False, steps=steps,
                                                  momentum_buffer=buffer)], Guard())  # fmt: skip
-        return eight_bit.lars([CodedLarsBucket(**common, trust=trust, momentum=0.9, trust_coefficient=0.01, eps=1e-8,
+        return kernels.lars8bit([CodedLarsBucket(**common, trust=trust, momentum=0.9, trust_coefficient=0.01, eps=1e-8,
                                                nesterov=False, lr_in_momentum=True, momentum_buffer=buffer,
                                                momentum_norm=self.kernel == "lars-momentum")], Guard())  # fmt: skip
 

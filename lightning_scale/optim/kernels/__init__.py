@@ -1,51 +1,88 @@
-"""The optimizers' arithmetic, over buckets of local tensors; which implementation runs is decided here."""
+"""The optimizers' arithmetic, over buckets of local tensors; which implementation runs is decided here.
+
+Triton and torch.compile are imported only where they are used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from lightning_scale.optim.kernels import reference_lamb, reference_lars
-from lightning_scale.optim.kernels.choice import check_fused, runs_fused
-from lightning_scale.optim.kernels.work import Bucket, Guard, LambBucket, LarsBucket, LayerNorms
+from lightning_scale.optim.kernels.eight_bit import (
+    reference_adamw,
+    reference_sgd,
+)
+from lightning_scale.optim.kernels.eight_bit import (
+    reference_lamb as reference_lamb8bit,
+)
+from lightning_scale.optim.kernels.eight_bit import (
+    reference_lars as reference_lars8bit,
+)
+from lightning_scale.optim.kernels.eight_bit.work import (
+    CodedAdamBucket,
+    CodedLambBucket,
+    CodedLarsBucket,
+    CodedSgdBucket,
+)
+from lightning_scale.optim.kernels.ratios import lamb_ratio, lars_ratio
+from lightning_scale.optim.kernels.two_passes import two_passes
+from lightning_scale.optim.kernels.way import Way
+from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket, LarsBucket, LayerNorms
 
-__all__ = ["check_fused", "lamb", "lars", "runs_fused"]
-
-BucketT = TypeVar("BucketT", bound=Bucket)
+__all__ = ["adamw8bit", "lamb", "lamb8bit", "lars", "lars8bit", "sgd8bit"]
 
 
 def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
-    """One LAMB step on every bucket, in place; see `reference_lamb.lamb`."""
-
-    def fused(chosen: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
-        from lightning_scale.optim.kernels.fused.lamb import lamb
-
-        return lamb(chosen, guard)
-
-    return _each_its_way(buckets, guard, reference_lamb.lamb, fused)
+    """One LAMB step on every bucket, in place; see `reference_lamb.lamb`, and `two_passes` for what is returned."""
+    return two_passes(buckets, guard, _lamb, lamb_ratio)
 
 
 def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
-    """One LARS step on every bucket, in place; see `reference_lars.lars`."""
+    """One LARS step on every bucket, in place; see `reference_lars.lars`, and `two_passes` for what is returned."""
+    return two_passes(buckets, guard, _lars, lars_ratio)
 
-    def fused(chosen: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
+
+def lamb8bit(buckets: Sequence[CodedLambBucket], guard: Guard) -> list[LayerNorms]:
+    """One LAMB step with 8-bit moments; see `eight_bit.reference_lamb.lamb`."""
+    return two_passes(buckets, guard, _lamb8bit, lamb_ratio)
+
+
+def lars8bit(buckets: Sequence[CodedLarsBucket], guard: Guard) -> list[LayerNorms]:
+    """One LARS step with an 8-bit momentum; see `eight_bit.reference_lars.lars`."""
+    return two_passes(buckets, guard, _lars8bit, lars_ratio)
+
+
+def adamw8bit(buckets: Sequence[CodedAdamBucket], guard: Guard) -> None:
+    """One AdamW step with 8-bit moments; see `eight_bit.reference_adamw.adamw`."""
+    for bucket in buckets:
+        reference_adamw.adamw(bucket, guard)
+
+
+def sgd8bit(buckets: Sequence[CodedSgdBucket], guard: Guard) -> None:
+    """One SGD step with an 8-bit momentum; see `eight_bit.reference_sgd.sgd`."""
+    for bucket in buckets:
+        reference_sgd.sgd(bucket, guard)
+
+
+def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
+    if bucket.way is Way.TRITON:
+        from lightning_scale.optim.kernels.fused.lamb import lamb
+
+        return lamb(bucket, guard)
+    return reference_lamb.lamb(bucket, guard)
+
+
+def _lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
+    if bucket.way is Way.TRITON:
         from lightning_scale.optim.kernels.fused.lars import lars
 
-        return lars(chosen, guard)
+        return lars(bucket, guard)
+    return reference_lars.lars(bucket, guard)
 
-    return _each_its_way(buckets, guard, reference_lars.lars, fused)
+
+def _lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass:
+    return reference_lamb8bit.lamb(bucket, guard)
 
 
-def _each_its_way(
-    buckets: Sequence[BucketT],
-    guard: Guard,
-    plain: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
-    fused: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
-) -> list[LayerNorms]:
-    """Norms in the buckets' order."""
-    norms: dict[int, LayerNorms] = {}
-    for way, run in ((False, plain), (True, fused)):
-        places = [i for i, bucket in enumerate(buckets) if bucket.fused == way]
-        if places:
-            norms.update(zip(places, run([buckets[i] for i in places], guard), strict=True))
-    return [norms[i] for i in range(len(buckets))]
+def _lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
+    return reference_lars8bit.lars(bucket, guard)

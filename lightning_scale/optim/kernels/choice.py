@@ -9,6 +9,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.memory import dense
+from lightning_scale.optim.kernels.way import Way
+
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,8 +48,8 @@ def check_fused(fused: bool | None, without_kernels: str | None) -> None:
         )
 
 
-def runs_fused(fused: bool | None, p: Tensor) -> bool:
-    """Whether a parameter's step is taken by Triton kernels.
+def way_of(fused: bool | None, p: Tensor) -> Way:
+    """How a parameter's step is taken.
 
     Args:
         fused: The optimizer's option; ``None`` is ``False`` until the kernels have been run on GPUs.
@@ -56,25 +59,19 @@ def runs_fused(fused: bool | None, p: Tensor) -> bool:
         ValueError: for ``True`` and a parameter that the kernels do not take.
     """
     if not fused:
-        return False
-    grad = p.grad if p.grad is not None else p
-    reason = None
-    if p.device.type != "cuda" and not (p.device.type == "cpu" and interpreted()):
-        reason = f"one is on {p.device}: move the model to a CUDA device"
-    elif p.dtype not in _FUSED_DTYPES or grad.dtype not in _FUSED_DTYPES:
-        reason = f"one is {p.dtype} with a gradient of {grad.dtype}: use float32, bfloat16 or float16"
-    elif not _dense(p):
-        reason = "one has gaps between its elements or repeats them: use a contiguous parameter"
+        return Way.PLAIN
+    reason = _not_for_triton(p)
     if reason is not None:
         raise ValueError(f"fused=True asks for Triton kernels for every parameter, and {reason}, or leave fused out.")
-    return True
+    return Way.TRITON
 
 
-def _dense(t: Tensor) -> bool:
-    """Whether the elements lie in one run of memory, in whatever order."""
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1):
-        if stride != expected and t.numel():
-            return False
-        expected *= size
-    return True
+def _not_for_triton(p: Tensor) -> str | None:
+    grad = p.grad if p.grad is not None else p
+    if p.device.type != "cuda" and not (p.device.type == "cpu" and interpreted()):
+        return f"one is on {p.device}: move the model to a CUDA device"
+    if p.dtype not in _FUSED_DTYPES or grad.dtype not in _FUSED_DTYPES:
+        return f"one is {p.dtype} with a gradient of {grad.dtype}: use float32, bfloat16 or float16"
+    if not dense(p):
+        return "one has gaps between its elements or repeats them: use a contiguous parameter"
+    return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -13,32 +11,25 @@ from lightning_scale.optim.kernels.masking import (
     unless_skipped,
     zero_if_skipped,
 )
-from lightning_scale.optim.kernels.norms import layer_norms, trust_ratios
+from lightning_scale.optim.kernels.norms import own_norms
 from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, per_segment
-from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
+from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket
 
 
-def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
-    """One LAMB step (You et al. 2019, arXiv 1904.00962, algorithm 2) on every bucket, in place.
+def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
+    """One LAMB step (You et al. 2019, arXiv 1904.00962, algorithm 2) on a bucket, in place: moments first, then weights.
 
     Args:
-        buckets: What to update.
+        bucket: What to update.
         guard: The clip and the non-finite test of this step.
-
-    Returns:
-        Norms and ratios of each bucket's layers.
     """
-    updates = [_moments_and_update(bucket, guard) for bucket in buckets]
-    norms = layer_norms(
-        [(b.layout, b.weights) for b in buckets] + [(b.layout, u) for b, u in zip(buckets, updates, strict=True)]
-    )
-    results = []
-    for bucket, update, w, u in zip(buckets, updates, norms[: len(buckets)], norms[len(buckets) :], strict=True):
-        ratio = trust_ratios(w, u, bucket.trust, u)
+    update = _moments_and_update(bucket, guard)
+
+    def second(ratio: Tensor) -> None:
         torch._foreach_mul_(bucket.layout.views(update), per_segment(bucket.layout, ratio * bucket.lr))
         apply(bucket, update)
-        results.append(LayerNorms(w, u, ratio))
-    return results
+
+    return FirstPass(torch.stack([own_norms(bucket.layout, t) for t in (bucket.weights, update)]), second)
 
 
 def _moments_and_update(bucket: LambBucket, guard: Guard) -> list[Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -14,42 +12,31 @@ from lightning_scale.optim.kernels.masking import (
     unless_skipped,
     zero_if_skipped,
 )
-from lightning_scale.optim.kernels.norms import layer_norms, trust_ratios
+from lightning_scale.optim.kernels.norms import own_norms
 from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, per_segment
-from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
+from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
 
 
-def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
-    """One LARS step on every bucket, in place: You et al. 2017 (arXiv 1708.03888), or the 2019 form on the momentum.
+def lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
+    """One LARS step on a bucket, in place: You et al. 2017 (arXiv 1708.03888), or the 2019 form on the momentum.
 
     Args:
-        buckets: What to update; all with the same ``momentum_norm``.
+        bucket: What to update.
         guard: The clip and the non-finite test of this step.
-
-    Returns:
-        Norms and ratios of each bucket's layers.
     """
-    grads = [guarded_grads(bucket.grads, guard) for bucket in buckets]
+    grads = guarded_grads(bucket.grads, guard)
     # The norm is that of the gradient before decay, or of the momentum after it.
-    measured = [
-        _momentum(bucket, g, guard) if bucket.momentum_norm else g for bucket, g in zip(buckets, grads, strict=True)
-    ]
-    norms = layer_norms(
-        [(b.layout, b.weights) for b in buckets] + [(b.layout, m) for b, m in zip(buckets, measured, strict=True)]
-    )
-    results = []
-    for bucket, value, w, n in zip(buckets, measured, norms[: len(buckets)], norms[len(buckets) :], strict=True):
+    measured = _momentum(bucket, grads, guard) if bucket.momentum_norm else grads
+
+    def second(ratio: Tensor) -> None:
         if bucket.momentum_norm:
-            ratio = trust_ratios(w, n, bucket.trust, n, bucket.trust_coefficient)
-            step = [m.clone() for m in value]
+            step = [m.clone() for m in measured]
             torch._foreach_mul_(bucket.layout.views(step), per_segment(bucket.layout, ratio * bucket.lr))
         else:
-            decay = torch.tensor(bucket.weight_decay, dtype=w.dtype, device=w.device)
-            ratio = trust_ratios(w, n, bucket.trust, n + decay * w + bucket.eps, bucket.trust_coefficient)
-            step = _gradient_step(bucket, value, ratio, guard)
+            step = _gradient_step(bucket, measured, ratio, guard)
         apply(bucket, zero_if_skipped(step, guard, NOTHING_TO_SUBTRACT))
-        results.append(LayerNorms(w, n, ratio))
-    return results
+
+    return FirstPass(torch.stack([own_norms(bucket.layout, t) for t in (bucket.weights, measured)]), second)
 
 
 def _momentum(bucket: LarsBucket, grads: list[Tensor], guard: Guard) -> list[Tensor]:

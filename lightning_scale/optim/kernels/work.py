@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.layout import Layout
 
 
@@ -29,6 +33,29 @@ class LayerNorms:
     weight: Tensor
     update: Tensor
     ratio: Tensor
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What is known of a bucket before its ratios, and how its step is finished with them.
+
+    Args:
+        norms: [2, layers] float64: this rank's share of ‖w‖, and of the norm that the ratio divides by.
+        second: Takes the layers' ratios (1-D, in compute dtype) and finishes the step.
+    """
+
+    norms: Tensor
+    second: Callable[[Tensor], None]
+
+
+class LayerwiseBucket(Protocol):
+    """What all buckets have whose step is scaled layer by layer."""
+
+    layout: Layout
+
+    @property
+    def compute(self) -> torch.dtype:
+        """What steps are computed in."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +90,15 @@ class Bucket:
     weight_decay: list[float]
     """Of each layer."""
     trust: TrustRatio
-    fused: bool = False
-    """For the Triton kernels: weights and gradients are as they are, not converted."""
+    way: Way = Way.PLAIN
+    """Other ways take weights and gradients as they are, not converted."""
     maximize: bool = False
-    """Of fused buckets, whose gradients are not negated: step uphill."""
+    """Of buckets that go another way than the plain one, whose gradients are not negated: step uphill."""
+
+    @property
+    def compute(self) -> torch.dtype:
+        """What steps are computed in."""
+        return torch.promote_types(self.weights[0].dtype, torch.float32)
 
 
 @dataclass

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lightning_scale.optim.kernels.eight_bit.adam import corrections, count, direction, moments, set_moments
 from lightning_scale.optim.kernels.eight_bit.pieces import pieces, set_weight, weight
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.work import Guard
 
 
-def adamw(buckets: Sequence[CodedAdamBucket], guard: Guard) -> None:
-    """One AdamW step (Loshchilov & Hutter 2017, arXiv 1711.05101; as torch's) on every bucket, in place, in one pass.
+def adamw(bucket: CodedAdamBucket, guard: Guard) -> None:
+    """One AdamW step (Loshchilov & Hutter 2017, arXiv 1711.05101; as torch's) on a bucket, in place, in one pass.
 
     w ← w·(1 - lr·λ) - lr · m̂/(√v̂ + ε)
 
     Args:
-        buckets: What to update.
+        bucket: What to update.
         guard: The clip and the non-finite test of this step.
     """
-    for bucket in buckets:
-        corrected = corrections(bucket)
-        kept = [1 - bucket.lr * decay for decay in bucket.weight_decay]
-        for piece in pieces(bucket):
-            m, v = moments(bucket, piece, guard)
-            step = direction(bucket, piece, corrected, m, v).mul_(bucket.lr)
-            set_weight(bucket, piece, (weight(bucket, piece) * kept[piece.layer]).sub_(step), guard)
-            set_moments(bucket, piece, guard, m, v)
-        count(bucket.steps, guard)
+    corrected = corrections(bucket)
+    kept = [1 - bucket.lr * decay for decay in bucket.weight_decay]
+    for piece in pieces(bucket):
+        m, v = moments(bucket, piece, guard)
+        step = direction(bucket, piece, corrected, m, v).mul_(bucket.lr)
+        set_weight(bucket, piece, (weight(bucket, piece) * kept[piece.layer]).sub_(step), guard)
+        set_moments(bucket, piece, guard, m, v)
+    count(bucket.steps, guard)

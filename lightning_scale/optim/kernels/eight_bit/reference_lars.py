@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from lightning_scale.optim.kernels.eight_bit.norms import piecewise_norms
 from lightning_scale.optim.kernels.eight_bit.pieces import Piece, finite_on, gradient, pieces, set_weight, weight
 from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
-from lightning_scale.optim.kernels.norms import trust_ratios
-from lightning_scale.optim.kernels.work import Guard, LayerNorms
+from lightning_scale.optim.kernels.work import FirstPass, Guard
 
 
-def lars(buckets: Sequence[CodedLarsBucket], guard: Guard) -> list[LayerNorms]:
-    """One LARS step on every bucket, in place: You et al. 2017 (arXiv 1708.03888), or the 2019 form on the momentum.
+def lars(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
+    """One LARS step on a bucket, in place: You et al. 2017 (arXiv 1708.03888), or the 2019 form on the momentum.
 
     Two passes: the first only measures ‖w‖ and ‖g‖ (or ‖m‖), the second computes the same again, steps, and stores the
     momentum.
 
     Args:
-        buckets: What to update.
+        bucket: What to update.
         guard: The clip and the non-finite test of this step.
-
-    Returns:
-        Norms and ratios of each bucket's layers.
     """
 
-    def measured(bucket: CodedLarsBucket, piece: Piece) -> Tensor:
+    def measured(piece: Piece) -> Tensor:
         # The norm is that of the gradient before decay, or of the momentum after it.
         return (_averaged if bucket.momentum_norm else gradient)(bucket, piece, guard)
 
-    results = []
-    for bucket, (w, n) in zip(buckets, piecewise_norms(buckets, measured), strict=True):
-        decay = torch.tensor(bucket.weight_decay, dtype=w.dtype, device=w.device)
-        denominator = n if bucket.momentum_norm else n + decay * w + bucket.eps
-        ratio = trust_ratios(w, n, bucket.trust, denominator, bucket.trust_coefficient)
+    def second(ratio: Tensor) -> None:
         outside = ratio * bucket.lr if bucket.momentum_norm else bucket.lr.expand_as(ratio)
         inside = ratio * bucket.lr if bucket.lr_in_momentum else ratio
         for piece in pieces(bucket):
@@ -51,8 +40,8 @@ def lars(buckets: Sequence[CodedLarsBucket], guard: Guard) -> list[LayerNorms]:
             if bucket.momentum_buffer:
                 moment = bucket.momentum_buffer[piece.segment].part(piece.offset, piece.length)
                 moment.write(buffer, finite_on(guard, bucket.device))
-        results.append(LayerNorms(w, n, ratio))
-    return results
+
+    return FirstPass(piecewise_norms(bucket, measured), second)
 
 
 def _averaged(bucket: CodedLarsBucket, piece: Piece, guard: Guard) -> Tensor:

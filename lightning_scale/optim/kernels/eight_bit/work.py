@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.kernels.eight_bit.moment import Moment
+from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import TrustRatio
 from lightning_scale.optim.layout import Layout
 
@@ -31,6 +32,7 @@ class CodedBucket:
     """0-d, in compute dtype, on the bucket's device."""
     weight_decay: list[float]
     """Of each layer."""
+    way: Way
 
     @property
     def device(self) -> torch.device:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import constant
 from lightning_scale.optim.kernels.fused.elements import gradient_factor, pointer, rounded, triton_type
 from lightning_scale.optim.kernels.fused.launch import block, guard_arguments, launch
 from lightning_scale.optim.kernels.fused.sums import norms_of_layers
-from lightning_scale.optim.kernels.fused.table import chunks_of, on_device, pointers
+from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
 from lightning_scale.optim.kernels.masking import unless_skipped
-from lightning_scale.optim.kernels.norms import trust_ratios
-from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
+from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket
 
 
 @triton.jit
@@ -107,19 +105,15 @@ def _apply(  # type: ignore[no-untyped-def]
                 tl.store(pointer(params, tensor, PARAM) + start + i, rounded(w, PARAM), mask=inside)
 
 
-def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
-    """One LAMB step on every bucket, in place; see `reference_lamb.lamb`."""
-    return [_step(bucket, guard) for bucket in buckets]
-
-
-def _step(bucket: LambBucket, guard: Guard) -> LayerNorms:
+def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
+    """One LAMB step on a bucket, in place; see `reference_lamb.lamb`."""
     layout, device = bucket.layout, bucket.params[0].device
     chunks = chunks_of(layout, device)
     finite, clip, options = guard_arguments(guard, device)
     types = {"WEIGHT": triton_type(bucket.weights[0].dtype), "BIAS": bucket.bias_correction, "BLOCK": block()}
     weights = pointers(layout, "weights", bucket.weights, device)
     moments1, moments2 = (pointers(layout, name, getattr(bucket, name), device) for name in ("exp_avg", "exp_avg_sq"))
-    decays = on_device(layout, "decays", bucket.weight_decay, torch.float32, device)
+    decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
     corrections = _corrections(bucket, guard)
     partial = torch.empty(2, chunks.count, device=device)
     beta1, beta2 = bucket.betas
@@ -146,27 +140,28 @@ def _step(bucket: LambBucket, guard: Guard) -> LayerNorms:
         **types,
         **options,
     )
-    w, u = norms_of_layers(layout, partial, chunks)
-    ratio = trust_ratios(w, u, bucket.trust, u)
-    launch(
-        _apply,
-        chunks.count,
-        pointers(layout, "params", bucket.params, device),
-        weights,
-        moments1,
-        moments2,
-        *chunks.columns,
-        corrections,
-        decays,
-        (ratio * bucket.lr).contiguous(),
-        finite,
-        bucket.eps,
-        PARAM=triton_type(bucket.params[0].dtype),
-        MASTER=bucket.params[0] is not bucket.weights[0],
-        TEST=options["TEST"],
-        **types,
-    )
-    return LayerNorms(w, u, ratio)
+
+    def second(ratio: Tensor) -> None:
+        launch(
+            _apply,
+            chunks.count,
+            pointers(layout, "params", bucket.params, device),
+            weights,
+            moments1,
+            moments2,
+            *chunks.columns,
+            corrections,
+            decays,
+            (ratio * bucket.lr).contiguous(),
+            finite,
+            bucket.eps,
+            PARAM=triton_type(bucket.params[0].dtype),
+            MASTER=bucket.params[0] is not bucket.weights[0],
+            TEST=options["TEST"],
+            **types,
+        )
+
+    return FirstPass(norms_of_layers(partial, chunks), second)
 
 
 def _corrections(bucket: LambBucket, guard: Guard) -> Tensor:

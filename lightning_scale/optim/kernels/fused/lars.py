@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import constant
 from lightning_scale.optim.kernels.fused.elements import gradient_factor, pointer, rounded, triton_type
 from lightning_scale.optim.kernels.fused.launch import block, guard_arguments, launch
 from lightning_scale.optim.kernels.fused.sums import norms_of_layers
-from lightning_scale.optim.kernels.fused.table import chunks_of, on_device, pointers
-from lightning_scale.optim.kernels.norms import trust_ratios
-from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
+from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
+from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
 
 
 @triton.jit
@@ -106,12 +105,8 @@ def _apply(  # type: ignore[no-untyped-def]
                 tl.store(pointer(params, tensor, PARAM) + start + i, rounded(w, PARAM), mask=inside)
 
 
-def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
-    """One LARS step on every bucket, in place; see `reference_lars.lars`."""
-    return [_step(bucket, guard) for bucket in buckets]
-
-
-def _step(bucket: LarsBucket, guard: Guard) -> LayerNorms:
+def lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
+    """One LARS step on a bucket, in place; see `reference_lars.lars`."""
     layout, device = bucket.layout, bucket.params[0].device
     chunks = chunks_of(layout, device)
     finite, clip, tests = guard_arguments(guard, device)
@@ -126,7 +121,7 @@ def _step(bucket: LarsBucket, guard: Guard) -> LayerNorms:
     weights = pointers(layout, "weights", bucket.weights, device)
     grads = pointers(layout, "grads", bucket.grads, device)
     buffers = pointers(layout, "momentum_buffer", bucket.momentum_buffer, device)
-    decays = on_device(layout, "decays", bucket.weight_decay, torch.float32, device)
+    decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
     partial = torch.empty(2, chunks.count, device=device)
     launch(
         _norms,
@@ -143,32 +138,30 @@ def _step(bucket: LarsBucket, guard: Guard) -> LayerNorms:
         1 - bucket.momentum,
         **options,
     )
-    w, n = norms_of_layers(layout, partial, chunks)
-    if bucket.momentum_norm:
-        ratio = trust_ratios(w, n, bucket.trust, n, bucket.trust_coefficient)
-    else:
-        ratio = trust_ratios(w, n, bucket.trust, n + decays * w + bucket.eps, bucket.trust_coefficient)
-    rate = torch.as_tensor(bucket.lr, dtype=torch.float32, device=device)
-    outside = not bucket.momentum_norm and not bucket.lr_in_momentum
-    launch(
-        _apply,
-        chunks.count,
-        pointers(layout, "params", bucket.params, device),
-        weights,
-        grads,
-        buffers,
-        *chunks.columns,
-        decays,
-        ratio if outside else (ratio * bucket.lr).contiguous(),
-        finite,
-        clip,
-        rate,
-        bucket.momentum,
-        PARAM=triton_type(bucket.params[0].dtype),
-        MASTER=bucket.params[0] is not bucket.weights[0],
-        BUFFER=bool(bucket.momentum_buffer),
-        NESTEROV=bucket.nesterov,
-        RATE_OUTSIDE=outside,
-        **options,
-    )
-    return LayerNorms(w, n, ratio)
+
+    def second(ratio: Tensor) -> None:
+        rate = torch.as_tensor(bucket.lr, dtype=torch.float32, device=device)
+        outside = not bucket.momentum_norm and not bucket.lr_in_momentum
+        launch(
+            _apply,
+            chunks.count,
+            pointers(layout, "params", bucket.params, device),
+            weights,
+            grads,
+            buffers,
+            *chunks.columns,
+            decays,
+            ratio if outside else (ratio * bucket.lr).contiguous(),
+            finite,
+            clip,
+            rate,
+            bucket.momentum,
+            PARAM=triton_type(bucket.params[0].dtype),
+            MASTER=bucket.params[0] is not bucket.weights[0],
+            BUFFER=bool(bucket.momentum_buffer),
+            NESTEROV=bucket.nesterov,
+            RATE_OUTSIDE=outside,
+            **options,
+        )
+
+    return FirstPass(norms_of_layers(partial, chunks), second)

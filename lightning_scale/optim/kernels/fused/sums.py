@@ -9,15 +9,13 @@ from torch import Tensor
 
 from lightning_scale.optim.kernels.fused.launch import launch
 from lightning_scale.optim.kernels.fused.table import Chunks
-from lightning_scale.optim.kernels.norms import over_ranks
-from lightning_scale.optim.layout import Layout
 
 _SUM_BLOCK = 256
 
 
 @triton.jit
-def _sum_layers(partial, first, out, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """out[column, layer] = the sum of partial[column, chunk] over the layer's chunks."""
+def _norms_of_layers(partial, first, out, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """out[column, layer] = the root of the sum of partial[column, chunk] over the layer's chunks."""
     layer = tl.program_id(0)
     begin, end, chunks = tl.load(first + layer), tl.load(first + layer + 1), tl.load(first + tl.num_programs(0))
     for column in tl.static_range(COLUMNS):
@@ -25,19 +23,12 @@ def _sum_layers(partial, first, out, COLUMNS: tl.constexpr, BLOCK: tl.constexpr)
         for start in range(begin, end, BLOCK):
             i = start + tl.arange(0, BLOCK)
             total += tl.load(partial + column * chunks + i, mask=i < end, other=0.0).to(tl.float64)
-        tl.store(out + column * tl.num_programs(0) + layer, tl.sum(total, 0))
+        tl.store(out + column * tl.num_programs(0) + layer, tl.sqrt(tl.sum(total, 0)))
 
 
-def sum_layers(partial: Tensor, chunks: Chunks) -> Tensor:
-    """[columns, chunks] partial sums to [columns, layers] sums, float64."""
+def norms_of_layers(partial: Tensor, chunks: Chunks) -> Tensor:
+    """[columns, chunks] partial sums of squares to [columns, layers] norms, float64."""
     columns, layers = partial.shape[0], chunks.first.numel() - 1
     out = torch.empty(columns, layers, dtype=torch.float64, device=partial.device)
-    launch(_sum_layers, layers, partial, chunks.first, out, COLUMNS=columns, BLOCK=_SUM_BLOCK)
+    launch(_norms_of_layers, layers, partial, chunks.first, out, COLUMNS=columns, BLOCK=_SUM_BLOCK)
     return out
-
-
-def norms_of_layers(layout: Layout, partial: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
-    """The two norms of each layer over all ranks, float32, from [2, chunks] partial sums of squares."""
-    sums = sum_layers(partial, chunks)
-    first, second = over_ranks([(layout, norm) for norm in sums.sqrt()])
-    return first.float(), second.float()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import constant
 from lightning_scale.optim.layout import Layout
 
 CHUNK = 1 << 15
@@ -77,17 +77,4 @@ def _cut(layout: Layout, device: torch.device, size: int) -> Chunks:
 
 def pointers(layout: Layout, name: str, tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """[tensors] int64: where each begins. Brought to the device only where one has moved since the last step."""
-    return on_device(layout, name, [t.data_ptr() for t in tensors] or [0], torch.int64, device)
-
-
-def on_device(layout: Layout, name: str, values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers as a 1-D tensor, kept with the layout while they stay the same."""
-    key = (name, device)
-    known = layout.cache.get(key)
-    if known is None or known[0] != values:
-        tensor = torch.tensor(values, dtype=dtype)
-        # Pinned, so that the copy does not wait for the device.
-        tensor = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-        known = layout.cache[key] = (list(values), tensor)
-    result: Tensor = known[1]
-    return result
+    return constant(layout, name, [t.data_ptr() for t in tensors] or [0], torch.int64, device)

@@ -1,0 +1,114 @@
+"""Which parameters of a group are stepped together, and their layout: worked out once, and again where it changes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.kernels.way import Way
+from lightning_scale.optim.layout import Layout, whole_layout
+
+# Of one group: models that leave out other layers at every step would fill the memory with tables.
+_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Members:
+    """Parameters of one group, device and compute dtype that take their step in one way.
+
+    Args:
+        way: That way.
+        places: Where they stand in the group.
+        names: Their names.
+        layout: Where their elements lie, with all that kernels have worked out from it.
+    """
+
+    way: Way
+    places: tuple[int, ...]
+    names: tuple[str, ...]
+    layout: Layout
+
+
+class Sorting:
+    """The members of an optimizer's groups, kept as long as the parameters and gradients are of the same kinds."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, OrderedDict[Hashable, list[Members]]] = {}
+
+    def members(
+        self, number: int, params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf
+    ) -> list[Members]:
+        """The members of one group that have a gradient, in the order of their first ones.
+
+        Args:
+            number: Which group.
+            params: All of its parameters.
+            names: Of each.
+            masters: Whether each has a float32 master copy.
+            way_of: How a parameter's step is taken.
+
+        Raises:
+            ValueError: for a parameter or gradient that no kernel takes.
+        """
+        known = self._known.setdefault(number, OrderedDict())
+        key = (tuple(names), tuple(_kind(p, master) for p, master in zip(params, masters, strict=True)))
+        if key not in known:
+            known[key] = _sorted(params, names, masters, way_of)
+            if len(known) > _KEPT:
+                known.popitem(last=False)
+        known.move_to_end(key)
+        return known[key]
+
+
+WayOf = Callable[[Tensor], Way]
+
+
+def _kind(p: Tensor, master: bool) -> Hashable:
+    grad = p.grad
+    if grad is None:
+        return None
+    return id(p), p.dtype, p.device, p.shape, p.stride(), grad.dtype, grad.layout, master
+
+
+def _sorted(params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf) -> list[Members]:
+    together: dict[tuple[Any, ...], list[int]] = {}
+    for place, (p, master) in enumerate(zip(params, masters, strict=True)):
+        if p.grad is None:
+            continue
+        refuse_unsupported(p)
+        way = way_of(p)
+        # Kernels that take tensors as they are want one type each.
+        types = () if way is Way.PLAIN else (p.dtype, p.grad.dtype, master)
+        together.setdefault((way, p.device, compute_dtype(p), *types), []).append(place)
+    return [
+        Members(
+            key[0],
+            tuple(places),
+            tuple(names[i] for i in places),
+            whole_layout([names[i] for i in places], [params[i] for i in places]),
+        )
+        for key, places in together.items()
+    ]
+
+
+def refuse_unsupported(p: Tensor) -> None:
+    """Raises ValueError for a parameter or gradient that the kernels do not take."""
+    if p.is_complex():
+        raise ValueError("complex parameters are not supported: give torch.view_as_real() of them.")
+    if p.layout != torch.strided or (p.grad is not None and p.grad.layout != torch.strided):
+        raise ValueError("sparse parameters and gradients are not supported: build the layer with sparse=False.")
+    if type(p.data).__name__ == "DTensor":
+        raise ValueError(
+            "parameters sharded as DTensors (FSDP2) are not supported in this version, for a shard's norm is not its"
+            " layer's: use the DDP strategy."
+        )
+
+
+def compute_dtype(t: Tensor) -> torch.dtype:
+    """What steps are computed in."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
