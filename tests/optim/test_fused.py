@@ -88,7 +88,8 @@ def test_the_plain_step_element_by_element(
         before = launch.launches
         ours.step()
         looks = 2  # at the gradients of each group
-        assert launch.launches - before == looks + 3 * 2
+        kernels = 4 if isinstance(ours, LAMB) else 3  # LAMB counts steps
+        assert launch.launches - before == looks + kernels * 2
         theirs.step()
         if step == 0 or dtype == torch.float32:  # later, low precision has rounded to different sides
             compare(ours, theirs, a, b, tolerance)
@@ -107,7 +108,7 @@ def test_launches_do_not_grow_with_the_number_of_tensors(device: str) -> None:
         before = launch.launches
         optimizer.step()
         counts.append(launch.launches - before)
-    assert counts[0] == counts[1] == 4
+    assert counts[0] == counts[1] == 5
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -194,7 +195,7 @@ def changed(old: str, new: str, folder: Path) -> ModuleType:
         ("beta1 * m + rest1 * g", "beta1 * m + rest1 * g * 1.001"),
         ("rest2 * g * g", "rest1 * g * g"),
         ("+ decay * w", "+ 0.9 * decay * w"),
-        ("sum_u += u * u", "sum_u += u * u * 1.01"),
+        ("return w * w, u * u", "return w * w, u * u * 1.01"),
         ("w - rate * _update", "w - 0.999 * rate * _update"),
     ],
 )

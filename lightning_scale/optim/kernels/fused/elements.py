@@ -15,9 +15,39 @@ def triton_type(dtype: torch.dtype) -> tl.dtype:
 
 
 @triton.jit
-def pointer(table, tensor, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where a tensor of a table of pointers begins."""
-    return tl.load(table + tensor).to(tl.pointer_type(DTYPE))
+def address(table, tensor, start, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where an element of a tensor of a table of pointers lies, as a number."""
+    return tl.load(table + tensor) + start.to(tl.int64) * (DTYPE.primitive_bitwidth // 8)
+
+
+@triton.jit
+def vectors(length, addresses, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """How many elements are to be read in whole blocks by 16 bytes a thread: none where an address forbids it.
+
+    ``addresses``: of all tensors that are read or written, bitwise or.
+    """
+    return tl.where(addresses % 16 == 0, length // BLOCK * BLOCK, 0)
+
+
+@triton.jit
+def read(at, i, length, DTYPE: tl.constexpr, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Elements i from an address on, in float32. WHOLE: all are below the length, and the address is one of 16 bytes."""
+    if WHOLE:
+        # Says nothing new of an address that is aligned, but the compiler knows it then, and that no mask is needed.
+        p = tl.multiple_of((at // 16 * 16).to(tl.pointer_type(DTYPE)), 16)
+        return tl.load(p + i).to(tl.float32)
+    else:
+        return tl.load(at.to(tl.pointer_type(DTYPE)) + i, mask=i < length, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def write(at, i, length, x, DTYPE: tl.constexpr, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 elements, rounded to their type; see `read`."""
+    if WHOLE:
+        p = tl.multiple_of((at // 16 * 16).to(tl.pointer_type(DTYPE)), 16)
+        tl.store(p + i, rounded(x, DTYPE))
+    else:
+        tl.store(at.to(tl.pointer_type(DTYPE)) + i, rounded(x, DTYPE), mask=i < length)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_scale.optim.kernels.fused.elements import pointer, triton_type
+from lightning_scale.optim.kernels.fused.elements import address, read, triton_type, vectors
 from lightning_scale.optim.kernels.fused.launch import block, launch
 from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
 from lightning_scale.optim.layout import Layout
@@ -19,12 +19,15 @@ from lightning_scale.optim.layout import Layout
 def _look(grads, tensor_of, start_of, length_of, square, BLOCK: tl.constexpr, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """square[chunk] = Σ g² in float64: not finite exactly where an element is not (float32 squares would overflow)."""
     chunk = tl.program_id(0)
-    length = tl.load(length_of + chunk)
-    g_at = pointer(grads, tl.load(tensor_of + chunk), DTYPE) + tl.load(start_of + chunk)
+    tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
+    g_at = address(grads, tensor, start, DTYPE)
     total = tl.zeros([BLOCK], tl.float64)
-    for begin in range(0, length, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        g = tl.load(g_at + i, mask=i < length, other=0.0).to(tl.float64)
+    whole = vectors(length, g_at, BLOCK)
+    for begin in range(0, whole, BLOCK):
+        g = read(g_at, begin + tl.arange(0, BLOCK), length, DTYPE, True).to(tl.float64)
+        total += g * g
+    for begin in range(whole, length, BLOCK):
+        g = read(g_at, begin + tl.arange(0, BLOCK), length, DTYPE, False).to(tl.float64)
         total += g * g
     tl.store(square + chunk, tl.sum(total, 0))
 

@@ -8,11 +8,11 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_scale.optim.kernels.constants import constant
-from lightning_scale.optim.kernels.fused.elements import gradient_factor, pointer, rounded, triton_type
+from lightning_scale.optim.kernels.fused.elements import address, gradient_factor, read, triton_type, vectors, write
 from lightning_scale.optim.kernels.fused.launch import block, guard_arguments, launch
+from lightning_scale.optim.kernels.fused.steps import count_steps
 from lightning_scale.optim.kernels.fused.sums import norms_of_layers
 from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
-from lightning_scale.optim.kernels.masking import unless_skipped
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket
 
 
@@ -23,6 +23,27 @@ def _update(m, v, w, correction1, correction2, eps, decay, BIAS: tl.constexpr): 
         m = tl.div_rn(m, correction1)
         v = tl.div_rn(v, correction2)
     return tl.div_rn(m, tl.sqrt_rn(v) + eps) + decay * w
+
+
+@triton.jit
+def _moments_of(  # type: ignore[no-untyped-def]
+    w_at, g_at, m_at, v_at, i, length,
+    beta1, rest1, beta2, rest2, correction1, correction2, eps, decay, factor,
+    WEIGHT: tl.constexpr, GRAD: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One block of pass 1; w² and u²."""
+    w, g = read(w_at, i, length, WEIGHT, WHOLE), read(g_at, i, length, GRAD, WHOLE)
+    m, v = read(m_at, i, length, tl.float32, WHOLE), read(v_at, i, length, tl.float32, WHOLE)
+    if SCALED:
+        g = g * factor
+    new_m = beta1 * m + rest1 * g
+    new_v = beta2 * v + rest2 * g * g
+    write(m_at, i, length, new_m, tl.float32, WHOLE)
+    write(v_at, i, length, new_v, tl.float32, WHOLE)
+    u = _update(new_m, new_v, w, correction1, correction2, eps, decay, BIAS)
+    if not WHOLE:
+        u = tl.where(i < length, u, 0.0)  # with ε = 0, what lies outside is 0/0
+    return w * w, u * u
 
 
 @triton.jit
@@ -37,37 +58,50 @@ def _moments(  # type: ignore[no-untyped-def]
     WEIGHT: tl.constexpr, GRAD: tl.constexpr,
     BIAS: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pass 1: moments in place, and each chunk's share of ‖w‖² and ‖u‖². Reads 16 B an element (float32), writes 8."""
+    """Pass 1: moments in place, and each chunk's share of ‖w‖² and ‖u‖². Reads 16 B an element (float32), writes 8.
+
+    On a step that is skipped: nothing, and zeros.
+    """
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
     layer = tl.load(layer_of + chunk)
-    w_at, g_at = pointer(weights, tensor, WEIGHT) + start, pointer(grads, tensor, GRAD) + start
-    m_at, v_at = pointer(moments1, tensor, tl.float32) + start, pointer(moments2, tensor, tl.float32) + start
+    if TEST:
+        length = tl.where(tl.load(finite) != 0, length, 0)
+    w_at, g_at = address(weights, tensor, start, WEIGHT), address(grads, tensor, start, GRAD)
+    m_at, v_at = address(moments1, tensor, start, tl.float32), address(moments2, tensor, start, tl.float32)
     correction1, correction2 = tl.load(corrections + 2 * tensor), tl.load(corrections + 2 * tensor + 1)
     decay = tl.load(decays + layer)
-    kept = length  # elements to write: none on a step that is skipped
-    if TEST:
-        kept = tl.where(tl.load(finite) != 0, length, 0)
     factor = gradient_factor(clip, CLIP, UPHILL)
     sum_w, sum_u = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    for begin in range(0, length, BLOCK):
+    whole = vectors(length, w_at | g_at | m_at | v_at, BLOCK)
+    for begin in range(0, whole, BLOCK):
         i = begin + tl.arange(0, BLOCK)
-        inside = i < length
-        w = tl.load(w_at + i, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(g_at + i, mask=inside, other=0.0).to(tl.float32)
-        m, v = tl.load(m_at + i, mask=inside, other=0.0), tl.load(v_at + i, mask=inside, other=0.0)
-        if CLIP or UPHILL:
-            g = g * factor
-        new_m = beta1 * m + rest1 * g
-        new_v = beta2 * v + rest2 * g * g
-        tl.store(m_at + i, new_m, mask=i < kept)
-        tl.store(v_at + i, new_v, mask=i < kept)
-        u = _update(new_m, new_v, w, correction1, correction2, eps, decay, BIAS)
-        u = tl.where(inside, u, 0.0)  # with ε = 0, what lies outside is 0/0
-        sum_w += w * w
-        sum_u += u * u
+        ww, uu = _moments_of(w_at, g_at, m_at, v_at, i, length, beta1, rest1, beta2, rest2, correction1, correction2,
+                             eps, decay, factor, WEIGHT, GRAD, BIAS, CLIP or UPHILL, True)  # fmt: skip
+        sum_w += ww
+        sum_u += uu
+    for begin in range(whole, length, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        ww, uu = _moments_of(w_at, g_at, m_at, v_at, i, length, beta1, rest1, beta2, rest2, correction1, correction2,
+                             eps, decay, factor, WEIGHT, GRAD, BIAS, CLIP or UPHILL, False)  # fmt: skip
+        sum_w += ww
+        sum_u += uu
     tl.store(partial + chunk, tl.sum(sum_w, 0))
     tl.store(partial + chunks + chunk, tl.sum(sum_u, 0))
+
+
+@triton.jit
+def _step_of(  # type: ignore[no-untyped-def]
+    p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One block of pass 2."""
+    w = read(w_at, i, length, WEIGHT, WHOLE)
+    m, v = read(m_at, i, length, tl.float32, WHOLE), read(v_at, i, length, tl.float32, WHOLE)
+    w = w - rate * _update(m, v, w, correction1, correction2, eps, decay, BIAS)
+    write(w_at, i, length, w, WEIGHT, WHOLE)
+    if MASTER:
+        write(p_at, i, length, w, PARAM, WHOLE)
 
 
 @triton.jit
@@ -84,25 +118,23 @@ def _apply(  # type: ignore[no-untyped-def]
     """Pass 2: w ← w - lr · ratio · u. Reads 12 B an element (float32), writes 4."""
     # Backwards, for what pass 1 saw last is what the cache still holds.
     chunk = tl.num_programs(0) - 1 - tl.program_id(0)
-    step = True
+    tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
+    layer = tl.load(layer_of + chunk)
     if TEST:
-        step = tl.load(finite) != 0
-    if step:
-        tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
-        layer = tl.load(layer_of + chunk)
-        w_at = pointer(weights, tensor, WEIGHT) + start
-        m_at, v_at = pointer(moments1, tensor, tl.float32) + start, pointer(moments2, tensor, tl.float32) + start
-        correction1, correction2 = tl.load(corrections + 2 * tensor), tl.load(corrections + 2 * tensor + 1)
-        decay, rate = tl.load(decays + layer), tl.load(scale + layer)
-        for begin in range(0, length, BLOCK):
-            i = begin + tl.arange(0, BLOCK)
-            inside = i < length
-            w = tl.load(w_at + i, mask=inside, other=0.0).to(tl.float32)
-            m, v = tl.load(m_at + i, mask=inside, other=0.0), tl.load(v_at + i, mask=inside, other=0.0)
-            w = w - rate * _update(m, v, w, correction1, correction2, eps, decay, BIAS)
-            tl.store(w_at + i, rounded(w, WEIGHT), mask=inside)
-            if MASTER:
-                tl.store(pointer(params, tensor, PARAM) + start + i, rounded(w, PARAM), mask=inside)
+        length = tl.where(tl.load(finite) != 0, length, 0)
+    p_at, w_at = address(params, tensor, start, PARAM), address(weights, tensor, start, WEIGHT)
+    m_at, v_at = address(moments1, tensor, start, tl.float32), address(moments2, tensor, start, tl.float32)
+    correction1, correction2 = tl.load(corrections + 2 * tensor), tl.load(corrections + 2 * tensor + 1)
+    decay, rate = tl.load(decays + layer), tl.load(scale + layer)
+    whole = vectors(length, p_at | w_at | m_at | v_at, BLOCK)
+    for begin in range(0, whole, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        _step_of(p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
+                 PARAM, WEIGHT, MASTER, BIAS, True)  # fmt: skip
+    for begin in range(whole, length, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        _step_of(p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
+                 PARAM, WEIGHT, MASTER, BIAS, False)  # fmt: skip
 
 
 def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
@@ -114,7 +146,7 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
     weights = pointers(layout, "weights", bucket.weights, device)
     moments1, moments2 = (pointers(layout, name, getattr(bucket, name), device) for name in ("exp_avg", "exp_avg_sq"))
     decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
-    corrections = _corrections(bucket, guard)
+    corrections = count_steps(layout, bucket.steps, bucket.betas, finite, options["TEST"])
     partial = torch.empty(2, chunks.count, device=device)
     beta1, beta2 = bucket.betas
     launch(
@@ -162,11 +194,3 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
         )
 
     return FirstPass(norms_of_layers(partial, chunks), second)
-
-
-def _corrections(bucket: LambBucket, guard: Guard) -> Tensor:
-    """[tensors, 2] float32: 1 - β^t, after the steps t have counted this one, unless it is skipped."""
-    torch._foreach_add_(bucket.steps, unless_skipped(1.0, 0.0, guard, bucket.steps[0]))
-    # A first step that is skipped has counted none: any finite correction serves, its result is not used.
-    t = torch.stack(bucket.steps).double().clamp(min=1)
-    return torch.stack([1 - beta**t for beta in bucket.betas], dim=1).float()

@@ -8,11 +8,26 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_scale.optim.kernels.constants import constant
-from lightning_scale.optim.kernels.fused.elements import gradient_factor, pointer, rounded, triton_type
+from lightning_scale.optim.kernels.fused.elements import address, gradient_factor, read, triton_type, vectors, write
 from lightning_scale.optim.kernels.fused.launch import block, guard_arguments, launch
 from lightning_scale.optim.kernels.fused.sums import norms_of_layers
 from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
+
+
+@triton.jit
+def _norms_of(  # type: ignore[no-untyped-def]
+    w_at, g_at, m_at, i, length, momentum, rest, decay, factor,
+    WEIGHT: tl.constexpr, GRAD: tl.constexpr, ON_MOMENTUM: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One block of pass 1; w², and g² or m²."""
+    w, n = read(w_at, i, length, WEIGHT, WHOLE), read(g_at, i, length, GRAD, WHOLE)
+    if SCALED:
+        n = n * factor
+    if ON_MOMENTUM:
+        n = momentum * read(m_at, i, length, tl.float32, WHOLE) + rest * (n + decay * w)
+        write(m_at, i, length, n, tl.float32, WHOLE)
+    return w * w, n * n
 
 
 @triton.jit
@@ -28,32 +43,60 @@ def _norms(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Pass 1: each chunk's share of ‖w‖² and of ‖g‖², or of ‖m‖² of the momentum m = μm + (1-μ)(g + λw), kept in place.
 
-    Reads 8 B an element (float32); on the momentum 12, and writes 4.
+    Reads 8 B an element (float32); on the momentum 12, and writes 4. On a step that is skipped: nothing, and zeros.
     """
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
-    w_at, g_at = pointer(weights, tensor, WEIGHT) + start, pointer(grads, tensor, GRAD) + start
-    decay = tl.load(decays + tl.load(layer_of + chunk))
-    kept = length  # elements to write: none on a step that is skipped
     if TEST:
-        kept = tl.where(tl.load(finite) != 0, length, 0)
+        length = tl.where(tl.load(finite) != 0, length, 0)
+    w_at, g_at = address(weights, tensor, start, WEIGHT), address(grads, tensor, start, GRAD)
+    m_at = w_at
+    if ON_MOMENTUM:
+        m_at = address(buffers, tensor, start, tl.float32)
+    decay = tl.load(decays + tl.load(layer_of + chunk))
     factor = gradient_factor(clip, CLIP, UPHILL)
     sum_w, sum_n = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    for begin in range(0, length, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        inside = i < length
-        w = tl.load(w_at + i, mask=inside, other=0.0).to(tl.float32)
-        n = tl.load(g_at + i, mask=inside, other=0.0).to(tl.float32)
-        if CLIP or UPHILL:
-            n = n * factor
-        if ON_MOMENTUM:
-            m_at = pointer(buffers, tensor, tl.float32) + start
-            n = momentum * tl.load(m_at + i, mask=inside, other=0.0) + rest * (n + decay * w)
-            tl.store(m_at + i, n, mask=i < kept)
-        sum_w += w * w
-        sum_n += n * n
+    whole = vectors(length, w_at | g_at | m_at, BLOCK)
+    for begin in range(0, whole, BLOCK):
+        ww, nn = _norms_of(w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, momentum, rest, decay, factor,
+                           WEIGHT, GRAD, ON_MOMENTUM, CLIP or UPHILL, True)  # fmt: skip
+        sum_w += ww
+        sum_n += nn
+    for begin in range(whole, length, BLOCK):
+        ww, nn = _norms_of(w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, momentum, rest, decay, factor,
+                           WEIGHT, GRAD, ON_MOMENTUM, CLIP or UPHILL, False)  # fmt: skip
+        sum_w += ww
+        sum_n += nn
     tl.store(partial + chunk, tl.sum(sum_w, 0))
     tl.store(partial + chunks + chunk, tl.sum(sum_n, 0))
+
+
+@triton.jit
+def _step_of(  # type: ignore[no-untyped-def]
+    p_at, w_at, g_at, m_at, i, length, decay, ratio, factor, rate, momentum,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr,
+    ON_MOMENTUM: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr,
+    SCALED: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One block of pass 2."""
+    w = read(w_at, i, length, WEIGHT, WHOLE)
+    if ON_MOMENTUM:
+        d = ratio * read(m_at, i, length, tl.float32, WHOLE)
+    else:
+        g = read(g_at, i, length, GRAD, WHOLE)
+        if SCALED:
+            g = g * factor
+        d = ratio * (g + decay * w)
+        if BUFFER:
+            m = momentum * read(m_at, i, length, tl.float32, WHOLE) + d
+            write(m_at, i, length, m, tl.float32, WHOLE)
+            d = d + momentum * m if NESTEROV else m
+    if RATE_OUTSIDE:
+        d = d * rate
+    w = w - d
+    write(w_at, i, length, w, WEIGHT, WHOLE)
+    if MASTER:
+        write(p_at, i, length, w, PARAM, WHOLE)
 
 
 @triton.jit
@@ -63,7 +106,7 @@ def _apply(  # type: ignore[no-untyped-def]
     decays,
     scale,  # [layers] float32: ratio, times the rate unless it stays outside the momentum
     finite, clip,
-    rate,  # 0-d float32: the learning rate, where it stays outside
+    rate_at,  # 0-d float32: the learning rate, where it stays outside
     momentum,
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr,
     ON_MOMENTUM: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr,
@@ -72,37 +115,30 @@ def _apply(  # type: ignore[no-untyped-def]
     """Pass 2: the step. Reads 12 B an element and writes 8 (float32); on the momentum 8 and 4."""
     # Backwards, for what pass 1 saw last is what the cache still holds.
     chunk = tl.num_programs(0) - 1 - tl.program_id(0)
-    step = True
+    tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
+    layer = tl.load(layer_of + chunk)
     if TEST:
-        step = tl.load(finite) != 0
-    if step:
-        tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
-        layer = tl.load(layer_of + chunk)
-        w_at = pointer(weights, tensor, WEIGHT) + start
-        decay, ratio = tl.load(decays + layer), tl.load(scale + layer)
-        factor = gradient_factor(clip, CLIP, UPHILL)
-        for begin in range(0, length, BLOCK):
-            i = begin + tl.arange(0, BLOCK)
-            inside = i < length
-            w = tl.load(w_at + i, mask=inside, other=0.0).to(tl.float32)
-            if ON_MOMENTUM:
-                d = ratio * tl.load(pointer(buffers, tensor, tl.float32) + start + i, mask=inside, other=0.0)
-            else:
-                g = tl.load(pointer(grads, tensor, GRAD) + start + i, mask=inside, other=0.0).to(tl.float32)
-                if CLIP or UPHILL:
-                    g = g * factor
-                d = ratio * (g + decay * w)
-                if BUFFER:
-                    m_at = pointer(buffers, tensor, tl.float32) + start
-                    m = momentum * tl.load(m_at + i, mask=inside, other=0.0) + d
-                    tl.store(m_at + i, m, mask=inside)
-                    d = d + momentum * m if NESTEROV else m
-            if RATE_OUTSIDE:
-                d = d * tl.load(rate)
-            w = w - d
-            tl.store(w_at + i, rounded(w, WEIGHT), mask=inside)
-            if MASTER:
-                tl.store(pointer(params, tensor, PARAM) + start + i, rounded(w, PARAM), mask=inside)
+        length = tl.where(tl.load(finite) != 0, length, 0)
+    p_at, w_at = address(params, tensor, start, PARAM), address(weights, tensor, start, WEIGHT)
+    g_at, m_at = w_at, w_at
+    if not ON_MOMENTUM:
+        g_at = address(grads, tensor, start, GRAD)
+    if BUFFER:
+        m_at = address(buffers, tensor, start, tl.float32)
+    decay, ratio = tl.load(decays + layer), tl.load(scale + layer)
+    factor = gradient_factor(clip, CLIP, UPHILL)
+    rate = 1.0
+    if RATE_OUTSIDE:
+        rate = tl.load(rate_at)
+    whole = vectors(length, p_at | w_at | g_at | m_at, BLOCK)
+    for begin in range(0, whole, BLOCK):
+        _step_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, decay, ratio, factor, rate, momentum,
+                 PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, RATE_OUTSIDE, CLIP or UPHILL,
+                 True)  # fmt: skip
+    for begin in range(whole, length, BLOCK):
+        _step_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, decay, ratio, factor, rate, momentum,
+                 PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, RATE_OUTSIDE, CLIP or UPHILL,
+                 False)  # fmt: skip
 
 
 def lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
