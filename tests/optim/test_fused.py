@@ -19,7 +19,7 @@ from tests.optim.kinds import bits
 
 pytest.importorskip("triton")
 
-from lightning_scale.optim.kernels.fused import lamb as fused_lamb
+from lightning_scale.optim.kernels.fused import lamb as fused_lamb, lamb_chunk
 from lightning_scale.optim.kernels.fused import launch
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -88,7 +88,7 @@ def test_the_plain_step_element_by_element(
         before = launch.launches
         ours.step()
         looks = 2  # at the gradients of each group
-        kernels = 4 if isinstance(ours, LAMB) else 3  # LAMB counts steps
+        kernels = 2 if isinstance(ours, LAMB) else 1  # LAMB counts steps
         assert launch.launches - before == looks + kernels * 2
         theirs.step()
         if step == 0 or dtype == torch.float32:  # later, low precision has rounded to different sides
@@ -108,7 +108,7 @@ def test_launches_do_not_grow_with_the_number_of_tensors(device: str) -> None:
         before = launch.launches
         optimizer.step()
         counts.append(launch.launches - before)
-    assert counts[0] == counts[1] == 5
+    assert counts[0] == counts[1] == 3
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -177,11 +177,12 @@ def test_the_same_bits_on_repeat(device: str) -> None:
 
 
 def changed(old: str, new: str, folder: Path) -> ModuleType:
-    """The kernels' file with one constant changed."""
-    source = Path(fused_lamb.__file__).read_text()
-    assert old in source
+    """The kernels' files as one, with one constant changed."""
+    whole = Path(lamb_chunk.__file__).read_text() + Path(fused_lamb.__file__).read_text()
+    source = "\n".join(line for line in whole.split("\n") if "fused.lamb_chunk" not in line and "__future__" not in line)
+    assert source.count(old) == 1
     path = folder / "changed.py"
-    path.write_text(source.replace(old, new))
+    path.write_text("from __future__ import annotations\n" + source.replace(old, new))
     spec = importlib.util.spec_from_file_location("changed", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

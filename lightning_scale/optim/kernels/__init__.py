@@ -64,7 +64,7 @@ def sgd8bit(buckets: Sequence[CodedSgdBucket], guard: Guard) -> None:
         reference_sgd.sgd(bucket, guard)
 
 
-def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
+def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
     if bucket.way is Way.TRITON:
         from lightning_scale.optim.kernels.fused.lamb import lamb
 
@@ -72,7 +72,7 @@ def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
     return reference_lamb.lamb(bucket, guard)
 
 
-def _lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
+def _lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
     if bucket.way is Way.TRITON:
         from lightning_scale.optim.kernels.fused.lars import lars
 

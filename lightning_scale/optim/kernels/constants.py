@@ -1,4 +1,4 @@
-"""Numbers of the host on the device, brought there only when they have changed."""
+"""Numbers of the host on the device, brought there without waiting for it."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def constant(layout: Layout, name: str, values: Sequence[Any], dtype: torch.dtyp
         known = layout.cache[key] = (values, tensor)
     result: Tensor = known[1]
     return result
+
+
+def number(value: float | Tensor, device: torch.device) -> Tensor:
+    """A number as a 0-d float32 tensor, filled on the device: a copy from the host would wait for it."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32)
+    return torch.full((), value, dtype=torch.float32, device=device)

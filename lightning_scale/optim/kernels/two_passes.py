@@ -16,7 +16,7 @@ BucketT = TypeVar("BucketT", bound=LayerwiseBucket)
 def two_passes(
     buckets: Sequence[BucketT],
     guard: Guard,
-    first_pass: Callable[[BucketT, Guard], FirstPass],
+    first_pass: Callable[[BucketT, Guard], FirstPass | LayerNorms],
     ratio: Callable[[BucketT, Tensor, Tensor], Tensor],
 ) -> list[LayerNorms]:
     """One step on every bucket, in place, with at most one collective.
@@ -24,18 +24,26 @@ def two_passes(
     Args:
         buckets: What to update.
         guard: The clip and the non-finite test of this step.
-        first_pass: Measures a bucket, and says how to finish its step.
+        first_pass: Measures a bucket, and says how to finish its step; or has taken the whole step, where no other rank
+            holds a share of the layers.
         ratio: Of each layer, from its two norms over all ranks.
 
     Returns:
         Norms and ratios of each bucket's layers, in its compute dtype (inf where a norm itself is beyond it).
     """
     passes = [first_pass(bucket, guard) for bucket in buckets]
-    norms = over_ranks([(bucket.layout, p.norms.view(-1)) for bucket, p in zip(buckets, passes, strict=True)])
-    results = []
-    for bucket, first, both in zip(buckets, passes, norms, strict=True):
-        weight_norm, other_norm = both.to(bucket.compute).view(2, -1).unbind()
-        ratios = ratio(bucket, weight_norm, other_norm)
-        first.second(ratios)
-        results.append(LayerNorms(weight_norm, other_norm, ratios))
-    return results
+    halves = [(bucket, p) for bucket, p in zip(buckets, passes, strict=True) if isinstance(p, FirstPass)]
+    norms = iter(over_ranks([(bucket.layout, p.norms.view(-1)) for bucket, p in halves]))
+    return [
+        _finished(bucket, p, next(norms), ratio) if isinstance(p, FirstPass) else p
+        for bucket, p in zip(buckets, passes, strict=True)
+    ]
+
+
+def _finished(
+    bucket: BucketT, first: FirstPass, norms: Tensor, ratio: Callable[[BucketT, Tensor, Tensor], Tensor]
+) -> LayerNorms:
+    weight_norm, other_norm = norms.to(bucket.compute).view(2, -1).unbind()
+    ratios = ratio(bucket, weight_norm, other_norm)
+    first.second(ratios)
+    return LayerNorms(weight_norm, other_norm, ratios)

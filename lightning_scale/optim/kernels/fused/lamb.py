@@ -1,196 +1,125 @@
-"""LAMB in two passes over the elements; see `reference_lamb` for what they compute."""
+"""LAMB by Triton: in one launch where the layers lie whole on this rank, else in two with a collective between them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_scale.optim.kernels.constants import constant
-from lightning_scale.optim.kernels.fused.elements import address, gradient_factor, read, triton_type, vectors, write
+from lightning_scale.optim.kernels.constants import constant, number
+from lightning_scale.optim.kernels.fused.elements import triton_type
+from lightning_scale.optim.kernels.fused.lamb_chunk import apply, measure
 from lightning_scale.optim.kernels.fused.launch import block, guard_arguments, launch
+from lightning_scale.optim.kernels.fused.order import ORDERED_CHUNK, order_of
+from lightning_scale.optim.kernels.fused.ratio import bounds, finish_layer
 from lightning_scale.optim.kernels.fused.steps import count_steps
-from lightning_scale.optim.kernels.fused.sums import norms_of_layers
+from lightning_scale.optim.kernels.fused.sums import SUM_BLOCK, norms_of_layers
 from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
-from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket
+from lightning_scale.optim.kernels.fused.turns import is_last, next_item, open_second_pass, wait_for_ratio
+from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket, LayerNorms
 
 
 @triton.jit
-def _update(m, v, w, correction1, correction2, eps, decay, BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """u = m̂ / (√v̂ + ε) + λw."""
-    if BIAS:
-        m = tl.div_rn(m, correction1)
-        v = tl.div_rn(v, correction2)
-    return tl.div_rn(m, tl.sqrt_rn(v) + eps) + decay * w
-
-
-@triton.jit
-def _moments_of(  # type: ignore[no-untyped-def]
-    w_at, g_at, m_at, v_at, i, length,
-    beta1, rest1, beta2, rest2, correction1, correction2, eps, decay, factor,
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
+def _measure(  # type: ignore[no-untyped-def]
+    weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, finite, clip,
+    partial, beta1, rest1, beta2, rest2, eps,
+    WEIGHT: tl.constexpr, GRAD: tl.constexpr, BIAS: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
+    UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of pass 1; w² and u²."""
-    w, g = read(w_at, i, length, WEIGHT, WHOLE), read(g_at, i, length, GRAD, WHOLE)
-    m, v = read(m_at, i, length, tl.float32, WHOLE), read(v_at, i, length, tl.float32, WHOLE)
-    if SCALED:
-        g = g * factor
-    new_m = beta1 * m + rest1 * g
-    new_v = beta2 * v + rest2 * g * g
-    write(m_at, i, length, new_m, tl.float32, WHOLE)
-    write(v_at, i, length, new_v, tl.float32, WHOLE)
-    u = _update(new_m, new_v, w, correction1, correction2, eps, decay, BIAS)
-    if not WHOLE:
-        u = tl.where(i < length, u, 0.0)  # with ε = 0, what lies outside is 0/0
-    return w * w, u * u
-
-
-@triton.jit
-def _moments(  # type: ignore[no-untyped-def]
-    weights, grads, moments1, moments2,  # [tensors] int64: pointers
-    tensor_of, start_of, length_of, layer_of,  # [chunks]
-    corrections,  # [tensors, 2] float32
-    decays,  # [layers] float32
-    finite, clip,  # 0-d: a bool (as int8), a float32
-    partial,  # [2, chunks] float32: Σ w², Σ u²
-    beta1, rest1, beta2, rest2, eps,  # rest = 1 - beta, taken in float64
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr,
-    BIAS: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Pass 1: moments in place, and each chunk's share of ‖w‖² and ‖u‖². Reads 16 B an element (float32), writes 8.
-
-    On a step that is skipped: nothing, and zeros.
-    """
-    chunk, chunks = tl.program_id(0), tl.num_programs(0)
-    tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
-    layer = tl.load(layer_of + chunk)
-    if TEST:
-        length = tl.where(tl.load(finite) != 0, length, 0)
-    w_at, g_at = address(weights, tensor, start, WEIGHT), address(grads, tensor, start, GRAD)
-    m_at, v_at = address(moments1, tensor, start, tl.float32), address(moments2, tensor, start, tl.float32)
-    correction1, correction2 = tl.load(corrections + 2 * tensor), tl.load(corrections + 2 * tensor + 1)
-    decay = tl.load(decays + layer)
-    factor = gradient_factor(clip, CLIP, UPHILL)
-    sum_w, sum_u = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    whole = vectors(length, w_at | g_at | m_at | v_at, BLOCK)
-    for begin in range(0, whole, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        ww, uu = _moments_of(w_at, g_at, m_at, v_at, i, length, beta1, rest1, beta2, rest2, correction1, correction2,
-                             eps, decay, factor, WEIGHT, GRAD, BIAS, CLIP or UPHILL, True)  # fmt: skip
-        sum_w += ww
-        sum_u += uu
-    for begin in range(whole, length, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        ww, uu = _moments_of(w_at, g_at, m_at, v_at, i, length, beta1, rest1, beta2, rest2, correction1, correction2,
-                             eps, decay, factor, WEIGHT, GRAD, BIAS, CLIP or UPHILL, False)  # fmt: skip
-        sum_w += ww
-        sum_u += uu
-    tl.store(partial + chunk, tl.sum(sum_w, 0))
-    tl.store(partial + chunks + chunk, tl.sum(sum_u, 0))
-
-
-@triton.jit
-def _step_of(  # type: ignore[no-untyped-def]
-    p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """One block of pass 2."""
-    w = read(w_at, i, length, WEIGHT, WHOLE)
-    m, v = read(m_at, i, length, tl.float32, WHOLE), read(v_at, i, length, tl.float32, WHOLE)
-    w = w - rate * _update(m, v, w, correction1, correction2, eps, decay, BIAS)
-    write(w_at, i, length, w, WEIGHT, WHOLE)
-    if MASTER:
-        write(p_at, i, length, w, PARAM, WHOLE)
+    """Pass 1 of all chunks."""
+    measure(tl.program_id(0), weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,
+            decays, finite, clip, partial, tl.num_programs(0), beta1, rest1, beta2, rest2, eps,
+            WEIGHT, GRAD, BIAS, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _apply(  # type: ignore[no-untyped-def]
-    params, weights, moments1, moments2,
-    tensor_of, start_of, length_of, layer_of,
-    corrections, decays,
-    scale,  # [layers] float32: lr · ratio
-    finite,
+    params, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, scale, finite,
     eps,
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, TEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2: w ← w - lr · ratio · u. Reads 12 B an element (float32), writes 4."""
-    # Backwards, for what pass 1 saw last is what the cache still holds.
-    chunk = tl.num_programs(0) - 1 - tl.program_id(0)
-    tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
-    layer = tl.load(layer_of + chunk)
-    if TEST:
-        length = tl.where(tl.load(finite) != 0, length, 0)
-    p_at, w_at = address(params, tensor, start, PARAM), address(weights, tensor, start, WEIGHT)
-    m_at, v_at = address(moments1, tensor, start, tl.float32), address(moments2, tensor, start, tl.float32)
-    correction1, correction2 = tl.load(corrections + 2 * tensor), tl.load(corrections + 2 * tensor + 1)
-    decay, rate = tl.load(decays + layer), tl.load(scale + layer)
-    whole = vectors(length, p_at | w_at | m_at | v_at, BLOCK)
-    for begin in range(0, whole, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        _step_of(p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
-                 PARAM, WEIGHT, MASTER, BIAS, True)  # fmt: skip
-    for begin in range(whole, length, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        _step_of(p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
-                 PARAM, WEIGHT, MASTER, BIAS, False)  # fmt: skip
+    """Pass 2 of all chunks, backwards, for what pass 1 saw last is what the cache still holds."""
+    apply(tl.num_programs(0) - 1 - tl.program_id(0), params, weights, moments1, moments2, tensor_of, start_of, length_of,
+          layer_of, corrections, decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
 
 
-def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
-    """One LAMB step on a bucket, in place; see `reference_lamb.lamb`."""
+@triton.jit
+def _both(  # type: ignore[no-untyped-def]
+    order,  # [2 · chunks] int32
+    done,  # [layers + 1] int32, zeros: chunks of each layer that have been through pass 1; the last counts the items taken
+    first, layers, chunks,
+    adapts, rate, stats, scale,  # see `finish_layer`
+    params, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, finite,
+    clip, partial, beta1, rest1, beta2, rest2, eps, phi_low, phi_high, low, high,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr,
+    TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr, SUM_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Both passes in the order of `order_of`."""
+    item = next_item(order, done + layers)
+    if item >= 0:
+        measure(item, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays,
+                finite, clip, partial, chunks, beta1, rest1, beta2, rest2, eps,
+                WEIGHT, GRAD, BIAS, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
+        layer = tl.load(layer_of + item)
+        if is_last(done, layer, first):
+            finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, 1.0, eps,
+                         phi_low, phi_high, low, high, False, False, SUM_BLOCK)  # fmt: skip
+            open_second_pass(done, layer)
+    else:
+        wait_for_ratio(done, tl.load(layer_of - 1 - item), first)
+        apply(-1 - item, params, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,
+              decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
+
+
+def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
+    """One LAMB step on a bucket, in place; see `reference_lamb.lamb`. All of it where no other rank has to be asked."""
     layout, device = bucket.layout, bucket.params[0].device
-    chunks = chunks_of(layout, device)
-    finite, clip, options = guard_arguments(guard, device)
-    types = {"WEIGHT": triton_type(bucket.weights[0].dtype), "BIAS": bucket.bias_correction, "BLOCK": block()}
-    weights = pointers(layout, "weights", bucket.weights, device)
-    moments1, moments2 = (pointers(layout, name, getattr(bucket, name), device) for name in ("exp_avg", "exp_avg_sq"))
+    together = layout.all_reduce is not None
+    chunks = chunks_of(layout, device) if together else chunks_of(layout, device, ORDERED_CHUNK)
+    finite, clip, tests = guard_arguments(guard, device)
+
+    def table(name: str) -> Tensor:
+        return pointers(layout, name, getattr(bucket, name), device)
+
     decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
-    corrections = count_steps(layout, bucket.steps, bucket.betas, finite, options["TEST"])
+    corrections = count_steps(layout, bucket.steps, bucket.betas, finite, tests["TEST"])
     partial = torch.empty(2, chunks.count, device=device)
     beta1, beta2 = bucket.betas
+    moments = (table("exp_avg"), table("exp_avg_sq"))
+    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps)
+    weight, grad = triton_type(bucket.weights[0].dtype), triton_type(bucket.grads[0].dtype)
+    both: dict[str, Any] = {"WEIGHT": weight, "BIAS": bucket.bias_correction, "TEST": tests["TEST"], "BLOCK": block()}
+    first: dict[str, Any] = {"GRAD": grad, "CLIP": tests["CLIP"], "UPHILL": bucket.maximize}
+    last: dict[str, Any] = {
+        "PARAM": triton_type(bucket.params[0].dtype),
+        "MASTER": bucket.params[0] is not bucket.weights[0],
+    }
+    params, weights, grads = table("params"), table("weights"), table("grads")
+    if not together:
+        layers = len(layout.layers)
+        stats, scale = torch.empty(3, layers, device=device), torch.empty(layers, device=device)
+        launch(
+            _both, 2 * chunks.count, order_of(layout, chunks),
+            torch.zeros(layers + 1, dtype=torch.int32, device=device),
+            chunks.first, layers, chunks.count, bucket.trust.adapt.view(torch.int8),
+            number(bucket.lr, device), stats, scale,
+            params, weights, grads, *moments, *chunks.columns, corrections, decays, finite, clip, partial,
+            *numbers, *bounds(bucket.trust), SUM_BLOCK=SUM_BLOCK, **both, **first, **last,
+        )  # fmt: skip
+        return LayerNorms(*stats.unbind())
     launch(
-        _moments,
-        chunks.count,
-        weights,
-        pointers(layout, "grads", bucket.grads, device),
-        moments1,
-        moments2,
-        *chunks.columns,
-        corrections,
-        decays,
-        finite,
-        clip,
-        partial,
-        beta1,
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        bucket.eps,
-        GRAD=triton_type(bucket.grads[0].dtype),
-        UPHILL=bucket.maximize,
-        **types,
-        **options,
-    )
+        _measure, chunks.count, weights, grads, *moments, *chunks.columns, corrections, decays, finite, clip, partial,
+        *numbers, **both, **first,
+    )  # fmt: skip
 
     def second(ratio: Tensor) -> None:
         launch(
-            _apply,
-            chunks.count,
-            pointers(layout, "params", bucket.params, device),
-            weights,
-            moments1,
-            moments2,
-            *chunks.columns,
-            corrections,
-            decays,
-            (ratio * bucket.lr).contiguous(),
-            finite,
-            bucket.eps,
-            PARAM=triton_type(bucket.params[0].dtype),
-            MASTER=bucket.params[0] is not bucket.weights[0],
-            TEST=options["TEST"],
-            **types,
-        )
+            _apply, chunks.count, params, weights, *moments, *chunks.columns, corrections, decays,
+            (ratio * bucket.lr).contiguous(), finite, bucket.eps, **both, **last,
+        )  # fmt: skip
 
     return FirstPass(norms_of_layers(partial, chunks), second)

@@ -1,152 +1,95 @@
-"""LARS in two passes over the elements; see `reference_lars` for what they compute."""
+"""LARS by Triton: in one launch where the layers lie whole on this rank, else in two with a collective between them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_scale.optim.kernels.constants import constant
-from lightning_scale.optim.kernels.fused.elements import address, gradient_factor, read, triton_type, vectors, write
+from lightning_scale.optim.kernels.constants import constant, number
+from lightning_scale.optim.kernels.fused.elements import triton_type
+from lightning_scale.optim.kernels.fused.lars_chunk import apply, measure
 from lightning_scale.optim.kernels.fused.launch import block, guard_arguments, launch
-from lightning_scale.optim.kernels.fused.sums import norms_of_layers
+from lightning_scale.optim.kernels.fused.order import ORDERED_CHUNK, order_of
+from lightning_scale.optim.kernels.fused.ratio import bounds, finish_layer
+from lightning_scale.optim.kernels.fused.sums import SUM_BLOCK, norms_of_layers
 from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
-from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
+from lightning_scale.optim.kernels.fused.turns import is_last, next_item, open_second_pass, wait_for_ratio
+from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket, LayerNorms
 
 
 @triton.jit
-def _norms_of(  # type: ignore[no-untyped-def]
-    w_at, g_at, m_at, i, length, momentum, rest, decay, factor,
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, ON_MOMENTUM: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
+def _measure(  # type: ignore[no-untyped-def]
+    weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, partial, momentum, rest,
+    WEIGHT: tl.constexpr, GRAD: tl.constexpr, ON_MOMENTUM: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
+    UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of pass 1; w², and g² or m²."""
-    w, n = read(w_at, i, length, WEIGHT, WHOLE), read(g_at, i, length, GRAD, WHOLE)
-    if SCALED:
-        n = n * factor
-    if ON_MOMENTUM:
-        n = momentum * read(m_at, i, length, tl.float32, WHOLE) + rest * (n + decay * w)
-        write(m_at, i, length, n, tl.float32, WHOLE)
-    return w * w, n * n
-
-
-@triton.jit
-def _norms(  # type: ignore[no-untyped-def]
-    weights, grads, buffers,  # [tensors] int64: pointers
-    tensor_of, start_of, length_of, layer_of,  # [chunks]
-    decays,  # [layers] float32
-    finite, clip,  # 0-d: a bool, a float32
-    partial,  # [2, chunks] float32: Σ w², and Σ g² or Σ m²
-    momentum, rest,  # μ, and 1 - μ taken in float64
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, ON_MOMENTUM: tl.constexpr,
-    TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Pass 1: each chunk's share of ‖w‖² and of ‖g‖², or of ‖m‖² of the momentum m = μm + (1-μ)(g + λw), kept in place.
-
-    Reads 8 B an element (float32); on the momentum 12, and writes 4. On a step that is skipped: nothing, and zeros.
-    """
-    chunk, chunks = tl.program_id(0), tl.num_programs(0)
-    tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
-    if TEST:
-        length = tl.where(tl.load(finite) != 0, length, 0)
-    w_at, g_at = address(weights, tensor, start, WEIGHT), address(grads, tensor, start, GRAD)
-    m_at = w_at
-    if ON_MOMENTUM:
-        m_at = address(buffers, tensor, start, tl.float32)
-    decay = tl.load(decays + tl.load(layer_of + chunk))
-    factor = gradient_factor(clip, CLIP, UPHILL)
-    sum_w, sum_n = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    whole = vectors(length, w_at | g_at | m_at, BLOCK)
-    for begin in range(0, whole, BLOCK):
-        ww, nn = _norms_of(w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, momentum, rest, decay, factor,
-                           WEIGHT, GRAD, ON_MOMENTUM, CLIP or UPHILL, True)  # fmt: skip
-        sum_w += ww
-        sum_n += nn
-    for begin in range(whole, length, BLOCK):
-        ww, nn = _norms_of(w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, momentum, rest, decay, factor,
-                           WEIGHT, GRAD, ON_MOMENTUM, CLIP or UPHILL, False)  # fmt: skip
-        sum_w += ww
-        sum_n += nn
-    tl.store(partial + chunk, tl.sum(sum_w, 0))
-    tl.store(partial + chunks + chunk, tl.sum(sum_n, 0))
-
-
-@triton.jit
-def _step_of(  # type: ignore[no-untyped-def]
-    p_at, w_at, g_at, m_at, i, length, decay, ratio, factor, rate, momentum,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr,
-    ON_MOMENTUM: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr,
-    SCALED: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """One block of pass 2."""
-    w = read(w_at, i, length, WEIGHT, WHOLE)
-    if ON_MOMENTUM:
-        d = ratio * read(m_at, i, length, tl.float32, WHOLE)
-    else:
-        g = read(g_at, i, length, GRAD, WHOLE)
-        if SCALED:
-            g = g * factor
-        d = ratio * (g + decay * w)
-        if BUFFER:
-            m = momentum * read(m_at, i, length, tl.float32, WHOLE) + d
-            write(m_at, i, length, m, tl.float32, WHOLE)
-            d = d + momentum * m if NESTEROV else m
-    if RATE_OUTSIDE:
-        d = d * rate
-    w = w - d
-    write(w_at, i, length, w, WEIGHT, WHOLE)
-    if MASTER:
-        write(p_at, i, length, w, PARAM, WHOLE)
+    """Pass 1 of all chunks."""
+    measure(tl.program_id(0), weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip,
+            partial, tl.num_programs(0), momentum, rest,
+            WEIGHT, GRAD, ON_MOMENTUM, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
 @triton.jit
 def _apply(  # type: ignore[no-untyped-def]
-    params, weights, grads, buffers,
-    tensor_of, start_of, length_of, layer_of,
-    decays,
-    scale,  # [layers] float32: ratio, times the rate unless it stays outside the momentum
-    finite, clip,
-    rate_at,  # 0-d float32: the learning rate, where it stays outside
-    momentum,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr,
-    ON_MOMENTUM: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr,
-    TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
+    params, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite, clip, rate, momentum,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
+    BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
+    UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2: the step. Reads 12 B an element and writes 8 (float32); on the momentum 8 and 4."""
-    # Backwards, for what pass 1 saw last is what the cache still holds.
-    chunk = tl.num_programs(0) - 1 - tl.program_id(0)
-    tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
-    layer = tl.load(layer_of + chunk)
-    if TEST:
-        length = tl.where(tl.load(finite) != 0, length, 0)
-    p_at, w_at = address(params, tensor, start, PARAM), address(weights, tensor, start, WEIGHT)
-    g_at, m_at = w_at, w_at
-    if not ON_MOMENTUM:
-        g_at = address(grads, tensor, start, GRAD)
-    if BUFFER:
-        m_at = address(buffers, tensor, start, tl.float32)
-    decay, ratio = tl.load(decays + layer), tl.load(scale + layer)
-    factor = gradient_factor(clip, CLIP, UPHILL)
-    rate = 1.0
-    if RATE_OUTSIDE:
-        rate = tl.load(rate_at)
-    whole = vectors(length, p_at | w_at | g_at | m_at, BLOCK)
-    for begin in range(0, whole, BLOCK):
-        _step_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, decay, ratio, factor, rate, momentum,
-                 PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, RATE_OUTSIDE, CLIP or UPHILL,
-                 True)  # fmt: skip
-    for begin in range(whole, length, BLOCK):
-        _step_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, decay, ratio, factor, rate, momentum,
-                 PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, RATE_OUTSIDE, CLIP or UPHILL,
-                 False)  # fmt: skip
+    """Pass 2 of all chunks, backwards, for what pass 1 saw last is what the cache still holds."""
+    apply(tl.num_programs(0) - 1 - tl.program_id(0), params, weights, grads, buffers, tensor_of, start_of, length_of,
+          layer_of, decays, scale, finite, clip, rate, momentum, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER,
+          NESTEROV, RATE_OUTSIDE, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
-def lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
-    """One LARS step on a bucket, in place; see `reference_lars.lars`."""
+@triton.jit
+def _both(  # type: ignore[no-untyped-def]
+    order,  # [2 · chunks] int32
+    done,  # [layers + 1] int32, zeros: chunks of each layer that have been through pass 1; the last counts the items taken
+    first, layers, chunks,
+    adapts, stats, scale,  # see `finish_layer`
+    params, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, rate, partial,
+    momentum, rest, coefficient, eps, phi_low, phi_high, low, high,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
+    BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
+    UPHILL: tl.constexpr, BLOCK: tl.constexpr, SUM_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Both passes in the order of `order_of`."""
+    item = next_item(order, done + layers)
+    if item >= 0:
+        measure(item, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, partial,
+                chunks, momentum, rest, WEIGHT, GRAD, ON_MOMENTUM, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
+        layer = tl.load(layer_of + item)
+        if is_last(done, layer, first):
+            finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, coefficient, eps,
+                         phi_low, phi_high, low, high, not ON_MOMENTUM, RATE_OUTSIDE, SUM_BLOCK)  # fmt: skip
+            open_second_pass(done, layer)
+    else:
+        wait_for_ratio(done, tl.load(layer_of - 1 - item), first)
+        apply(-1 - item, params, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite,
+              clip, rate, momentum, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, RATE_OUTSIDE, TEST, CLIP,
+              UPHILL, BLOCK)  # fmt: skip
+
+
+def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
+    """One LARS step on a bucket, in place; see `reference_lars.lars`. All of it where no other rank has to be asked."""
     layout, device = bucket.layout, bucket.params[0].device
-    chunks = chunks_of(layout, device)
+    together = layout.all_reduce is not None
+    chunks = chunks_of(layout, device) if together else chunks_of(layout, device, ORDERED_CHUNK)
     finite, clip, tests = guard_arguments(guard, device)
-    options = {
+    params, weights, grads, buffers = (
+        pointers(layout, name, getattr(bucket, name), device)
+        for name in ("params", "weights", "grads", "momentum_buffer")
+    )
+    decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
+    partial = torch.empty(2, chunks.count, device=device)
+    rate = number(bucket.lr, device)
+    outside = not bucket.momentum_norm and not bucket.lr_in_momentum
+    both: dict[str, Any] = {
         "WEIGHT": triton_type(bucket.weights[0].dtype),
         "GRAD": triton_type(bucket.grads[0].dtype),
         "ON_MOMENTUM": bucket.momentum_norm,
@@ -154,50 +97,34 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
         "BLOCK": block(),
         **tests,
     }
-    weights = pointers(layout, "weights", bucket.weights, device)
-    grads = pointers(layout, "grads", bucket.grads, device)
-    buffers = pointers(layout, "momentum_buffer", bucket.momentum_buffer, device)
-    decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
-    partial = torch.empty(2, chunks.count, device=device)
+    last: dict[str, Any] = {
+        "PARAM": triton_type(bucket.params[0].dtype),
+        "MASTER": bucket.params[0] is not bucket.weights[0],
+        "BUFFER": bool(bucket.momentum_buffer),
+        "NESTEROV": bucket.nesterov,
+        "RATE_OUTSIDE": outside,
+    }
+    if not together:
+        layers = len(layout.layers)
+        stats, scale = torch.empty(3, layers, device=device), torch.empty(layers, device=device)
+        launch(
+            _both, 2 * chunks.count, order_of(layout, chunks),
+            torch.zeros(layers + 1, dtype=torch.int32, device=device),
+            chunks.first, layers, chunks.count, bucket.trust.adapt.view(torch.int8), stats, scale,
+            params, weights, grads, buffers, *chunks.columns, decays, finite, clip, rate, partial,
+            bucket.momentum, 1 - bucket.momentum, bucket.trust_coefficient, bucket.eps, *bounds(bucket.trust),
+            SUM_BLOCK=SUM_BLOCK, **both, **last,
+        )  # fmt: skip
+        return LayerNorms(*stats.unbind())
     launch(
-        _norms,
-        chunks.count,
-        weights,
-        grads,
-        buffers,
-        *chunks.columns,
-        decays,
-        finite,
-        clip,
-        partial,
-        bucket.momentum,
-        1 - bucket.momentum,
-        **options,
-    )
+        _measure, chunks.count, weights, grads, buffers, *chunks.columns, decays, finite, clip, partial,
+        bucket.momentum, 1 - bucket.momentum, **both,
+    )  # fmt: skip
 
     def second(ratio: Tensor) -> None:
-        rate = torch.as_tensor(bucket.lr, dtype=torch.float32, device=device)
-        outside = not bucket.momentum_norm and not bucket.lr_in_momentum
         launch(
-            _apply,
-            chunks.count,
-            pointers(layout, "params", bucket.params, device),
-            weights,
-            grads,
-            buffers,
-            *chunks.columns,
-            decays,
-            ratio if outside else (ratio * bucket.lr).contiguous(),
-            finite,
-            clip,
-            rate,
-            bucket.momentum,
-            PARAM=triton_type(bucket.params[0].dtype),
-            MASTER=bucket.params[0] is not bucket.weights[0],
-            BUFFER=bool(bucket.momentum_buffer),
-            NESTEROV=bucket.nesterov,
-            RATE_OUTSIDE=outside,
-            **options,
-        )
+            _apply, chunks.count, params, weights, grads, buffers, *chunks.columns, decays,
+            ratio if outside else (ratio * bucket.lr).contiguous(), finite, clip, rate, bucket.momentum, **both, **last,
+        )  # fmt: skip
 
     return FirstPass(norms_of_layers(partial, chunks), second)

@@ -45,7 +45,7 @@ class Chunks:
 
 
 def chunks_of(layout: Layout, device: torch.device, size: int = CHUNK) -> Chunks:
-    """A layout's segments, cut into chunks of at most ``size`` elements; empty segments give none."""
+    """A layout's segments, cut into chunks of at most ``size`` elements; an empty segment gives one of none."""
     key = ("chunks", device, size)
     if key not in layout.cache:
         layout.cache[key] = _cut(layout, device, size)
@@ -57,7 +57,7 @@ def _cut(layout: Layout, device: torch.device, size: int) -> Chunks:
     rows = sorted(
         (s.layer, s.layer_start + offset, s.tensor, s.tensor_start + offset, min(size, s.length - offset))
         for s in layout.segments
-        for offset in range(0, s.length, size)
+        for offset in range(0, max(s.length, 1), size)
     )
     counts = [0] * (len(layout.layers) + 1)
     for layer, *_ in rows:
