@@ -138,7 +138,8 @@ class GuardedOptimizer(Optimizer):
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""
         result = guard(
             [(g.layout, g.grads) for g in gathered if g.way is not Way.TRITON],
-            squares=fused_squares([g for g in gathered if g.way is Way.TRITON]) if self._looks_at_gradients else [],
+            totals=fused_totals([g for g in gathered if g.way is Way.TRITON]) if self._looks_at_gradients else [],
+            all_reduce=next((g.layout.all_reduce for g in gathered if g.layout.all_reduce is not None), None),
             test_finite=self.skip_nonfinite,
             max_grad_norm=self.max_grad_norm,
         )
@@ -194,10 +195,10 @@ class GuardedOptimizer(Optimizer):
         self._sorting = Sorting()
 
 
-def fused_squares(gathered: list[Gathered]) -> list[Tensor]:
-    """Sums of squares of the gradients that Triton kernels take, 1-D float64: not finite where a gradient is not."""
+def fused_totals(gathered: list[Gathered]) -> list[Tensor]:
+    """What `guard` has to know of the gradients that Triton kernels take."""
     if not gathered:
         return []
-    from lightning_scale.optim.kernels.fused.gradients import gradient_squares
+    from lightning_scale.optim.kernels.fused.gradients import gradient_total
 
-    return [gradient_squares(g.layout, g.grads) for g in gathered]
+    return [gradient_total(g.layout, g.grads) for g in gathered]

@@ -6,8 +6,11 @@ A subclass gives its state and turns buckets into a step; it sees neither device
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered
@@ -61,7 +64,10 @@ class LayerwiseOptimizer(GuardedOptimizer):
 
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
         norms = self._apply(gathered, decided)
-        self._stats = [(tuple(g.names), n) for g, n in zip(gathered, norms, strict=True)]
+        found = [(tuple(g.names), n) for g, n in zip(gathered, norms, strict=True)]
+        if decided.finite is not None:  # the host does not know whether the step was skipped
+            found = [_unless_skipped(decided.finite, *entry, dict(self._stats)) for entry in found]
+        self._stats = found
 
     @abstractmethod
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
@@ -83,3 +89,13 @@ class LayerwiseOptimizer(GuardedOptimizer):
                 names, norms.weight.unbind(), norms.update.unbind(), norms.ratio.unbind(), strict=True
             )
         }
+
+
+def _unless_skipped(
+    finite: Tensor, names: tuple[str, ...], norms: LayerNorms, before: Mapping[tuple[str, ...], LayerNorms]
+) -> tuple[tuple[str, ...], LayerNorms]:
+    """The statistics of this step, or of the last one where this one is skipped."""
+    if names not in before:
+        return names, norms
+    pairs = zip(norms, before[names], strict=True)
+    return names, LayerNorms(*(torch.where(finite.to(new.device), new, old) for new, old in pairs))

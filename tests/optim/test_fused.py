@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, members
 from lightning_scale.optim.kernels import choice
 from lightning_scale.optim.kernels.work import Guard
 from tests.optim.kinds import bits
 
 pytest.importorskip("triton")
 
-from lightning_scale.optim.kernels.fused import lamb as fused_lamb, lamb_chunk
-from lightning_scale.optim.kernels.fused import launch
+from lightning_scale.optim.kernels.fused import lamb as fused_lamb
+from lightning_scale.optim.kernels.fused import lamb_chunk, launch
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 KINDS: dict[str, Callable[..., Any]] = {
@@ -87,7 +88,7 @@ def test_the_plain_step_element_by_element(
         set_gradients(a, step), set_gradients(b, step)
         before = launch.launches
         ours.step()
-        looks = 2  # at the gradients of each group
+        looks = 4  # at the gradients of each group, and what they add up to
         kernels = 2 if isinstance(ours, LAMB) else 1  # LAMB counts steps
         assert launch.launches - before == looks + kernels * 2
         theirs.step()
@@ -108,7 +109,7 @@ def test_launches_do_not_grow_with_the_number_of_tensors(device: str) -> None:
         before = launch.launches
         optimizer.step()
         counts.append(launch.launches - before)
-    assert counts[0] == counts[1] == 3
+    assert counts[0] == counts[1] == 4
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -141,13 +142,49 @@ def test_a_step_that_the_device_skips_leaves_every_bit(
     optimizer = make(params, fused=True, master_weights=True)
     set_gradients(params, 0)
     optimizer.step()
-    before = bits([p.detach() for p in params]), bits(optimizer)
+    before = bits([p.detach() for p in params]), bits(optimizer), bits(optimizer.layer_stats())
     set_gradients(params, 1)
     params[0].grad[0, 0] = float("nan")  # type: ignore[index]
     refused = Guard(torch.zeros((), dtype=torch.bool, device=device), torch.ones((), device=device))
     monkeypatch.setattr(type(optimizer), "_decide", lambda self, gathered: refused)
     optimizer.step()
-    assert (bits([p.detach() for p in params]), bits(optimizer)) == before
+    assert (bits([p.detach() for p in params]), bits(optimizer), bits(optimizer.layer_stats())) == before
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_two_launches_where_other_ranks_have_a_share(
+    make: Callable[..., Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the other ranks' shares are nothing: the same step as in one launch, to the rounding of the norms."""
+    asked = []
+    whole = members.whole_layout
+    a, b = parameters(torch.float32, device), parameters(torch.float32, device)
+    ours, theirs = (make(p, weight_decay=0.05, fused=True) for p in (a, b))
+    for step in range(3):
+        set_gradients(a, step), set_gradients(b, step)
+        theirs.step()
+        monkeypatch.setattr(members, "whole_layout", lambda *given: replace(whole(*given), all_reduce=asked.append))
+        before = launch.launches
+        ours.step()
+        launched = launch.launches - before
+        monkeypatch.undo()
+        compare(ours, theirs, a, b, TOLERANCE)
+    assert launched == 5 + isinstance(ours, LAMB)
+    assert len(asked) == 2 * 3  # of the gradients, and of the norms
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_that_lie_at_odd_addresses(device: str) -> None:
+    """As views into the buckets of DDP do: read without vectors, the same numbers."""
+    a, b = parameters(torch.float32, device), parameters(torch.float32, device)
+    ours, theirs = LAMB(a, fused=True), LAMB(b, fused=True)
+    set_gradients(a, 0), set_gradients(b, 0)
+    for p in b:
+        bucket = torch.zeros(p.numel() + 3, device=device)
+        p.grad = bucket[3:].view(p.shape).copy_(p.grad)
+    ours.step(), theirs.step()
+    assert bits([p.detach() for p in a]) == bits([p.detach() for p in b])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -179,7 +216,9 @@ def test_the_same_bits_on_repeat(device: str) -> None:
 def changed(old: str, new: str, folder: Path) -> ModuleType:
     """The kernels' files as one, with one constant changed."""
     whole = Path(lamb_chunk.__file__).read_text() + Path(fused_lamb.__file__).read_text()
-    source = "\n".join(line for line in whole.split("\n") if "fused.lamb_chunk" not in line and "__future__" not in line)
+    source = "\n".join(
+        line for line in whole.split("\n") if "fused.lamb_chunk" not in line and "__future__" not in line
+    )
     assert source.count(old) == 1
     path = folder / "changed.py"
     path.write_text("from __future__ import annotations\n" + source.replace(old, new))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -95,37 +95,45 @@ def guard(
     *,
     test_finite: bool,
     max_grad_norm: float | None,
-    squares: Sequence[Tensor] = (),
+    totals: Sequence[Tensor] = (),
+    all_reduce: Callable[[Tensor], None] | None = None,
 ) -> Guard:
     """Test all gradients for NaN and Inf, and find the factor that clips their global L2 norm to ``max_grad_norm``.
 
-    The norm is over every tensor in ``values``, on all ranks; the factor is ``max_grad_norm / max(norm, max_grad_norm)``.
-    ``squares`` are float64 sums over further gradients, not finite exactly where one of their elements is not.
+    The norm is over every tensor, on all ranks; the factor is ``max_grad_norm / max(norm, max_grad_norm)``.
+
+    Args:
+        values: Gradients, with their layouts.
+        test_finite: Whether to test.
+        max_grad_norm: What to clip to; ``None``: no clip.
+        totals: Of further gradients: [2] float64, not 0 exactly where one is not finite, and the sum of their squares.
+        all_reduce: Sums a tensor over the ranks that share the layers, in place.
     """
     grads = [view for layout, tensors in values for view in layout.views(tensors) if view.numel()]
-    if not grads and not squares and all(layout.all_reduce is None for layout, _ in values):
-        return Guard()
-    device = squares[0].device if squares else values[0][1][0].device
-    total = torch.zeros(2, dtype=torch.float64, device=device)  # [non-finite tensors, squared norm]
+    sums = list(totals)
     for batch in _by_kind(grads) if test_finite or max_grad_norm is not None else []:
-        norms = l2_norms(batch)
-        if test_finite:
-            float64 = batch[0].dtype == torch.float64  # whose squares may overflow where no element does
-            tested = torch.stack(torch._foreach_norm(batch, math.inf)) if float64 else norms
-            total[0] += (~tested.isfinite()).sum().to(device)
-        total[1] += norms.square().sum().to(device)
-    for sums in squares:
-        if test_finite:
-            total[0] += (~sums.isfinite()).sum().to(device)
-        total[1] += sums.sum().to(device)
-    for layout, _ in values:
-        if layout.all_reduce is not None:
-            layout.all_reduce(total)
-            break
+        sums.append(_total(batch, test_finite))
+    if not sums and all_reduce is None:
+        return Guard()
+    total = sums[0] if sums else torch.zeros(2, dtype=torch.float64)
+    for more in sums[1:]:
+        total = total + more.to(total.device)
+    if all_reduce is not None:
+        all_reduce(total)
     finite = total[0] == 0 if test_finite else None
     if max_grad_norm is None:
         return Guard(finite)
     return Guard(finite, max_grad_norm / total[1].sqrt().clamp(min=max_grad_norm))
+
+
+def _total(grads: list[Tensor], test_finite: bool) -> Tensor:
+    norms = l2_norms(grads)
+    bad = torch.zeros((), dtype=torch.float64, device=norms.device)
+    if test_finite:
+        float64 = grads[0].dtype == torch.float64  # whose squares may overflow where no element does
+        tested = torch.stack(torch._foreach_norm(grads, math.inf)) if float64 else norms
+        bad = (~tested.isfinite()).sum().double()
+    return torch.stack([bad, norms.square().sum()])
 
 
 def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:

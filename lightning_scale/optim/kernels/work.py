@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ class Guard:
     clip: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class LayerNorms:
+class LayerNorms(NamedTuple):
     """Of each layer of a bucket, 1-D tensors of length ``len(layout.layers)``."""
 
     weight: Tensor

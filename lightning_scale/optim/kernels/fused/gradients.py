@@ -32,26 +32,33 @@ def _look(grads, tensor_of, start_of, length_of, square, BLOCK: tl.constexpr, DT
     tl.store(square + chunk, tl.sum(total, 0))
 
 
-def gradient_squares(layout: Layout, grads: Sequence[Tensor]) -> Tensor:
-    """Sums of squares of runs of gradients, 1-D float64: NaN or Inf exactly where an element is.
+@triton.jit
+def _total(square, chunks, out, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """out = [sums that are not finite, Σ square], float64; one program."""
+    total, bad = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    for begin in range(0, chunks, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        sums = tl.load(square + i, mask=i < chunks, other=0.0)
+        total += sums
+        bad += tl.where(sums < float("inf"), 0.0, 1.0)
+    tl.store(out, tl.sum(bad, 0))
+    tl.store(out + 1, tl.sum(total, 0))
+
+
+def gradient_total(layout: Layout, grads: Sequence[Tensor]) -> Tensor:
+    """[2] float64: how many runs of the gradients hold a NaN or an Inf, and the sum of all squares.
 
     Args:
         layout: Where they lie.
         grads: One a local tensor, all of one device and dtype.
     """
-    device, dtype = grads[0].device, grads[0].dtype
+    device = grads[0].device
     chunks = chunks_of(layout, device)
-    out = torch.empty(chunks.count, dtype=torch.float64, device=device)
-    table = pointers(layout, "grads", grads, device)
+    square = torch.empty(chunks.count, dtype=torch.float64, device=device)
     launch(
-        _look,
-        chunks.count,
-        table,
-        chunks.tensor,
-        chunks.start,
-        chunks.length,
-        out,
-        BLOCK=block(),
-        DTYPE=triton_type(dtype),
-    )
-    return out
+        _look, chunks.count, pointers(layout, "grads", grads, device), chunks.tensor, chunks.start, chunks.length, square,
+        BLOCK=block(), DTYPE=triton_type(grads[0].dtype),
+    )  # fmt: skip
+    total = torch.empty(2, dtype=torch.float64, device=device)
+    launch(_total, 1, square, chunks.count, total, BLOCK=1024)
+    return total
