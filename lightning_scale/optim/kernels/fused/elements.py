@@ -30,22 +30,26 @@ def vectors(length, addresses, BLOCK: tl.constexpr):  # type: ignore[no-untyped-
 
 
 @triton.jit
-def read(at, i, length, DTYPE: tl.constexpr, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Elements i from an address on, in float32. WHOLE: all are below the length, and the address is one of 16 bytes."""
+def read(at, i, length, DTYPE: tl.constexpr, WHOLE: tl.constexpr, LAST: tl.constexpr = False):  # type: ignore[no-untyped-def]
+    """Elements i from an address on, in float32.
+
+    WHOLE: all are below the length, and the address is one of 16 bytes. LAST: nobody reads them again in this step, so
+    they need not stay in the cache.
+    """
     if WHOLE:
         # Says nothing new of an address that is aligned, but the compiler knows it then, and that no mask is needed.
         p = tl.multiple_of((at // 16 * 16).to(tl.pointer_type(DTYPE)), 16)
-        return tl.load(p + i).to(tl.float32)
+        return tl.load(p + i, eviction_policy="evict_first" if LAST else "").to(tl.float32)
     else:
         return tl.load(at.to(tl.pointer_type(DTYPE)) + i, mask=i < length, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def write(at, i, length, x, DTYPE: tl.constexpr, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+def write(at, i, length, x, DTYPE: tl.constexpr, WHOLE: tl.constexpr, LAST: tl.constexpr = False):  # type: ignore[no-untyped-def]
     """float32 elements, rounded to their type; see `read`."""
     if WHOLE:
         p = tl.multiple_of((at // 16 * 16).to(tl.pointer_type(DTYPE)), 16)
-        tl.store(p + i, rounded(x, DTYPE))
+        tl.store(p + i, rounded(x, DTYPE), eviction_policy="evict_first" if LAST else "")
     else:
         tl.store(at.to(tl.pointer_type(DTYPE)) + i, rounded(x, DTYPE), mask=i < length)
 

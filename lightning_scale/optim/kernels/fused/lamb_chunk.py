@@ -24,7 +24,7 @@ def _moments_of(  # type: ignore[no-untyped-def]
     WEIGHT: tl.constexpr, GRAD: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of pass 1; w² and u²."""
-    w, g = read(w_at, i, length, WEIGHT, WHOLE), read(g_at, i, length, GRAD, WHOLE)
+    w, g = read(w_at, i, length, WEIGHT, WHOLE), read(g_at, i, length, GRAD, WHOLE, True)
     m, v = read(m_at, i, length, tl.float32, WHOLE), read(v_at, i, length, tl.float32, WHOLE)
     if SCALED:
         g = g * factor
@@ -88,12 +88,12 @@ def _step_of(  # type: ignore[no-untyped-def]
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of pass 2."""
-    w = read(w_at, i, length, WEIGHT, WHOLE)
-    m, v = read(m_at, i, length, tl.float32, WHOLE), read(v_at, i, length, tl.float32, WHOLE)
+    w = read(w_at, i, length, WEIGHT, WHOLE, True)
+    m, v = read(m_at, i, length, tl.float32, WHOLE, True), read(v_at, i, length, tl.float32, WHOLE, True)
     w = w - rate * _update(m, v, w, correction1, correction2, eps, decay, BIAS)
-    write(w_at, i, length, w, WEIGHT, WHOLE)
+    write(w_at, i, length, w, WEIGHT, WHOLE, True)
     if MASTER:
-        write(p_at, i, length, w, PARAM, WHOLE)
+        write(p_at, i, length, w, PARAM, WHOLE, True)
 
 
 @triton.jit

@@ -72,24 +72,24 @@ def _step_of(  # type: ignore[no-untyped-def]
     SCALED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of pass 2."""
-    w = read(w_at, i, length, WEIGHT, WHOLE)
+    w = read(w_at, i, length, WEIGHT, WHOLE, True)
     if ON_MOMENTUM:
-        d = ratio * read(m_at, i, length, tl.float32, WHOLE)
+        d = ratio * read(m_at, i, length, tl.float32, WHOLE, True)
     else:
-        g = read(g_at, i, length, GRAD, WHOLE)
+        g = read(g_at, i, length, GRAD, WHOLE, True)
         if SCALED:
             g = g * factor
         d = ratio * (g + decay * w)
         if BUFFER:
-            m = momentum * read(m_at, i, length, tl.float32, WHOLE) + d
-            write(m_at, i, length, m, tl.float32, WHOLE)
+            m = momentum * read(m_at, i, length, tl.float32, WHOLE, True) + d
+            write(m_at, i, length, m, tl.float32, WHOLE, True)
             d = d + momentum * m if NESTEROV else m
     if RATE_OUTSIDE:
         d = d * rate
     w = w - d
-    write(w_at, i, length, w, WEIGHT, WHOLE)
+    write(w_at, i, length, w, WEIGHT, WHOLE, True)
     if MASTER:
-        write(p_at, i, length, w, PARAM, WHOLE)
+        write(p_at, i, length, w, PARAM, WHOLE, True)
 
 
 @triton.jit
