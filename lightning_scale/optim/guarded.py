@@ -21,6 +21,7 @@ from lightning_scale.optim.kernels.norms import guard
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.members import Sorting, refuse_unsupported
+from lightning_scale.optim.proof import triton_is_right
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
 from lightning_scale.optim.state_dict import keep_state_dtypes
 
@@ -124,7 +125,7 @@ class GuardedOptimizer(Optimizer):
                 self.state,
                 self._init_state,
                 self._sorting,
-                lambda p: way_of(self.fused if self._has_fused else False, p),
+                self._way_of,
                 convert=self._converts,
             )
         ]
@@ -133,6 +134,10 @@ class GuardedOptimizer(Optimizer):
             if decided is not None:
                 self._update(gathered, decided)
         return loss
+
+    def _way_of(self, p: Tensor) -> Way:
+        """How a parameter's step is taken."""
+        return way_of(self.fused if self._has_fused else False, p, lambda: triton_is_right(self, p))
 
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""

@@ -41,8 +41,10 @@ class LAMB(LayerwiseOptimizer):
         skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
             ``skipped_steps``.
         maximize: Step uphill.
-        fused: ``True``: Triton kernels, for float32, bfloat16 and float16 parameters on CUDA devices (they are tested in
-            Triton's interpreter, and have not been run on a GPU yet). ``False`` or ``None``: plain torch operations.
+        fused: ``None``: Triton kernels for float32, bfloat16 and float16 parameters on CUDA devices, where they agree with
+            plain torch operations on a small problem that is tried first; those operations elsewhere. ``True``: Triton
+            kernels, or an error. ``False``: plain torch operations. (The kernels are tested in Triton's interpreter and
+            compiled for sm_80 and sm_90; they have not been run on a GPU yet.)
 
     Raises:
         ValueError: for an argument out of range.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 
@@ -48,22 +49,26 @@ def check_fused(fused: bool | None, without_kernels: str | None) -> None:
         )
 
 
-def way_of(fused: bool | None, p: Tensor) -> Way:
+def way_of(fused: bool | None, p: Tensor, proven: Callable[[], bool]) -> Way:
     """How a parameter's step is taken.
 
     Args:
-        fused: The optimizer's option; ``None`` is ``False`` until the kernels have been run on GPUs.
+        fused: The optimizer's option. ``None``: Triton kernels for CUDA devices where they can be had and take the
+            parameter, plain operations otherwise.
         p: The parameter, with its gradient.
+        proven: Whether the kernels take the plain step where the parameter is; asked where nobody insists on them.
 
     Raises:
         ValueError: for ``True`` and a parameter that the kernels do not take.
     """
-    if not fused:
+    if fused is False:
         return Way.PLAIN
     reason = _not_for_triton(p)
-    if reason is not None:
+    if fused and reason is not None:
         raise ValueError(f"fused=True asks for Triton kernels for every parameter, and {reason}, or leave fused out.")
-    return Way.TRITON
+    if fused or (p.device.type == "cuda" and has_triton() and reason is None and proven()):
+        return Way.TRITON
+    return Way.PLAIN
 
 
 def _not_for_triton(p: Tensor) -> str | None:

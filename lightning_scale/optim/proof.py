@@ -1,0 +1,102 @@
+"""Before Triton kernels are used unasked: do they take the plain step on this device?
+
+Kernels are compiled anew for every GPU, driver and version of Triton. A small problem, solved by both, costs less than a
+training run that a compiler has got wrong.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lightning_scale.optim.guarded import GuardedOptimizer
+
+# Several chunks and a rest, vectors, a scalar, another memory format.
+_SHAPES = ((200, 211), (64, 64), (33,), (), (4, 3, 5, 2))
+_STEPS = 2
+# Of the largest element: float32 rounds about 25 times a step, and lower precisions round the result to either side.
+_TOLERANCE = {torch.float32: 2.0**-15, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
+# 8-bit codes on the border of two: by one, and few.
+_FLIPPED = 0.01
+
+_known: dict[tuple[Any, ...], bool] = {}
+
+
+def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
+    """Whether the optimizer's Triton kernels agree with its plain torch operations where ``p`` lives.
+
+    Found out once a process for each kind of optimizer, device and pair of types; if not, one warning says so.
+
+    Args:
+        optimizer: Whose kind and defaults to try.
+        p: A parameter with its gradient.
+    """
+    gradient = p.grad.dtype if p.grad is not None else p.dtype
+    key = (_kind(optimizer), p.device, p.dtype, gradient, bool(optimizer.defaults["master_weights"]))
+    if key not in _known:
+        reason = _disagreement(optimizer, p.device, p.dtype, gradient)
+        _known[key] = reason is None
+        if reason is not None:
+            warnings.warn(
+                f"{type(optimizer).__name__} runs on plain torch operations, which are slower: its Triton kernels"
+                f" {reason} on {p.device} (torch {torch.__version__}). Write fused=False to run without this test, or"
+                " fused=True to see the error.",
+                stacklevel=2,
+            )
+    return _known[key]
+
+
+def _disagreement(
+    optimizer: GuardedOptimizer, device: torch.device, dtype: torch.dtype, gradient: torch.dtype
+) -> str | None:
+    """What went wrong; None where nothing did."""
+    try:
+        ours, theirs = (_after_some_steps(optimizer, fused, device, dtype, gradient) for fused in (True, False))
+    except Exception as error:  # whatever a compiler or a driver throws, the plain operations serve
+        return f"failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+    return None if all(map(_agree, ours, theirs)) else "gave another step than they should"
+
+
+def _after_some_steps(
+    optimizer: GuardedOptimizer, fused: bool, device: torch.device, dtype: torch.dtype, gradient: torch.dtype
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    params = [nn.Parameter(values(shape, dtype)) for shape in _SHAPES]
+    options = {**optimizer.defaults, "lr": 0.05}
+    tried = _kind(optimizer)(params, **options, max_grad_norm=optimizer.max_grad_norm, skip_nonfinite=True, fused=fused)
+    for _ in range(_STEPS):
+        for p in params:
+            grad = values(tuple(p.shape), dtype).to(gradient)
+            if gradient != dtype:
+                p.grad_dtype = gradient
+            p.grad = grad
+        tried.step()
+    return [p.detach() for p in params] + [t for p in params for t in _tensors(tried.state[p])]
+
+
+def _kind(optimizer: GuardedOptimizer) -> Any:
+    """The library's own class: a user's may be made with other arguments."""
+    return next(kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("lightning_scale."))
+
+
+def _tensors(state: dict[str, Tensor]) -> Iterable[Tensor]:
+    return (state[key] for key in sorted(state))
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+        return False
+    difference = (ours.double() - theirs.double()).abs()
+    if ours.dtype == torch.uint8:
+        return bool((difference <= 1).all()) and float((difference > 0).double().mean()) <= _FLIPPED
+    scale = float(theirs.double().abs().max()) if theirs.numel() else 0.0
+    return bool((difference <= _TOLERANCE[ours.dtype] * scale).all())
