@@ -20,7 +20,7 @@ from lightning_scale.optim.kernels.choice import check_fused, way_of
 from lightning_scale.optim.kernels.norms import guard
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard
-from lightning_scale.optim.members import Sorting, refuse_unsupported
+from lightning_scale.optim.members import Sorting, compute_dtype, refuse_unsupported
 from lightning_scale.optim.proof import triton_is_right
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
 from lightning_scale.optim.state_dict import keep_state_dtypes
@@ -187,10 +187,15 @@ class GuardedOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'."""
-        with keep_state_dtypes(self):
+        with keep_state_dtypes(self, self._expected_state):
             super().load_state_dict(state_dict)
         if "skipped_steps" in state_dict:
             self.skipped_steps = torch.as_tensor(state_dict["skipped_steps"]).clone()
+
+    def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        """A parameter's state as it is before the first step, without memory."""
+        dtype = compute_dtype(p) if group["master_weights"] else p.dtype
+        return self._init_state(group, torch.empty_like(p, dtype=dtype, device="meta"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}

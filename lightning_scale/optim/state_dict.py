@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -12,22 +11,39 @@ from torch.optim import Optimizer
 
 
 @contextmanager
-def keep_state_dtypes(optimizer: Optimizer) -> Iterator[None]:
-    """Within, ``optimizer.load_state_dict`` keeps each state tensor's dtype.
+def keep_state_dtypes(
+    optimizer: Optimizer, expected: Callable[[dict[str, Any], Tensor], dict[str, Tensor]]
+) -> Iterator[None]:
+    """Within, ``optimizer.load_state_dict`` keeps each state tensor's dtype, and refuses another optimizer's state.
 
     torch casts floating-point parameters' state to the parameter's dtype: float32 moments of a bfloat16 parameter would
     lose half their bits, and 8-bit codes would become floats. Other hooks see and may change what is loaded as always.
+
+    Args:
+        optimizer: Whose.
+        expected: The state that it would make for a parameter of one of its groups.
+
+    Raises:
+        ValueError: (from ``load_state_dict``, before anything is loaded) for state of other dtypes or shapes.
     """
     loaded: dict[str, Any] = {}
 
     def remember(_: Optimizer, state_dict: dict[str, Any]) -> None:
         loaded.update(state_dict)
+        for group, p, state in pairs():
+            _check(type(optimizer).__name__, p, state, expected(group, p))
+
+    def pairs() -> Iterator[tuple[dict[str, Any], Tensor, dict[str, Any]]]:
+        groups, own = loaded["param_groups"], optimizer.param_groups
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own]:
+            return  # torch has a sentence for that
+        for theirs, ours in zip(groups, own, strict=True):
+            for number, p in zip(theirs["params"], ours["params"], strict=True):
+                yield ours, p, loaded["state"].get(number, {})
 
     def restore(_: Optimizer) -> None:
-        numbers = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-        params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-        for number, p in zip(numbers, params, strict=True):
-            for key, value in loaded["state"].get(number, {}).items():
+        for _group, p, state in pairs():
+            for key, value in state.items():
                 if isinstance(value, Tensor):
                     optimizer.state[p][key] = value.detach().to(p.device, copy=True)
 
@@ -38,3 +54,17 @@ def keep_state_dtypes(optimizer: Optimizer) -> Iterator[None]:
     finally:
         before.remove()
         after.remove()
+
+
+def _check(name: str, p: Tensor, state: dict[str, Any], expected: dict[str, Tensor]) -> None:
+    for key, belongs in expected.items():
+        value = state.get(key)
+        if isinstance(value, Tensor) and (value.dtype, value.shape) != (belongs.dtype, belongs.shape):
+            raise ValueError(
+                f"{key} of a parameter of shape {tuple(p.shape)} is {_of(value)} in this state_dict, and {name} keeps it as"
+                f" {_of(belongs)}: load a state_dict that the same kind of optimizer gave for the same parameters."
+            )
+
+
+def _of(t: Tensor) -> str:
+    return f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"

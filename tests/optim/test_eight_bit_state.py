@@ -121,15 +121,30 @@ def test_reset_moments_of_a_mixed_partition() -> None:
     assert bits(state) == before
 
 
-def test_a_state_of_lamb_is_refused() -> None:
+@pytest.mark.parametrize(("gave", "takes"), [(LAMB, LAMB8bit), (LAMB8bit, LAMB)])
+def test_another_kinds_state_is_refused(gave: Any, takes: Any) -> None:
+    """Before anything is loaded."""
     parameter = nn.Parameter(torch.ones(64, 64))
-    optimizer = LAMB([("weight", parameter)], lr=0.1)
     parameter.grad = torch.ones(64, 64)
-    optimizer.step()
-    other = LAMB8bit([("weight", parameter)], lr=0.1)
-    other.load_state_dict(optimizer.state_dict())
-    with pytest.raises(ValueError, match=r"exp_avg of 'weight' is of dtype torch.float32.*: load a state_dict"):
-        other.step()
+    first, other = gave([("weight", parameter)], lr=0.1), takes([("weight", parameter)], lr=0.1)
+    first.step()
+    other.step()
+    before = bits(other)
+    with pytest.raises(
+        ValueError, match=rf"exp_avg of a parameter of shape \(64, 64\) is .* and {takes.__name__} keeps"
+    ):
+        other.load_state_dict(first.state_dict())
+    assert bits(other) == before
+
+
+def test_another_models_state_is_refused() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(*shape)) for shape in ((6, 4), (4, 6)))
+    for p in (ours, theirs):
+        p.grad = torch.ones_like(p)
+    first, other = LAMB([theirs], lr=0.1), LAMB([ours], lr=0.1)
+    first.step()
+    with pytest.raises(ValueError, match=r"float32 of shape \(4, 6\) in this state_dict.*float32 of shape \(6, 4\)"):
+        other.load_state_dict(first.state_dict())
 
 
 @pytest.mark.parametrize(("kind", "moments"), [KINDS[0], KINDS[2]])
