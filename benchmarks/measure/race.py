@@ -55,12 +55,15 @@ def race(
         stopwatch: Measures.
         rounds: How many rounds at most.
         least: How many rounds everyone takes part in, however long it takes.
-        seconds: For all together; each has an equal share, and sits out once it has used it.
+        seconds: For all together; each has an equal share, and sits out once it has used it. No round begins after them.
     """
     share = seconds / len(lanes)
     spent = dict.fromkeys((lane.name for lane in lanes), 0.0)
     results: Results = {lane.name: [] for lane in lanes}
+    start = stopwatch.now()
     for number in range(rounds):
+        if number >= least and stopwatch.now() - start >= seconds:
+            break
         inside = {lane.name for lane in lanes if number < least or spent[lane.name] < share}
         if not inside:
             break

@@ -60,10 +60,18 @@ def test_who_has_used_its_share_sits_out_and_the_baseline_never_does() -> None:
         Lane("quick", clock.work("quick", 1.0)),
         Lane("baseline", clock.work("baseline", 5.0), always=True),
     ]
-    results = race(lanes, CpuStopwatch(clock), rounds=100, least=2, seconds=15.0)
-    assert times(results, "slow") == [10.0, 10.0, None, None, None]
-    assert times(results, "quick") == [1.0] * 5  # a share of 5 seconds
-    assert times(results, "baseline") == [5.0] * 5
+    results = race(lanes, CpuStopwatch(clock), rounds=100, least=2, seconds=60.0)
+    assert times(results, "slow") == [10.0, 10.0, *[None] * 5]  # a share of 20 seconds
+    assert times(results, "quick") == [1.0] * 7
+    assert times(results, "baseline") == [5.0] * 7  # two rounds of 16 seconds, then five of 6
+
+
+def test_everyone_has_the_least_number_of_rounds_and_nobody_more_after_the_time() -> None:
+    clock = Clock()
+    results = race([Lane("a", clock.work("a", 10.0))], CpuStopwatch(clock), rounds=100, least=3, seconds=1.0)
+    assert times(results, "a") == [10.0] * 3
+    results = race([Lane("a", clock.work("a", 1.0))], CpuStopwatch(clock), rounds=100, least=3, seconds=5.0)
+    assert times(results, "a") == [1.0] * 5
 
 
 def test_ratios_are_taken_round_by_round() -> None:
