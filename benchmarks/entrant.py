@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,7 +68,6 @@ def enter(
         said = f"not available: {reason}" if contestant.package == "lightning_scale" else str(reason)
         return Entrant(replace(row, reason=said))
     except Exception as error:  # whatever a package raises is its row's, and nobody else's
-        gc.collect()
         said = " ".join(str(error).split())[:300]
         if contestant.fused and isinstance(error, ValueError):
             return Entrant(replace(row, reason=f"not available: {said}"))
