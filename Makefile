@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
 	@echo "make test   the whole test suite"
+	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and what runs wrote"
 
 # One stamp for each set of packages: what is there is not installed again.
@@ -31,6 +32,10 @@ demo: $(VENV)/.examples
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Without a GPU the parameters of the set "cpu", on two threads; with one, BERT-large's.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.optimizers $(BENCH)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

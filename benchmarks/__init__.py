@@ -1,0 +1,1 @@
+"""What is measured: the optimizers' steps beside other libraries'. See `README.md` in this folder."""

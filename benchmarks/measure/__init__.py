@@ -1,0 +1,1 @@
+"""How things are measured; knows nothing of who takes part."""

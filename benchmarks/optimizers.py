@@ -1,0 +1,74 @@
+"""Measure optimizer steps: ``python -m benchmarks.optimizers``, or this file. See `README.md` in this folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: its folder's parent is where the package is found, not its folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from benchmarks.parameter_sets import SETS
+from benchmarks.report.files import RESULTS, write
+from benchmarks.report.table import markdown
+from benchmarks.run import run
+from benchmarks.settings import Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="benchmarks.optimizers", description=(__doc__ or "").partition(":")[0] + ".")
+    parser.add_argument("--set", choices=SETS, help="parameters; bert-large on CUDA and cpu elsewhere unless given")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="CUDA where there is one unless given")
+    parser.add_argument("--dtype", choices=["float32", "bf16-master"], default="float32")
+    parser.add_argument("--rounds", type=int, help="at most; 200 on CUDA and 30 elsewhere unless given")
+    parser.add_argument("--least", type=int, help="rounds that everyone takes part in, however slow; 10, and 3")
+    parser.add_argument("--seconds", type=float, default=150.0, help="for all timed steps, about (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="on a CPU; the targets are for %(default)s")
+    parser.add_argument("--flush", type=int, metavar="MIB", help="copied before each step; 256 on CUDA, 0 elsewhere")
+    parser.add_argument(
+        "--copy", type=int, metavar="MIB", help="of the copy compared with; 1024 on CUDA, 256 elsewhere"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names of rows; * stands for anything")
+    parser.add_argument(
+        "--output",
+        nargs="?",
+        type=Path,
+        const=RESULTS,
+        metavar="FOLDER",
+        help="write the table and its JSON; into benchmarks/results where no folder is given",
+    )
+    given = parser.parse_args(arguments)
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here: leave --device out, or give --device cpu")
+    cuda = device == "cuda"
+    settings = Settings(
+        parameters=given.set or ("bert-large" if cuda else "cpu"),
+        device=device,
+        dtype=given.dtype,
+        rounds=_or(given.rounds, 200 if cuda else 30),
+        least=_or(given.least, 10 if cuda else 3),
+        seconds=given.seconds,
+        threads=given.threads,
+        flush_mib=_or(given.flush, 256 if cuda else 0),
+        copy_mib=_or(given.copy, 1024 if cuda else 256),
+        only=tuple(given.only),
+    )
+    report = run(settings, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(markdown(report))
+    if given.output is not None:
+        for path in write(report, given.output):
+            print(f"written: {path}", file=sys.stderr)
+
+
+def _or(given: int | None, usual: int) -> int:
+    return usual if given is None else given
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What came out: rows, targets, tables and files."""

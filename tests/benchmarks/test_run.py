@@ -1,0 +1,176 @@
+"""A whole run on small tensors: rows, reasons, files. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.contestants import everyone
+from benchmarks.contestants.contestant import Contestant, NotAvailable
+from benchmarks.contestants.imports import load, load_file
+from benchmarks.contestants.of_torch import BASELINE
+from benchmarks.equations import rules
+from benchmarks.measure.memory import state_bytes
+from benchmarks.report.files import write
+from benchmarks.report.result import Report, Row
+from benchmarks.report.table import markdown
+from benchmarks.report.targets import TARGETS, compare
+from benchmarks.run import run
+from benchmarks.settings import Settings
+from lightning_scale.optim import LAMB
+from lightning_scale.optim.kernels.choice import has_triton
+
+ROOT = Path(__file__).parents[2]
+TINY = {"parameters": "tiny", "threads": 1, "rounds": 2, "least": 1, "seconds": 1.0, "copy_mib": 1, "flush_mib": 1}
+ROW = set(Row.__dataclass_fields__)
+
+
+def contestant(name: str, make: Any, **fields: Any) -> Contestant:
+    return Contestant(name, "nobody", "LAMB", rules.LAMB, make, **fields)
+
+
+def not_there(parameters: Sequence[nn.Parameter], lr: float) -> Any:
+    return load("no_such_package_anywhere.optim").LAMB(parameters)
+
+
+def fails(parameters: Sequence[nn.Parameter], lr: float) -> Any:
+    raise RuntimeError("needs\n another device")
+
+
+def other_beta(parameters: Sequence[nn.Parameter], lr: float) -> Any:
+    return LAMB(parameters, lr=lr, betas=(0.5, 0.99))
+
+
+OURS = ["LAMB fused=None", "LAMB fused=None, no test", "LAMB8bit fused=None", "LAMB fused=True", "LARS fused=True"]
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    chosen = [c for c in everyone() if c.name in OURS]
+    strange = [contestant("absent", not_there), contestant("failing", fails), contestant("other", other_beta)]
+    return run(Settings(**TINY), [*chosen, *strange])  # type: ignore[arg-type]
+
+
+def row(report: Report, name: str) -> Row:
+    return next(r for r in report.rows if r.name == name)
+
+
+def test_the_baseline_comes_first_and_its_ratio_is_one(report: Report) -> None:
+    assert report.rows[0].name == report.baseline == BASELINE
+    ratio = report.rows[0].ratio
+    assert ratio is not None and (ratio.min, ratio.median, ratio.max) == (1.0, 1.0, 1.0)
+
+
+def test_who_is_missing_is_listed_with_the_reason(report: Report) -> None:
+    assert (row(report, "absent").status, row(report, "absent").reason) == ("missing", "not installed")
+    assert row(report, "failing").reason == "fails: RuntimeError: needs another device"
+    table = markdown(report)
+    assert "- absent: not installed" in table
+    assert "- failing: fails: RuntimeError: needs another device" in table
+
+
+def test_a_wrong_one_is_measured_and_marked(report: Report) -> None:
+    other = row(report, "other")
+    assert other.status == "wrong" and other.check is not None and other.check.error > 0.01
+    assert other.seconds is not None and other.ratio is not None
+    assert "| ✗ other" in markdown(report) and "not LAMB: off by" in markdown(report)
+
+
+def test_what_is_counted(report: Report) -> None:
+    lamb, eight_bit = row(report, "LAMB fused=None"), row(report, "LAMB8bit fused=None")
+    assert lamb.status == eight_bit.status == "measured"
+    assert (lamb.bytes_per_element, row(report, "LAMB fused=None, no test").bytes_per_element) == (44, 40)
+    assert lamb.state_bytes_per_element == pytest.approx(8.0, abs=0.01)
+    assert eight_bit.state_bytes_per_element is not None and 2.0 < eight_bit.state_bytes_per_element < 2.5
+    assert lamb.bytes_per_second is not None and lamb.seconds is not None
+    assert lamb.bytes_per_second == pytest.approx(44 * report.elements / lamb.seconds.median)
+    assert lamb.share_of_copy == pytest.approx(lamb.bytes_per_second / report.copy_bytes_per_second.median)
+
+
+@pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter")
+def test_the_kernels_run_in_the_interpreter(report: Report) -> None:
+    for name in ("LAMB fused=True", "LARS fused=True"):
+        kernels = row(report, name)
+        assert kernels.status == "measured", kernels.reason
+        assert kernels.triton_launches is not None and kernels.triton_launches >= 3
+    assert report.environment["triton_interpreter"]
+
+
+@pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter")
+def test_the_interpreter_is_not_asked_for_millions() -> None:
+    from benchmarks.entrant import refuse
+
+    kernels = next(c for c in everyone() if c.name == "LAMB fused=True")
+    with pytest.raises(NotAvailable, match="interpreter"):
+        refuse(kernels, Settings(parameters="cpu"), torch.float32)
+
+
+def test_the_json_has_everything(report: Report, tmp_path: Path) -> None:
+    table, data = write(report, tmp_path)
+    assert table.suffix == ".md" and data.suffix == ".json" and table.stem == data.stem
+    assert table.stem.startswith(report.date[:10])
+    read = json.loads(data.read_text())
+    assert read.keys() >= {"date", "settings", "environment", "baseline", "copy_bytes_per_second", "rows", "targets"}
+    assert all(set(r) == ROW for r in read["rows"]) and len(read["rows"]) == len(report.rows)
+    assert read["environment"].keys() >= {"device", "cpu", "cores", "threads", "python", "versions", "commit"}
+    assert read["environment"]["versions"].keys() >= {"torch", "triton", "timm", "bitsandbytes", "torchao", "apex"}
+    assert set(read["rows"][0]["seconds"]) == {"min", "median", "max", "count"}
+    assert len(read["targets"]) == len(TARGETS)
+    again, _ = write(report, tmp_path)
+    assert again != table  # nothing is overwritten
+
+
+def test_targets_say_unmeasured_where_they_are(report: Report) -> None:
+    assert all(target.measured is None for target in report.targets)  # the set tiny is nobody's target
+    assert markdown(report).count("unmeasured") == len(TARGETS)
+
+
+def test_a_target_takes_the_quickest_right_one(report: Report) -> None:
+    found = compare(Settings(parameters="cpu", threads=2), report.rows)
+    lamb = next(t for t in found if (t.device, t.optimizer) == ("cpu", "LAMB"))
+    assert lamb.by == "LAMB fused=None" and lamb.measured is not None
+    assert all(t.measured is None for t in found if t.device == "cuda")
+    assert all(t.measured is None for t in compare(Settings(parameters="cpu", threads=1), report.rows))
+
+
+def test_master_weights_leave_out_who_keeps_none() -> None:
+    settings = Settings(**{**TINY, "dtype": "bf16-master", "only": ("LAMB fused=None", "torch *")})  # type: ignore[arg-type]
+    seen = run(settings)
+    lamb = row(seen, "LAMB fused=None")
+    assert lamb.status == "measured" and lamb.state_bytes_per_element == pytest.approx(12, abs=0.01)
+    assert row(seen, BASELINE).bytes_per_element == 28
+    assert "master weights" in row(seen, "torch SGD fused").reason
+
+
+def test_an_interrupted_import_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "half_there"
+    package.mkdir()
+    (package / "__init__.py").write_text("import surely_not_installed_either")
+    (package / "part.py").write_text("here = True")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(NotAvailable, match=r"import half_there\.part fails: .*surely_not_installed_either"):
+        load("half_there.part")
+    assert load_file("half_there.part").here
+
+
+def test_state_counts_every_storage_once() -> None:
+    p = nn.Parameter(torch.zeros(8))
+    optimizer = torch.optim.SGD([p])
+    shared = torch.zeros(16)
+    optimizer.state[p] = {"a": shared, "b": shared[:4], "c": {"inner": [torch.zeros(2, dtype=torch.uint8)]}, "step": 3}
+    assert state_bytes(optimizer) == 64 + 2
+
+
+@pytest.mark.parametrize("command", [["-m", "benchmarks.optimizers"], ["benchmarks/optimizers.py"]])
+def test_both_commands(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--output" in done.stdout
