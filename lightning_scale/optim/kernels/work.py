@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -29,6 +30,16 @@ class LayerNorms:
     weight: Tensor
     update: Tensor
     ratio: Tensor
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What the first of two passes over a bucket's elements found, and the second one."""
+
+    norms: Tensor
+    """[2, L] float64: this rank's own ‖w‖ and ‖u‖ of each layer."""
+    second: Callable[[Tensor], None]
+    """Takes the layers' ratios, [L], and finishes the step."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""The dynamic code (see `optim.codec.tables`) inside kernels: the value of a code, and the nearest code of a number.
+
+The nearest code is found in two ways. The table has one entry for each run of float32 numbers that share their upper bits,
+so short that at most one threshold lies in it: it is exact everywhere, but a warp's 32 look-ups touch many cache lines. So
+it is asked only where it must be: within the two highest decades a place is the least of three lines, and where it is not
+within 1/256 of a border its whole part is the code.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightning_scale.optim.codec import SIGNED, UNSIGNED, Code, nearest_by_search
+
+# Mantissa bits that tell two thresholds apart: 6 for the signed code's 64 parts of [0.1, 1], 7 for the unsigned one's 128.
+SIGNED_SHIFT = tl.constexpr(17)
+UNSIGNED_SHIFT = tl.constexpr(16)
+
+
+@triton.jit
+def _place(x, PARTS: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where x lies among the values of one sign: the whole part is the number of thresholds below it, from 0.01 up to 0.98.
+
+    PARTS of [0.1, 1], of which the first has number FIRST; half as many of [0.01, 0.1]. The threshold between the two
+    decades is the middle of two values that are not equally far from 0.1: it lies on a line of its own. What is beyond the
+    ends comes to lie on a border.
+    """
+    upper: tl.constexpr = FIRST - PARTS / 9
+    place = tl.fma(x, PARTS / 0.9, upper)
+    place = tl.minimum(place, tl.fma(x, 5 * PARTS / 0.9, FIRST - 5 * PARTS / 9))
+    place = tl.minimum(place, tl.fma(x, 1.75 * PARTS / 0.9, FIRST + 1.75 * (upper - FIRST - 0.2)))
+    return tl.minimum(tl.maximum(place, FIRST - PARTS // 2 + 1.0), FIRST + PARTS - 1.0)
+
+
+@triton.jit
+def nearest_code(x, table, SIGN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The code of each float32 in [-1, 1], or in [0, 1] where there is no SIGN, as uint32; see `search_table`."""
+    bits = x.to(tl.uint32, bitcast=True)
+    # The code becomes the second byte of a float's bits, its fraction the first.
+    if SIGN:
+        shift: tl.constexpr = SIGNED_SHIFT
+        place = _place(tl.abs(x), 64, 63.5)
+        place = ((bits & 0x80000000) | place.to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
+        place = place + (32768.0 + 127.5)
+    else:
+        shift: tl.constexpr = UNSIGNED_SHIFT
+        place = _place(x, 128, 127.0) + 32768.0
+    place = place.to(tl.uint32, bitcast=True)
+    unsure = (place & 0xFF) == 0
+    entry = tl.load(table + (bits >> shift), mask=unsure, other=0)
+    if SIGN:
+        bits = bits ^ (bits.to(tl.int32, bitcast=True) >> 31).to(tl.uint32, bitcast=True)
+    exact = (entry.to(tl.uint32, bitcast=True) + bits) >> shift
+    return tl.where(unsure, exact, (place >> 8) & 0xFF)
+
+
+@cache
+def search_table(signed: bool, device: torch.device) -> Tensor:
+    """1-D uint32, kept as int32: for the upper bits of a float32, a number to add to all of its bits.
+
+    The sum's upper bits are the code: its lower bits carry into them exactly where x is beyond the threshold. Of a negative
+    x all bits are turned over before the sum, so that they ascend with it.
+    """
+    code, shift = (SIGNED, 17) if signed else (UNSIGNED, 16)
+    last = (0x3F800000 >> shift) + 1  # the bits of 1
+    upper = torch.arange(last)
+    if signed:
+        upper = torch.cat([upper, torch.zeros(2 ** (31 - shift) - last, dtype=torch.int64), upper + 2 ** (31 - shift)])
+    return _entries(code, shift, upper).to(device)
+
+
+def _entries(code: Code, shift: int, upper: Tensor) -> Tensor:
+    """An entry for each of these upper bits."""
+    size = 1 << shift
+    lowest, highest = upper * size, upper * size + size - 1
+    negative = lowest >= 1 << 31
+    ends = torch.stack([torch.where(negative, highest, lowest), torch.where(negative, lowest, highest)])
+    first, last = nearest_by_search(_floats(ends), code).long()
+    assert bool((last - first <= 1).all() and (last >= first).all()), "two thresholds share their upper bits"
+    # The threshold's lower bits, counted from the run's smallest number; where there is none, nothing is beyond the last.
+    thresholds = code.thresholds()[first.clamp(max=254)].view(torch.int32).long() & 0xFFFFFFFF
+    lower = torch.where(negative, highest - thresholds, thresholds - lowest)
+    lower = torch.where(last > first, lower, size - 1)
+    base = torch.where(negative, (1 << 32) - 1 - highest, lowest)  # what is added to, turned over and without lower bits
+    entry = (first * size + (size - 1 - lower) - base) & 0xFFFFFFFF
+    return torch.where(entry >= 1 << 31, entry - (1 << 32), entry).to(torch.int32)
+
+
+def _floats(bits: Tensor) -> Tensor:
+    return torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32).view(torch.float32)
