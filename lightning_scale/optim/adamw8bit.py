@@ -83,7 +83,7 @@ class AdamW8bit(EightBitOptimizer):
         eight_bit.adamw(
             [
                 CodedAdamBucket(
-                    **self._common(g),
+                    **self._common(g, "exp_avg", "exp_avg_sq"),
                     weight_decay=[float(g.group["weight_decay"])] * len(g.params),
                     betas=g.group["betas"],
                     eps=g.group["eps"],

@@ -101,7 +101,9 @@ def gather(
         kind = (p.dtype, p.grad.dtype, "master" in own) if by_kernels else ()
         bucket = buckets.setdefault((p.device, compute, *kind), Gathered(group, fused=by_kernels))
         grad = p.grad if as_is else p.grad.to(compute)
-        if by_kernels:  # its kernels go through memory, so everything must lie as the parameter does
+        if by_kernels and not convert:  # moments in 8 bits are in row-major order, and so must all else be
+            grad = grad.contiguous()
+        elif by_kernels:  # its kernels go through memory, so everything must lie as the parameter does
             grad = _lying_as(p, grad)
             for key, value in own.items():
                 own[key] = _lying_as(p, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -31,8 +31,6 @@ class LAMB8bit(EightBitOptimizer, LAMB):
         params: As all that follows, LAMB's.
     """
 
-    _has_fused: ClassVar[bool] = False
-
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
         return {"step": new_step(weight), **self._new_moments(weight, "exp_avg", "exp_avg_sq")}
 
@@ -40,7 +38,7 @@ class LAMB8bit(EightBitOptimizer, LAMB):
         return eight_bit.lamb(
             [
                 CodedLambBucket(
-                    **self._common(g),
+                    **self._common(g, "exp_avg", "exp_avg_sq"),
                     weight_decay=g.decays(),
                     trust=g.trust(),
                     betas=g.group["betas"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -26,8 +26,6 @@ class LARS8bit(EightBitOptimizer, LARS):
         params: As all that follows, LARS'.
     """
 
-    _has_fused: ClassVar[bool] = False
-
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
         return self._new_moments(weight, "momentum_buffer") if _remembers(group) else {}
 
@@ -36,8 +34,9 @@ class LARS8bit(EightBitOptimizer, LARS):
 
     def _coded_bucket(self, g: Gathered) -> CodedLarsBucket:
         group = g.group
+        keys = ("momentum_buffer",) if _remembers(group) else ()
         return CodedLarsBucket(
-            **self._common(g),
+            **self._common(g, *keys),
             weight_decay=g.decays(),
             trust=g.trust(),
             momentum=group["momentum"],

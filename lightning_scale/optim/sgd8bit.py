@@ -95,7 +95,7 @@ class SGD8bit(EightBitOptimizer):
         group = g.group
         remembers = group["momentum"] != 0
         return CodedSgdBucket(
-            **self._common(g),
+            **self._common(g, *(("momentum_buffer",) if remembers else ())),
             weight_decay=[float(group["weight_decay"])] * len(g.params),
             momentum=group["momentum"],
             dampening=group["dampening"],

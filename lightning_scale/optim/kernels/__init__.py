@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from lightning_scale.optim.kernels import reference_lamb, reference_lars
-from lightning_scale.optim.kernels.choice import check_fused, runs_fused
-from lightning_scale.optim.kernels.work import Bucket, Guard, LambBucket, LarsBucket, LayerNorms
+from lightning_scale.optim.kernels.choice import check_fused, each_its_way, runs_fused
+from lightning_scale.optim.kernels.work import Guard, LambBucket, LarsBucket, LayerNorms
 
 __all__ = ["check_fused", "lamb", "lars", "runs_fused"]
-
-BucketT = TypeVar("BucketT", bound=Bucket)
 
 
 def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
@@ -22,7 +19,7 @@ def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
 
         return lamb(chosen, guard)
 
-    return _each_its_way(buckets, guard, reference_lamb.lamb, fused)
+    return each_its_way(buckets, guard, reference_lamb.lamb, fused)
 
 
 def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
@@ -33,19 +30,4 @@ def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
 
         return lars(chosen, guard)
 
-    return _each_its_way(buckets, guard, reference_lars.lars, fused)
-
-
-def _each_its_way(
-    buckets: Sequence[BucketT],
-    guard: Guard,
-    plain: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
-    fused: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
-) -> list[LayerNorms]:
-    """Norms in the buckets' order."""
-    norms: dict[int, LayerNorms] = {}
-    for way, run in ((False, plain), (True, fused)):
-        places = [i for i, bucket in enumerate(buckets) if bucket.fused == way]
-        if places:
-            norms.update(zip(places, run([buckets[i] for i in places], guard), strict=True))
-    return [norms[i] for i in range(len(buckets))]
+    return each_its_way(buckets, guard, reference_lars.lars, fused)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.work import Guard, LayerNorms
+
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class AnyBucket(Protocol):
+    """Buckets of all kinds."""
+
+    fused: bool
+
+
+AnyBucketT = TypeVar("AnyBucketT", bound=AnyBucket)
 
 
 @cache
@@ -78,3 +91,18 @@ def _dense(t: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def each_its_way(
+    buckets: Sequence[AnyBucketT],
+    guard: Guard,
+    plain: Callable[[Sequence[AnyBucketT], Guard], list[LayerNorms]],
+    fused: Callable[[Sequence[AnyBucketT], Guard], list[LayerNorms]],
+) -> list[LayerNorms]:
+    """Run the buckets for which there is a kernel, and the others; norms in the buckets' order."""
+    norms: dict[int, LayerNorms] = {}
+    for way, run in ((False, plain), (True, fused)):
+        places = [i for i, bucket in enumerate(buckets) if bucket.fused == way]
+        if places:
+            norms.update(zip(places, run([buckets[i] for i in places], guard), strict=True))
+    return [norms[i] for i in range(len(buckets))]

@@ -29,7 +29,11 @@ def piecewise_norms(
     Returns:
         Two 1-D tensors for each bucket, one number a layer, in its compute dtype.
     """
-    own = [_own_norms(bucket, measured) for bucket in buckets]
+    return norms_over_ranks(buckets, [_own_norms(bucket, measured) for bucket in buckets])
+
+
+def norms_over_ranks(buckets: Sequence[BucketT], own: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Two norms of whole layers in compute dtype, from this rank's own (1-D float64: of each layer one, then the other)."""
     norms = over_ranks([(bucket.layout, n) for bucket, n in zip(buckets, own, strict=True)])
     pairs = [n.to(b.compute).view(2, -1) for n, b in zip(norms, buckets, strict=True)]
     return [(pair[0], pair[1]) for pair in pairs]

@@ -57,13 +57,19 @@ def moment_addresses(layout: Layout, name: str, moment: WholeMoment, device: tor
     found = _marks(moment)
     if known is None or known[0] != found:
         moment = moment.checked()
-        none = [None] * len(moment.values)
-        mixed = [c if s is None else s for c, s in zip(moment.values, moment.small, strict=True)]
-        parts = {"codes": moment.values, "scales": moment.scales, "small": mixed if moment.values else none}
+        parts = {
+            "codes": [t if _coded(t) else None for t in moment.values],
+            "scales": moment.scales,
+            "small": [s if _coded(t) else t for t, s in zip(moment.values, moment.small, strict=True)],
+        }
         tables = MomentAddresses(**{k: addresses(layout, f"{name} {k}", v, device) for k, v in parts.items()})
         known = layout.cache[key] = (_marks(moment), tables)
     result: MomentAddresses = known[1]
     return result
+
+
+def _coded(t: Tensor | None) -> bool:
+    return t is not None and t.dtype == torch.uint8
 
 
 def _marks(moment: WholeMoment) -> list[tuple[object, ...]]:

@@ -22,9 +22,10 @@ from lightning_scale.optim.kernels.masking import unless_skipped
 from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.layout import LayerInfo
 
-# A row of 256 elements belongs to one warp; two loads of four elements a thread and kind of tensor are under way at a time.
-WARPS = 4
-ROWS = 4
+# One warp takes one block at a time: what its threads tell one another, the block's largest magnitude, needs no barrier, and
+# its scale is one number. Each thread has two loads of four elements of each tensor under way.
+WARPS = 1
+ROWS = 1
 # The interpreter's time is one per block, whatever its size.
 INTERPRETED_ROWS = 32
 
@@ -49,16 +50,19 @@ class Prepared:
 
         Args:
             kernel: Its arguments: pointers of params, weights, gradients, each moment's numbers and scales; chunks; then
-                these. A tensor with "chunks" in its attribute is cut as the chunks are.
-            args: What follows.
+                what follows.
+            args: What follows; of a `PerChunk` the launch's own part.
             options: Constants beside those that all kernels take.
         """
-        for plain, first, count in self._kinds():
+        for plain, first, programs in self._kinds():
             numbers = [(m.small if plain else m.codes, m.scales) for m in self.moments.values()]
+            numbers = numbers or [
+                (self.tensors[1], self.tensors[1])
+            ]  # of an optimizer that remembers nothing: not used
             aligned = self.chunks.aligned[plain] and all(a.aligned for a in (*self.tensors, *(n for n, _ in numbers)))
             launch(
                 kernel,
-                count,
+                programs,
                 *(a.table for a in self.tensors),
                 *(a.table for pair in numbers for a in pair),
                 self.chunks.table[first:],

@@ -9,14 +9,16 @@ from lightning_scale.optim.kernels.fused.division import quotient
 from lightning_scale.optim.kernels.fused.nearest_code import nearest_code
 from lightning_scale.optim.kernels.fused.tiles import read, write
 
-_INFINITE = tl.constexpr(0x7F800000)  # bits of float32 numbers: they ascend as magnitudes do, with NaN above all
+# Bits of float32 numbers, which ascend as magnitudes do, with NaN above all.
+_INFINITE = tl.constexpr(0x7F800000)
 _LARGEST = tl.constexpr(0x7F7FFFFF)
-_NAN = tl.constexpr(0x7FC00000)
+_SMALL = tl.constexpr(0x21800000)  # 2^-60
+_LARGE = tl.constexpr(0x71800000)  # 2^100
 
 
 @triton.jit
 def read_moment(at, scales, i, rows, inside, inside_rows, values, PLAIN: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """float32 [2, rows, 128]: the moment, PLAIN or in 8 bits.
+    """float32 [rows, 256]: the moment, PLAIN or in 8 bits.
 
     Args:
         at: Where its numbers or codes begin.
@@ -32,7 +34,26 @@ def read_moment(at, scales, i, rows, inside, inside_rows, values, PLAIN: tl.cons
         return stored
     else:
         scale = read(scales, rows, inside_rows, MASKED)
-        return tl.load(values + stored.to(tl.int32)) * scale[None, :, None]
+        return tl.load(values + stored.to(tl.int32)) * scale[:, None]
+
+
+@triton.jit
+def largest_of_rows(x):  # type: ignore[no-untyped-def]
+    """[rows] int32: the bits of the largest magnitude of each row; above those of infinity where one is NaN."""
+    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
+
+
+@triton.jit
+def _brought_within(x, bits, largest, divisor, SIGN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Blocks and their divisors brought to where `quotient` is exact; what becomes 0 is far below the smallest value.
+
+    An infinite number becomes the largest finite one; a block with a NaN becomes what has the code 0.
+    """
+    x = tl.where(tl.abs(x) <= largest[:, None], x, tl.where(x < 0, -largest[:, None], largest[:, None]))
+    x = tl.where((bits > _INFINITE)[:, None], -largest[:, None] if SIGN else 0.0, x)
+    shift = tl.where(bits < _SMALL, 2.0**90, tl.where(bits > _LARGE, 2.0**-40, 1.0))
+    shift = tl.where(bits == 0, 1.0, shift)
+    return x * shift[:, None], divisor * shift
 
 
 @triton.jit
@@ -43,20 +64,12 @@ def write_moment(  # type: ignore[no-untyped-def]
     if PLAIN:
         write(at, i, x, inside, MASKED)
     else:
-        size = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-        largest = tl.max(tl.max(size, 0), 1)
-        largest = tl.where(largest > _INFINITE, _NAN, tl.minimum(largest, _LARGEST))
-        absmax = largest.to(tl.float32, bitcast=True)
-        write(scales, rows, absmax, inside_rows, MASKED)
-        # The block brought to where `quotient` is exact: nothing that decides a code is lost, for what becomes smaller is
-        # far below the smallest value.
-        shift = tl.where(absmax < 2.0**-40, 2.0**64, tl.where(absmax > 2.0**100, 2.0**-40, 1.0))
-        divisor = tl.where(largest == 0, 1.0, absmax * shift)
-        reciprocal = tl.div_rn(1.0, divisor)
-        shift, divisor, reciprocal = shift[None, :, None], divisor[None, :, None], reciprocal[None, :, None]
-        # The least of 1 and NaN, which an infinite number gives, is 1.
-        unit = tl.minimum(quotient(size.to(tl.float32, bitcast=True) * shift, divisor, reciprocal), 1.0)
-        if SIGN:
-            sign = x.to(tl.uint32, bitcast=True) & 0x80000000
-            unit = (unit.to(tl.uint32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+        bits = largest_of_rows(x)
+        largest = tl.minimum(bits, _LARGEST).to(tl.float32, bitcast=True)
+        write(scales, rows, tl.where(bits > _INFINITE, float("nan"), largest), inside_rows, MASKED)
+        divisor = tl.where(bits == 0, 1.0, largest)
+        if (tl.min(bits, 0) < _SMALL) | (tl.max(bits, 0) > _LARGE):
+            x, divisor = _brought_within(x, bits, largest, divisor, SIGN)
+        unit = quotient(x, divisor[:, None], tl.div_rn(1.0, divisor)[:, None])
+        unit = quotient(x, divisor[:, None], tl.div_rn(1.0, divisor)[:, None])
         write(at, i, nearest_code(unit, table, SIGN).to(tl.uint8), inside, MASKED)

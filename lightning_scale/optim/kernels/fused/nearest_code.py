@@ -39,24 +39,26 @@ def _place(x, PARTS: tl.constexpr, FIRST: tl.constexpr):  # type: ignore[no-unty
 
 @triton.jit
 def nearest_code(x, table, SIGN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The code of each float32 in [-1, 1], or in [0, 1] where there is no SIGN, as uint32; see `search_table`."""
+    """The code of each float32 in [-1, 1], or in [0, 1] where there is no SIGN, as the lowest byte of a uint32.
+
+    ``table`` is the `search_table`. A NaN has some code.
+    """
+    shift: tl.constexpr = SIGNED_SHIFT if SIGN else UNSIGNED_SHIFT
     bits = x.to(tl.uint32, bitcast=True)
     # The code becomes the second byte of a float's bits, its fraction the first.
     if SIGN:
-        shift: tl.constexpr = SIGNED_SHIFT
         place = _place(tl.abs(x), 64, 63.5)
         place = ((bits & 0x80000000) | place.to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
         place = place + (32768.0 + 127.5)
     else:
-        shift: tl.constexpr = UNSIGNED_SHIFT
         place = _place(x, 128, 127.0) + 32768.0
     place = place.to(tl.uint32, bitcast=True)
     unsure = (place & 0xFF) == 0
-    entry = tl.load(table + (bits >> shift), mask=unsure, other=0)
+    entry = tl.load(table + (bits >> shift), mask=unsure)
     if SIGN:
         bits = bits ^ (bits.to(tl.int32, bitcast=True) >> 31).to(tl.uint32, bitcast=True)
     exact = (entry.to(tl.uint32, bitcast=True) + bits) >> shift
-    return tl.where(unsure, exact, (place >> 8) & 0xFF)
+    return tl.where(unsure, exact, place >> 8)
 
 
 @cache
@@ -86,7 +88,9 @@ def _entries(code: Code, shift: int, upper: Tensor) -> Tensor:
     thresholds = code.thresholds()[first.clamp(max=254)].view(torch.int32).long() & 0xFFFFFFFF
     lower = torch.where(negative, highest - thresholds, thresholds - lowest)
     lower = torch.where(last > first, lower, size - 1)
-    base = torch.where(negative, (1 << 32) - 1 - highest, lowest)  # what is added to, turned over and without lower bits
+    base = torch.where(
+        negative, (1 << 32) - 1 - highest, lowest
+    )  # what is added to, turned over and without lower bits
     entry = (first * size + (size - 1 - lower) - base) & 0xFFFFFFFF
     return torch.where(entry >= 1 << 31, entry - (1 << 32), entry).to(torch.int32)
 

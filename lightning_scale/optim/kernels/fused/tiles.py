@@ -1,8 +1,4 @@
-"""A program's elements at one time: rows of one block of the 8-bit grid each, and how they are read and written.
-
-A tile has the shape [2, rows, 128]: a row's two halves lie side by side in the same threads' registers, so that with 4
-elements a thread a row belongs to one warp, whatever the number of warps.
-"""
+"""A program's elements at one time: rows of one block of the 8-bit grid each, and how they are read and written."""
 
 from __future__ import annotations
 
@@ -14,15 +10,13 @@ from lightning_scale.optim.kernels.fused.elements import rounded
 
 # Which way rounding to bfloat16 is written; decided when the kernels are, as Triton decides it.
 _INTERPRETED = tl.constexpr(interpreted())
-HALF = tl.constexpr(128)
 BLOCK = tl.constexpr(256)
 
 
 @triton.jit
 def tile(ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """[2, rows, 128] int32: the elements' places, counted from the tile's first."""
-    half, row, column = tl.arange(0, 2), tl.arange(0, ROWS), tl.arange(0, HALF)
-    return half[:, None, None] * HALF + row[None, :, None] * BLOCK + column[None, None, :]
+    """[rows, 256] int32: the elements' places, counted from the tile's first."""
+    return tl.arange(0, ROWS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
 
 
 @triton.jit
