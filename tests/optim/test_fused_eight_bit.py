@@ -389,8 +389,8 @@ def changed(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
         (") * rate", ") * rate * 0.9999999"),
         ("read_moment(v_at, v_scales, i, rows, inside, inside_rows, values", "read_moment(v_at, v_scales, i, rows, inside,"
          " inside_rows, signed_values"),
-        ("m, signed_table, True, PLAIN", "m, signed_table, False, PLAIN"),
-        ("v, table, False, PLAIN", "m, table, False, PLAIN"),
+        ("m_bits, signed_table, True, PLAIN", "m_bits, signed_table, False, PLAIN"),
+        ("v_bits, table, False, PLAIN", "m_bits, table, False, PLAIN"),
         ("corrections + 4 * tensor", "corrections + 2 * tensor"),
         ("v_at, v_scales, i, rows, inside, inside_rows, v,", "v_at, m_scales, i, rows, inside, inside_rows, v,"),
     ],

@@ -8,7 +8,13 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
-from lightning_scale.optim.kernels.fused.division import quotient
+from lightning_scale.optim.kernels.fused.division import ordinary_quotient, ordinary_root, quotient
+
+
+# The bits of 2^-100 and 2^60: between them the quotients and the root take the short way. With the smallest numbers of a v
+# that is not 0, every m that moves a weight is far above float32's smallest.
+_SMALL = tl.constexpr(0x0D800000)
+_LARGE = tl.constexpr(0x5D800000)
 
 
 @triton.jit
@@ -18,13 +24,40 @@ def adam_moments(g, m, v, beta1, rest1, beta2, rest2):  # type: ignore[no-untype
 
 
 @triton.jit
-def adam_direction(m, v, corrections, eps, BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """m̂ / (√v̂ + ε), with a tensor's `bias_corrections`."""
+def adam_direction(m, v, m_bits, v_bits, corrections, eps, BIAS: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """m̂ / (√v̂ + ε).
+
+    Args:
+        m: The tile's m.
+        v: Its v.
+        m_bits: `largest_of_rows` of m.
+        v_bits: And of v.
+        corrections: The tensor's row of `bias_corrections`.
+        eps: ε.
+    """
+    if MASKED:
+        return _any_direction(m, v, corrections, eps, BIAS)
+    else:
+        smallest = tl.min(tl.min(v.to(tl.int32, bitcast=True), 1), 0)
+        if (smallest >= _SMALL) & (tl.max(v_bits, 0) < _LARGE) & (tl.max(m_bits, 0) < _LARGE):
+            u = _ordinary_direction(m, v, corrections, eps, BIAS)
+        else:
+            u = _any_direction(m, v, corrections, eps, BIAS)
+        return u
+
+
+@triton.jit
+def _ordinary_direction(m, v, corrections, eps, BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
     if BIAS:
-        first, second = tl.load(corrections), tl.load(corrections + 2)
-        m = quotient(m, first, tl.load(corrections + 1))
-        # No less than v; and v itself where it is infinite, which the quotient makes NaN.
-        v = tl.maximum(quotient(v, second, tl.load(corrections + 3)), v)
+        m = quotient(m, tl.load(corrections), tl.load(corrections + 1))
+        v = quotient(v, tl.load(corrections + 2), tl.load(corrections + 3))
+    return ordinary_quotient(m, ordinary_root(v) + eps)
+
+
+@triton.jit
+def _any_direction(m, v, corrections, eps, BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
+    if BIAS:
+        m, v = tl.div_rn(m, tl.load(corrections)), tl.div_rn(v, tl.load(corrections + 2))
     return tl.div_rn(m, tl.sqrt_rn(v) + eps)
 
 

@@ -10,7 +10,7 @@ from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.fused.adam import adam_direction, adam_moments, bias_corrections
 from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
 from lightning_scale.optim.kernels.fused.coded_launch import code_tables, count, prepare
-from lightning_scale.optim.kernels.fused.coded_moment import read_moment, write_moment
+from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.kernels.fused.elements import gradient_factor
 from lightning_scale.optim.kernels.fused.table import on_device
 from lightning_scale.optim.kernels.fused.tiles import BLOCK, place, read, tile, write_rounded
@@ -34,12 +34,13 @@ def _tile(  # type: ignore[no-untyped-def]
     m, v = adam_moments(g, m, v, beta1, rest1, beta2, rest2)
     if MASKED:  # what stands outside has a code of 0, which need not stand for 0
         m, v = tl.where(inside, m, 0.0), tl.where(inside, v, 0.0)
-    w = w * kept - adam_direction(m, v, corrections, eps, True) * rate
+    m_bits, v_bits = largest_of_rows(m), largest_of_rows(v)
+    w = w * kept - adam_direction(m, v, m_bits, v_bits, corrections, eps, True, MASKED) * rate
     write_rounded(w_at, i, w, inside, WEIGHT, MASKED)
     if MASTER:
         write_rounded(p_at, i, w, inside, PARAM, MASKED)
-    write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, signed_table, True, PLAIN, MASKED)
-    write_moment(v_at, v_scales, i, rows, inside, inside_rows, v, table, False, PLAIN, MASKED)
+    write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, m_bits, signed_table, True, PLAIN, MASKED)
+    write_moment(v_at, v_scales, i, rows, inside, inside_rows, v, v_bits, table, False, PLAIN, MASKED)
 
 
 @triton.jit

@@ -58,13 +58,18 @@ def _brought_within(x, bits, largest, divisor, SIGN: tl.constexpr):  # type: ign
 
 @triton.jit
 def write_moment(  # type: ignore[no-untyped-def]
-    at, scales, i, rows, inside, inside_rows, x, table, SIGN: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr
+    at, scales, i, rows, inside, inside_rows, x, bits, table, SIGN: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr
 ):
-    """Store a moment; numbers outside must be 0. ``table`` is the code's `nearest_code.search_table`."""
+    """Store a moment; numbers outside must be 0.
+
+    Args:
+        x: The moment.
+        bits: Its `largest_of_rows`.
+        table: The code's `nearest_code.search_table`.
+    """
     if PLAIN:
         write(at, i, x, inside, MASKED)
     else:
-        bits = largest_of_rows(x)
         largest = tl.minimum(bits, _LARGEST).to(tl.float32, bitcast=True)
         write(scales, rows, tl.where(bits > _INFINITE, float("nan"), largest), inside_rows, MASKED)
         divisor = tl.where(bits == 0, 1.0, largest)

@@ -1,9 +1,19 @@
-"""Exactly rounded float32 quotients by a number that many share: three operations instead of a division's ten."""
+"""Exactly rounded float32 quotients and roots in fewer machine instructions, where the numbers are of ordinary size.
+
+A division and a square root look at the size of each number, and have a branch for the others; a block of numbers whose size
+is known needs neither.
+"""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+from lightning_scale.optim.kernels.choice import interpreted
+
+# Where there are no PTX instructions; decided when the kernels are, as Triton decides it.
+_NO_PTX = tl.constexpr(interpreted() or torch.version.hip is not None)
 
 
 @triton.jit
@@ -11,9 +21,35 @@ def quotient(x, divisor, reciprocal):  # type: ignore[no-untyped-def]
     """x / divisor, from the reciprocal rounded to the nearest float32: its product with x, corrected by what that leaves
     (Markstein 1990, "Computation of elementary functions on the IBM RISC System/6000 processor", theorem 8.3).
 
-    The same bits as a division for divisors within 2^-100 and 2^100 and quotients that are 0 or from 2^-76 up to float32's
-    largest (for divisors up to 1: where x is 0 or from 2^-100 up). Smaller ones may be off in the last bit, and an infinite
-    x gives NaN.
+    The same bits as a division for divisors within 2^-60 and 2^100, finite x, and quotients that are 0 or from 2^-60 up:
+    tried for the numerators of every divisor whose quotients lie nearest to the middle of two numbers. Smaller quotients
+    may be off in the last bit.
     """
     near = x * reciprocal
     return tl.fma(tl.fma(-near, divisor, x), reciprocal, near)
+
+
+@triton.jit
+def ordinary_quotient(x, divisor):  # type: ignore[no-untyped-def]
+    """x / divisor as `quotient`, with a divisor for each x: the instructions that a division takes for ordinary numbers."""
+    if _NO_PTX:
+        return tl.div_rn(x, divisor)
+    else:
+        reciprocal = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [divisor], dtype=tl.float32, is_pure=True, pack=1
+        )
+        reciprocal = tl.fma(reciprocal, tl.fma(-divisor, reciprocal, 1.0), reciprocal)
+        return quotient(x, divisor, reciprocal)
+
+
+@triton.jit
+def ordinary_root(x):  # type: ignore[no-untyped-def]
+    """√x for finite x from 2^-100 up: the instructions that a square root takes for ordinary numbers."""
+    if _NO_PTX:
+        return tl.sqrt_rn(x)
+    else:
+        reciprocal = tl.inline_asm_elementwise(
+            "rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+        near = x * reciprocal
+        return tl.fma(tl.fma(-near, near, x), reciprocal * 0.5, near)

@@ -15,19 +15,12 @@ from lightning_scale.optim.kernels.eight_bit.work import CodedLambBucket
 from lightning_scale.optim.kernels.fused.adam import adam_direction, adam_moments, bias_corrections
 from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
 from lightning_scale.optim.kernels.fused.coded_launch import PerChunk, code_tables, count, prepare
-from lightning_scale.optim.kernels.fused.coded_moment import read_moment, write_moment
+from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.kernels.fused.elements import gradient_factor
 from lightning_scale.optim.kernels.fused.layer_sums import norms_of_chunks, squares
 from lightning_scale.optim.kernels.fused.table import on_device
 from lightning_scale.optim.kernels.fused.tiles import BLOCK, place, read, tile, write_rounded
 from lightning_scale.optim.kernels.work import FirstPass, Guard
-
-
-@triton.jit
-def _update(m, v, w, corrections, eps, decay, BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """u = m̂ / (√v̂ + ε) + λw, and without the sum where λ is 0."""
-    u = adam_direction(m, v, corrections, eps, BIAS)
-    return tl.where(decay != 0, u + w * decay, u)
 
 
 @triton.jit
@@ -47,16 +40,18 @@ def _tile(  # type: ignore[no-untyped-def]
     m = read_moment(m_at, m_scales, i, rows, inside, inside_rows, signed_values, PLAIN, MASKED)
     v = read_moment(v_at, v_scales, i, rows, inside, inside_rows, values, PLAIN, MASKED)
     m, v = adam_moments(g, m, v, beta1, rest1, beta2, rest2)
-    u = _update(m, v, w, corrections, eps, decay, BIAS)
+    if MASKED:  # outside stands what the code 0 stands for
+        m, v = tl.where(inside, m, 0.0), tl.where(inside, v, 0.0)
+    m_bits, v_bits = largest_of_rows(m), largest_of_rows(v)
+    u = adam_direction(m, v, m_bits, v_bits, corrections, eps, BIAS, MASKED)
+    u = tl.where(decay != 0, u + w * decay, u)
     if APPLY:
-        if MASKED:  # outside stands what the code 0 stands for
-            m, v = tl.where(inside, m, 0.0), tl.where(inside, v, 0.0)
         w = w - u * rate
         write_rounded(w_at, i, w, inside, WEIGHT, MASKED)
         if MASTER:
             write_rounded(p_at, i, w, inside, PARAM, MASKED)
-        write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, signed_table, True, PLAIN, MASKED)
-        write_moment(v_at, v_scales, i, rows, inside, inside_rows, v, table, False, PLAIN, MASKED)
+        write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, m_bits, signed_table, True, PLAIN, MASKED)
+        write_moment(v_at, v_scales, i, rows, inside, inside_rows, v, v_bits, table, False, PLAIN, MASKED)
     else:
         if MASKED:  # and with ε = 0 it may be 0/0
             u = tl.where(inside, u, 0.0)

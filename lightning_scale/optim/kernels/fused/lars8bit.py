@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
 from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
 from lightning_scale.optim.kernels.fused.coded_launch import PerChunk, code_tables, prepare
-from lightning_scale.optim.kernels.fused.coded_moment import read_moment, write_moment
+from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.kernels.fused.elements import gradient_factor
 from lightning_scale.optim.kernels.fused.layer_sums import norms_of_chunks, squares
 from lightning_scale.optim.kernels.fused.table import on_device
@@ -53,7 +53,7 @@ def _tile(  # type: ignore[no-untyped-def]
         if MASTER:
             write_rounded(p_at, i, w - d, inside, PARAM, MASKED)
         if BUFFER:
-            write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, table, True, PLAIN, MASKED)
+            write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, largest_of_rows(m), table, True, PLAIN, MASKED)
     else:
         sum_w, sum_n = squares(sum_w, w), squares(sum_n, m if ON_MOMENTUM else g)
     return sum_w, sum_n

@@ -9,7 +9,7 @@ import triton.language as tl
 from lightning_scale.optim.kernels.eight_bit.work import CodedSgdBucket
 from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
 from lightning_scale.optim.kernels.fused.coded_launch import code_tables, count, prepare
-from lightning_scale.optim.kernels.fused.coded_moment import read_moment, write_moment
+from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.kernels.fused.elements import gradient_factor
 from lightning_scale.optim.kernels.fused.table import on_device
 from lightning_scale.optim.kernels.fused.tiles import BLOCK, place, read, tile, write_rounded
@@ -34,7 +34,7 @@ def _tile(  # type: ignore[no-untyped-def]
         d = d + m * momentum if NESTEROV else m
         if MASKED:  # outside stands what the code 0 stands for
             m = tl.where(inside, m, 0.0)
-        write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, table, True, PLAIN, MASKED)
+        write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, largest_of_rows(m), table, True, PLAIN, MASKED)
     w = w - d * rate
     write_rounded(w_at, i, w, inside, WEIGHT, MASKED)
     if MASTER:
