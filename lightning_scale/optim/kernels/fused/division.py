@@ -26,7 +26,7 @@ def quotient(x, divisor, reciprocal):  # type: ignore[no-untyped-def]
     may be off in the last bit.
     """
     near = x * reciprocal
-    return tl.fma(tl.fma(-near, divisor, x), reciprocal, near)
+    return tl.fma(tl.fma(near, -divisor, x), reciprocal, near)
 
 
 @triton.jit
@@ -35,11 +35,23 @@ def ordinary_quotient(x, divisor):  # type: ignore[no-untyped-def]
     if _NO_PTX:
         return tl.div_rn(x, divisor)
     else:
-        reciprocal = tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [divisor], dtype=tl.float32, is_pure=True, pack=1
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 minus, inverse, rest;
+            neg.f32 minus, $2;
+            rcp.approx.ftz.f32 inverse, $2;
+            fma.rn.f32 rest, minus, inverse, 0f3F800000;
+            fma.rn.f32 inverse, rest, inverse, inverse;
+            mul.rn.f32 $0, $1, inverse;
+            fma.rn.f32 rest, minus, $0, $1;
+            fma.rn.f32 $0, rest, inverse, $0;
+            }""",
+            "=&f,f,f",
+            [x, divisor],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
         )
-        reciprocal = tl.fma(reciprocal, tl.fma(-divisor, reciprocal, 1.0), reciprocal)
-        return quotient(x, divisor, reciprocal)
 
 
 @triton.jit
@@ -48,8 +60,30 @@ def ordinary_root(x):  # type: ignore[no-untyped-def]
     if _NO_PTX:
         return tl.sqrt_rn(x)
     else:
-        reciprocal = tl.inline_asm_elementwise(
-            "rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 half, minus, rest;
+            rsqrt.approx.ftz.f32 half, $1;
+            mul.rn.f32 $0, $1, half;
+            mul.rn.f32 half, half, 0f3F000000;
+            neg.f32 minus, $0;
+            fma.rn.f32 rest, minus, $0, $1;
+            fma.rn.f32 $0, rest, half, $0;
+            }""",
+            "=&f,f",
+            [x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
         )
-        near = x * reciprocal
-        return tl.fma(tl.fma(-near, near, x), reciprocal * 0.5, near)
+
+
+@triton.jit
+def fma_to_unit(x, y, z):  # type: ignore[no-untyped-def]
+    """xy + z, brought into [0, 1]: one instruction."""
+    if _NO_PTX:
+        return tl.clamp(tl.fma(x, y, z), 0.0, 1.0)
+    else:
+        return tl.inline_asm_elementwise(
+            "fma.rn.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [x, y, z], dtype=tl.float32, is_pure=True, pack=1
+        )
