@@ -32,7 +32,9 @@ KINDS: dict[str, Callable[..., Any]] = {
     "SGD8bit-nesterov": lambda p, **o: SGD8bit(p, nesterov=True, lr=torch.tensor(0.1), **o),
     "SGD8bit-memoryless": lambda p, **o: SGD8bit(p, momentum=0.0, weight_decay=0.1, **o),
     "LAMB8bit": lambda p, **o: LAMB8bit(p, **o),
-    "LAMB8bit-options": lambda p, **o: LAMB8bit(p, bias_correction=False, exclude_1d=False, eps=0.0, maximize=True, **o),
+    "LAMB8bit-options": lambda p, **o: LAMB8bit(
+        p, bias_correction=False, exclude_1d=False, eps=0.0, maximize=True, **o
+    ),
     "LARS8bit": lambda p, **o: LARS8bit(p, lr=0.1, weight_decay=0.1, **o),
     "LARS8bit-nesterov": lambda p, **o: LARS8bit(p, lr=0.1, nesterov=True, lr_in_momentum=False, **o),
     "LARS8bit-momentum": lambda p, **o: LARS8bit(p, lr=0.1, trust_norm="momentum", weight_decay=0.1, **o),
@@ -131,7 +133,9 @@ def test_clipped_and_found_finite_on_the_device(
     make: Callable[..., Any], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a rate as a tensor, groups of their own, and parameters of two types."""
-    a, b = ([*parameters(torch.float32, device, SHAPES[2:5]), *parameters(torch.bfloat16, device, SHAPES[:1])] for _ in "ab")
+    a, b = (
+        [*parameters(torch.float32, device, SHAPES[2:5]), *parameters(torch.bfloat16, device, SHAPES[:1])] for _ in "ab"
+    )
     ours, theirs = (
         make([{"params": p[:2]}, {"params": p[2:], "weight_decay": 0.3, "lr": torch.tensor(0.02)}], fused=fused)
         for p, fused in ((a, True), (b, False))
@@ -332,7 +336,9 @@ def test_a_wrong_state_is_refused(device: str) -> None:
     set_gradients(params, 0)
     optimizer.step()
     optimizer.state[params[0]]["exp_avg"] = optimizer.state[params[0]]["exp_avg"].float()
-    with pytest.raises(ValueError, match="exp_avg of '0.0' is of dtype torch.float32, and this optimizer keeps it as"):
+    with pytest.raises(
+        ValueError, match=r"exp_avg of '0\.0' is of dtype torch\.float32, and this optimizer keeps it as"
+    ):
         optimizer.step()
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.fused.division import ordinary_quotient, ordinary_root, quotient
 
-
 # The bits of 2^-100 and 2^60: between them the quotients and the root take the short way. With the smallest numbers of a v
 # that is not 0, every m that moves a weight is far above float32's smallest.
 _SMALL = tl.constexpr(0x0D800000)

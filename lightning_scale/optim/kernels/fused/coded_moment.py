@@ -58,7 +58,18 @@ def _brought_within(x, bits, largest, divisor, SIGN: tl.constexpr):  # type: ign
 
 @triton.jit
 def write_moment(  # type: ignore[no-untyped-def]
-    at, scales, i, rows, inside, inside_rows, x, bits, table, SIGN: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr
+    at,
+    scales,
+    i,
+    rows,
+    inside,
+    inside_rows,
+    x,
+    bits,
+    table,
+    SIGN: tl.constexpr,
+    PLAIN: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Store a moment; numbers outside must be 0.
 

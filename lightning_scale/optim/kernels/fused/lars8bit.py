@@ -53,7 +53,9 @@ def _tile(  # type: ignore[no-untyped-def]
         if MASTER:
             write_rounded(p_at, i, w - d, inside, PARAM, MASKED)
         if BUFFER:
-            write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, largest_of_rows(m), table, True, PLAIN, MASKED)
+            write_moment(
+                m_at, m_scales, i, rows, inside, inside_rows, m, largest_of_rows(m), table, True, PLAIN, MASKED
+            )
     else:
         sum_w, sum_n = squares(sum_w, w), squares(sum_n, m if ON_MOMENTUM else g)
     return sum_w, sum_n

@@ -71,26 +71,27 @@ def nearest_code(x, table, SIGN: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @cache
 def search_table(signed: bool, device: torch.device) -> Tensor:
-    """1-D uint32, kept as int32: for the upper bits of a float32, a number to add to all of its bits.
+    """1-D uint32, kept as int32: for the upper bits of each float32 in [-1, 1] a number to add to all of its bits.
 
-    The sum's upper bits are the code: its lower bits carry into them exactly where x is beyond the threshold. Of a negative
-    x all bits are turned over before the sum, so that they ascend with it.
+    The sum's upper bits are the code: its lower bits carry into them exactly where x is beyond the run's threshold. Of a
+    negative x all bits are turned over before the sum, so that they ascend with it; the unsigned code has 0 for it.
     """
     code, shift = SIGNED if signed else UNSIGNED, 16
-    last = (0x3F800000 >> shift) + 1  # the bits of 1
-    upper = torch.arange(last)
-    if signed:
-        upper = torch.cat([upper, torch.zeros(2 ** (31 - shift) - last, dtype=torch.int64), upper + 2 ** (31 - shift)])
-    return _entries(code, shift, upper).to(device)
+    positive = torch.arange((0x3F800000 >> shift) + 1)  # the last of them the upper bits of 1
+    negative = positive + (1 << 31 - shift)
+    unused = torch.zeros(int(negative[0]) - len(positive), dtype=torch.int64)
+    below = _entries(code, shift, negative) if signed else (-negative * (1 << shift)) & 0xFFFFFFFF
+    table: Tensor = _as_int32(torch.cat([_entries(code, shift, positive), unused, below]))
+    return table.to(device)
 
 
 def _entries(code: Code, shift: int, upper: Tensor) -> Tensor:
-    """An entry for each of these upper bits."""
+    """An entry for each of these upper bits, int64."""
     size = 1 << shift
     lowest, highest = upper * size, upper * size + size - 1
     negative = lowest >= 1 << 31
     ends = torch.stack([torch.where(negative, highest, lowest), torch.where(negative, lowest, highest)])
-    first, last = nearest_by_search(_floats(ends), code).long()
+    first, last = nearest_by_search(_as_int32(ends).view(torch.float32), code).long()
     assert bool((last - first <= 1).all() and (last >= first).all()), "two thresholds share their upper bits"
     # The threshold's lower bits, counted from the run's smallest number; where there is none, nothing is beyond the last.
     thresholds = code.thresholds()[first.clamp(max=254)].view(torch.int32).long() & 0xFFFFFFFF
@@ -99,9 +100,9 @@ def _entries(code: Code, shift: int, upper: Tensor) -> Tensor:
     base = torch.where(
         negative, (1 << 32) - 1 - highest, lowest
     )  # what is added to, turned over and without lower bits
-    entry = (first * size + (size - 1 - lower) - base) & 0xFFFFFFFF
-    return torch.where(entry >= 1 << 31, entry - (1 << 32), entry).to(torch.int32)
+    entries: Tensor = (first * size + (size - 1 - lower) - base) & 0xFFFFFFFF
+    return entries
 
 
-def _floats(bits: Tensor) -> Tensor:
-    return torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32).view(torch.float32)
+def _as_int32(bits: Tensor) -> Tensor:
+    return torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32)
