@@ -278,6 +278,20 @@ def test_gradients_of_any_size(scale: float, name: str, device: str) -> None:
 
 
 @every_device
+@pytest.mark.parametrize("largest", [1e-3, 1.7, 5.0, 1e4])
+def test_the_smallest_numbers_beside_large_ones(largest: float, device: str) -> None:
+    """Second moments of a few times 2^-149, which divided by the block's largest may just become 0."""
+    a, b = parameters(device=device, shapes=[(4096,)]), parameters(device=device, shapes=[(4096,)])
+    ours, theirs = (AdamW8bit(p, fused=f, betas=(0.9, 0.0)) for p, f in ((a, True), (b, False)))
+    for p in (a[0], b[0]):
+        p.grad = torch.logspace(-23.5, -19.5, 4096).to(device)
+        p.grad[::256] = largest**0.5
+    ours.step(), theirs.step()
+    same(ours, theirs, a, b)
+    assert 0 < int((ours.state[a[0]]["exp_avg_sq"] == 0).sum()) < 4080
+
+
+@every_device
 @pytest.mark.parametrize("name", PLAIN_KINDS)
 def test_a_nan_that_is_let_through_spoils_its_block(name: str, device: str) -> None:
     a, b = parameters(device=device, shapes=[(4100,)]), parameters(device=device, shapes=[(4100,)])

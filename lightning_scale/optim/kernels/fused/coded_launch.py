@@ -56,9 +56,8 @@ class Prepared:
         """
         for plain, first, programs in self._kinds():
             numbers = [(m.small if plain else m.codes, m.scales) for m in self.moments.values()]
-            numbers = numbers or [
-                (self.tensors[1], self.tensors[1])
-            ]  # of an optimizer that remembers nothing: not used
+            if not numbers:  # an optimizer that remembers nothing: not used
+                numbers = [(self.tensors[1], self.tensors[1])]
             aligned = self.chunks.aligned[plain] and all(a.aligned for a in (*self.tensors, *(n for n, _ in numbers)))
             launch(
                 kernel,

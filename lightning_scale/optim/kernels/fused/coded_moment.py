@@ -12,8 +12,11 @@ from lightning_scale.optim.kernels.fused.tiles import read, write
 # Bits of float32 numbers, which ascend as magnitudes do, with NaN above all.
 _INFINITE = tl.constexpr(0x7F800000)
 _LARGEST = tl.constexpr(0x7F7FFFFF)
+# Between these absmax, `quotient` gives the codes of a division: signed ones, and unsigned ones, whose least positive number
+# must not become 0.
 _SMALL = tl.constexpr(0x21800000)  # 2^-60
 _LARGE = tl.constexpr(0x71800000)  # 2^100
+_ONE = tl.constexpr(0x3F800000)
 
 
 @triton.jit
@@ -44,33 +47,18 @@ def largest_of_rows(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _brought_within(x, bits, largest, divisor, SIGN: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Blocks and their divisors brought to where `quotient` is exact; what becomes 0 is far below the smallest value.
-
-    An infinite number becomes the largest finite one; a block with a NaN becomes what has the code 0.
-    """
+def _any_quotient(x, bits, largest, divisor, SIGN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """x / divisor. An infinite number counts as the largest finite one; a block with a NaN becomes what has the code 0."""
     x = tl.where(tl.abs(x) <= largest[:, None], x, tl.where(x < 0, -largest[:, None], largest[:, None]))
     x = tl.where((bits > _INFINITE)[:, None], -largest[:, None] if SIGN else 0.0, x)
-    shift = tl.where(bits < _SMALL, 2.0**90, tl.where(bits > _LARGE, 2.0**-40, 1.0))
-    shift = tl.where(bits == 0, 1.0, shift)
-    return x * shift[:, None], divisor * shift
+    return tl.div_rn(x, divisor[:, None])
 
 
 @triton.jit
 def write_moment(  # type: ignore[no-untyped-def]
-    at,
-    scales,
-    i,
-    rows,
-    inside,
-    inside_rows,
-    x,
-    bits,
-    table,
-    SIGN: tl.constexpr,
-    PLAIN: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+    at, scales, i, rows, inside, inside_rows, x, bits, table,
+    SIGN: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
     """Store a moment; numbers outside must be 0.
 
     Args:
@@ -84,8 +72,8 @@ def write_moment(  # type: ignore[no-untyped-def]
         largest = tl.minimum(bits, _LARGEST).to(tl.float32, bitcast=True)
         write(scales, rows, tl.where(bits > _INFINITE, float("nan"), largest), inside_rows, MASKED)
         divisor = tl.where(bits == 0, 1.0, largest)
-        if (tl.min(bits, 0) < _SMALL) | (tl.max(bits, 0) > _LARGE):
-            x, divisor = _brought_within(x, bits, largest, divisor, SIGN)
-        unit = quotient(x, divisor[:, None], tl.div_rn(1.0, divisor)[:, None])
-        unit = quotient(x, divisor[:, None], tl.div_rn(1.0, divisor)[:, None])
+        if (tl.min(bits, 0) >= _SMALL) & (tl.max(bits, 0) < (_LARGE if SIGN else _ONE)):
+            unit = quotient(x, divisor[:, None], tl.div_rn(1.0, divisor)[:, None])
+        else:
+            unit = _any_quotient(x, bits, largest, divisor, SIGN)
         write(at, i, nearest_code(unit, table, SIGN).to(tl.uint8), inside, MASKED)
