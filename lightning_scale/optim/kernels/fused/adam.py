@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.fused.division import ordinary_quotient, ordinary_root, quotient
 
-# The bits of 2^-100 and 2^60: between them the quotients and the root take the short way. With the smallest numbers of a v
-# that is not 0, every m that moves a weight is far above float32's smallest.
+# The bits of 2^-100 and 2^60. Blocks of a v within them, beside an m that is not larger, take quotients and root the short way:
+# the same bits, but that a direction below 2^-40 may be off in its last one.
 _SMALL = tl.constexpr(0x0D800000)
 _LARGE = tl.constexpr(0x5D800000)
 
