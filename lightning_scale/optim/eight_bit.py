@@ -10,8 +10,9 @@ from torch import Tensor
 from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.guarded import GuardedOptimizer
 from lightning_scale.optim.kernels.eight_bit.moment import Moment
+from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.layout import LayerInfo, Segment
-from lightning_scale.optim.moments import EIGHT_BIT_FROM, moments, new_moment
+from lightning_scale.optim.moments import EIGHT_BIT_FROM, moments, new_moment, whole_moment
 
 
 class EightBitOptimizer(GuardedOptimizer):
@@ -30,12 +31,16 @@ class EightBitOptimizer(GuardedOptimizer):
         return state
 
     def _moments(self, g: Gathered, key: str) -> list[Moment]:
-        """One kind of moment of every segment."""
-        return moments(key, g.layout, g.states, _compute_dtype(g), self._eight_bit_from)
+        """One kind of moment of every segment; for the Triton kernels there is `_common`'s ``whole``."""
+        return [] if g.way is Way.TRITON else moments(key, g.layout, g.states, _compute_dtype(g), self._eight_bit_from)
 
-    @staticmethod
-    def _common(g: Gathered) -> dict[str, Any]:
-        """The fields that every bucket has, but for the layers' weight decay."""
+    def _common(self, g: Gathered, *keys: str) -> dict[str, Any]:
+        """The fields that every bucket has, but for the layers' weight decay.
+
+        Args:
+            g: What was gathered.
+            keys: The moments that its steps use.
+        """
         lr, device, compute = g.group["lr"], g.params[0].device, _compute_dtype(g)
         return {
             "layout": g.layout,
@@ -49,6 +54,11 @@ class EightBitOptimizer(GuardedOptimizer):
             "lr": lr.to(device, compute)
             if isinstance(lr, Tensor)
             else torch.full((), lr, dtype=compute, device=device),
+            "whole": {
+                k: whole_moment(k, g.layout, g.states, compute, self._eight_bit_from)
+                for k in keys
+                if g.way is Way.TRITON
+            },
         }
 
 

@@ -124,6 +124,7 @@ def _filled(
     convert: bool,
 ) -> Gathered:
     plain = members.way is Way.PLAIN
+    in_order = not convert  # moments in 8 bits are in row-major order, and so must all else be
     convert = convert and plain
     params = [all_params[i] for i in members.places]
     states = [state[p] for p in params]
@@ -137,7 +138,9 @@ def _filled(
     if convert:
         grads = [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
         grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
-    if not plain:  # these go through memory, so everything must lie as the parameter does
+    if members.way is Way.TRITON and in_order:
+        grads = [g.contiguous() for g in grads]
+    elif not plain:  # these go through memory, so everything must lie as the parameter does
         for i, (p, own) in enumerate(zip(params, states, strict=True)):
             grads[i] = _lying_as(p, grads[i])
             for key, value in own.items():

@@ -42,8 +42,6 @@ class GuardedOptimizer(Optimizer):
     """Attributes beside torch's that a copy has too."""
     _converts: ClassVar[bool] = True
     """Whether kernels get weights and gradients in compute dtype; ``False``: as they are, to be converted in pieces."""
-    _has_fused: ClassVar[bool] = False
-    """Whether there are Triton kernels for it."""
 
     def __init__(
         self,
@@ -55,7 +53,7 @@ class GuardedOptimizer(Optimizer):
         fused: bool | None,
     ) -> None:
         checks.positive("max_grad_norm", max_grad_norm)
-        check_fused(fused, type(self).__name__ if not self._has_fused else None)
+        check_fused(fused)
         super().__init__(params, defaults)
         # Over all groups together, so they are the optimizer's and no group's.
         self.max_grad_norm = max_grad_norm
@@ -137,7 +135,7 @@ class GuardedOptimizer(Optimizer):
 
     def _way_of(self, p: Tensor) -> Way:
         """How a parameter's step is taken."""
-        return way_of(self.fused if self._has_fused else False, p, lambda: triton_is_right(self, p))
+        return way_of(self.fused, p, lambda: triton_is_right(self, p))
 
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,8 +49,6 @@ class LAMB(LayerwiseOptimizer):
     Raises:
         ValueError: for an argument out of range.
     """
-
-    _has_fused: ClassVar[bool] = True
 
     def __init__(
         self,

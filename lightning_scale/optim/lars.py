@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,8 +57,6 @@ class LARS(LayerwiseOptimizer):
         ValueError: for an argument out of range, for ``nesterov`` without momentum, and for ``nesterov`` or
             ``lr_in_momentum=False`` with ``trust_norm="momentum"``.
     """
-
-    _has_fused: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -19,12 +19,14 @@ these dtypes, whatever the parameter's (`state_dict.keep_state_dtypes`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_scale.optim.codec import SIGNED, UNSIGNED, Code, block_count
 from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment, Moment, PlainMoment
+from lightning_scale.optim.kernels.eight_bit.work import WholeMoment
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 
 EIGHT_BIT_FROM = 4096
@@ -122,6 +124,24 @@ def moments(
         else:
             found.append(PlainMoment(_contiguous(state, key, compute, layer)[here]))
     return found
+
+
+def whole_moment(
+    key: str,
+    layout: Layout,
+    states: Sequence[dict[str, Tensor]],
+    compute: torch.dtype,
+    eight_bit_from: int = EIGHT_BIT_FROM,
+) -> WholeMoment:
+    """One kind of moment of whole local tensors; arguments as at `moments`, whose errors come from its ``checked``."""
+
+    def checked() -> WholeMoment:
+        moments(key, layout, states, compute, eight_bit_from)
+        return whole_moment(key, layout, states, compute, eight_bit_from)
+
+    values, scales, small = ([state.get(name) for state in states] for name in (key, absmax_key(key), small_key(key)))
+    coded = partial(in_eight_bits, compute=compute, eight_bit_from=eight_bit_from)
+    return WholeMoment(values, scales, small, coded, checked)
 
 
 def _contiguous(state: dict[str, Tensor], key: str, dtype: torch.dtype, layer: LayerInfo) -> Tensor:

@@ -7,17 +7,15 @@ it was launched with. Run as a program, without TRITON_INTERPRET: `python -m tes
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-TARGETS = (80, 90)
+from tests.optim.offline import CAPABILITIES, look
+
 _TYPES = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -50,35 +48,11 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capabi
     chosen = {k: v for k, v in options.items() if k not in names}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen)
-    ptx = result.asm["ptx"]
-    counts = {
-        kind: len(re.findall(pattern, ptx))
-        for kind, pattern in {
-            "fma": r"\bfma\.rn\.f32\b",
-            "vector_loads": r"ld\.global[.\w:]*\.v4\.b32|ld\.global[.\w:]*\.v2\.b64",
-            "vector_stores": r"st\.global[.\w:]*\.v4\.b32|st\.global[.\w:]*\.v2\.b64",
-        }.items()
-    }
     return {
         "kernel": f"{Path(sys.modules[kernel.fn.__module__].__file__ or '').stem}.{kernel.fn.__name__}",
         "capability": capability,
-        "constants": {k: str(v) for k, v in constants.items()},
-        **counts,
-        **_resources(result.asm["cubin"]),
+        **look(result),
     }
-
-
-def _resources(cubin: bytes) -> dict[str, int]:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    return {key.lower(): int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
 
 
 def launches_of(name: str, **options: Any) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
@@ -146,7 +120,7 @@ def main() -> None:
                     args,
                     given,
                 )
-    print(json.dumps([compiled(*launch, capability) for launch in kernels.values() for capability in TARGETS]))
+    print(json.dumps([compiled(*launch, capability) for launch in kernels.values() for capability in CAPABILITIES]))
 
 
 if __name__ == "__main__":

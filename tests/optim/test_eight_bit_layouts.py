@@ -24,7 +24,7 @@ from lightning_scale.optim.kernels.eight_bit.work import (
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard, TrustRatio
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
-from lightning_scale.optim.moments import moments, new_moment
+from lightning_scale.optim.moments import moments, new_moment, whole_moment
 
 # Two layers in 8 bits, two that are too small for it.
 SHAPES = [(70, 61), (33,), (4100,), (5, 9)]
@@ -52,8 +52,8 @@ def partition(edges: list[int], first: int, last: int, all_reduce: Callable[[Ten
 class Rank:
     """Local tensors in a layout, their state, and the kernel that steps them."""
 
-    def __init__(self, kernel: str, layout: Layout, offset: int, weights: Tensor) -> None:
-        self.kernel, self.layout = kernel, layout
+    def __init__(self, kernel: str, layout: Layout, offset: int, weights: Tensor, fused: bool = False) -> None:
+        self.kernel, self.layout, self.fused = kernel, layout, fused
         self.offsets = [offset + sum(layout.tensor_numels[:i]) for i in range(len(layout.tensor_numels))]
         self.weights = self.local(weights)
         keys = MOMENTS.get(kernel, ("momentum_buffer",))
@@ -72,17 +72,23 @@ class Rank:
     def moments(self, key: str) -> Any:
         return moments(key, self.layout, self.states, torch.float32)
 
+    def in_segments(self, key: str) -> Any:
+        """What a bucket holds of a moment: nothing where the Triton kernels take it whole."""
+        return [] if self.fused else self.moments(key)
+
     def step(self, gradient: Tensor) -> Any:
+        keys = MOMENTS.get(self.kernel, ("momentum_buffer",))
         common: dict[str, Any] = {
             "layout": self.layout,
             "params": self.weights,
             "weights": self.weights,
             "grads": self.local(gradient),
             "compute": torch.float32,
-            "way": Way.PLAIN,
             "maximize": False,
             "lr": torch.tensor(0.1),
             "weight_decay": [0.1, 0.0, 0.3, 0.1],
+            "way": Way.TRITON if self.fused else Way.PLAIN,
+            "whole": {k: whole_moment(k, self.layout, self.states, torch.float32) for k in keys if self.fused},
         }
         trust = TrustRatio(torch.tensor([True, False, True, True]), None, None)
         steps = [state["step"] for state in self.states]
@@ -92,13 +98,13 @@ class Rank:
                 "eps": 1e-6,
                 "bias_correction": True,
                 "steps": steps,
-                "exp_avg": self.moments("exp_avg"),
-                "exp_avg_sq": self.moments("exp_avg_sq"),
+                "exp_avg": self.in_segments("exp_avg"),
+                "exp_avg_sq": self.in_segments("exp_avg_sq"),
             }
             if self.kernel == "lamb":
                 return kernels.lamb8bit([CodedLambBucket(**common, **adam, trust=trust)], Guard())
             return kernels.adamw8bit([CodedAdamBucket(**common, **adam)], Guard())
-        buffer = self.moments("momentum_buffer")
+        buffer = self.in_segments("momentum_buffer")
         if self.kernel == "sgd":
             return kernels.sgd8bit([CodedSgdBucket(**common, momentum=0.9, dampening=0.2, nesterov=False, steps=steps,
                                                  momentum_buffer=buffer)], Guard())  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, members
+from lightning_scale.optim import LAMB, LARS, members
 from lightning_scale.optim.kernels import choice
 from lightning_scale.optim.kernels.work import Guard
 from tests.optim.kinds import bits
@@ -277,12 +277,6 @@ def test_without_a_device_or_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_triton", lambda: False)
     with pytest.raises(ValueError, match="triton is not installed: install it"):
         LARS([p], lr=0.1, fused=True)
-
-
-@pytest.mark.parametrize("kind", [LAMB8bit, AdamW8bit])
-def test_optimizers_without_kernels_say_so(kind: Any) -> None:
-    with pytest.raises(ValueError, match=f"which {kind.__name__} does not have"):
-        kind([nn.Parameter(torch.randn(3, 4))], fused=True)
 
 
 def test_left_to_itself_a_cpu_takes_the_plain_way() -> None:

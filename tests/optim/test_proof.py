@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_scale.optim import LAMB, LARS, proof
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit, proof
 from lightning_scale.optim.kernels import choice
 from lightning_scale.optim.kernels.way import Way
 
@@ -35,6 +35,10 @@ def parameter(dtype: torch.dtype = torch.float32) -> nn.Parameter:
         (LAMB, {"max_grad_norm": 1.0, "master_weights": True}, torch.bfloat16),
         (LARS, {"nesterov": True, "weight_decay": 0.1}, torch.float32),
         (LARS, {"trust_norm": "momentum"}, torch.float16),
+        (LAMB8bit, {}, torch.float32),
+        (LARS8bit, {"master_weights": True}, torch.bfloat16),
+        (AdamW8bit, {}, torch.float32),
+        (SGD8bit, {"nesterov": True}, torch.float16),
     ],
 )
 def test_right_kernels_are_found_right(
@@ -99,7 +103,7 @@ def test_who_is_asked() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [LAMB, LARS])
+@pytest.mark.parametrize("kind", [LAMB, LARS, AdamW8bit, SGD8bit, LAMB8bit, LARS8bit])
 def test_a_gpu_takes_the_kernels_unasked(kind: Any) -> None:
     from lightning_scale.optim.kernels.fused import launch
 

@@ -55,13 +55,13 @@ def lars8bit(buckets: Sequence[CodedLarsBucket], guard: Guard) -> list[LayerNorm
 def adamw8bit(buckets: Sequence[CodedAdamBucket], guard: Guard) -> None:
     """One AdamW step with 8-bit moments; see `eight_bit.reference_adamw.adamw`."""
     for bucket in buckets:
-        reference_adamw.adamw(bucket, guard)
+        _adamw8bit(bucket, guard)
 
 
 def sgd8bit(buckets: Sequence[CodedSgdBucket], guard: Guard) -> None:
     """One SGD step with an 8-bit momentum; see `eight_bit.reference_sgd.sgd`."""
     for bucket in buckets:
-        reference_sgd.sgd(bucket, guard)
+        _sgd8bit(bucket, guard)
 
 
 def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
@@ -81,8 +81,32 @@ def _lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
 
 
 def _lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass:
+    if bucket.way is Way.TRITON:
+        from lightning_scale.optim.kernels.fused.lamb8bit import lamb8bit
+
+        return lamb8bit(bucket, guard)
     return reference_lamb8bit.lamb(bucket, guard)
 
 
 def _lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
+    if bucket.way is Way.TRITON:
+        from lightning_scale.optim.kernels.fused.lars8bit import lars8bit
+
+        return lars8bit(bucket, guard)
     return reference_lars8bit.lars(bucket, guard)
+
+
+def _adamw8bit(bucket: CodedAdamBucket, guard: Guard) -> None:
+    if bucket.way is Way.TRITON:
+        from lightning_scale.optim.kernels.fused.adamw8bit import adamw8bit
+
+        return adamw8bit(bucket, guard)
+    return reference_adamw.adamw(bucket, guard)
+
+
+def _sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> None:
+    if bucket.way is Way.TRITON:
+        from lightning_scale.optim.kernels.fused.sgd8bit import sgd8bit
+
+        return sgd8bit(bucket, guard)
+    return reference_sgd.sgd(bucket, guard)

@@ -27,21 +27,12 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def check_fused(fused: bool | None, without_kernels: str | None) -> None:
-    """Refuse ``fused=True`` where there are no kernels, or no Triton.
-
-    Args:
-        fused: The optimizer's option.
-        without_kernels: The optimizer's name, where it has plain torch operations only.
+def check_fused(fused: bool | None) -> None:
+    """Refuse ``fused=True`` where there is no Triton.
 
     Raises:
-        ValueError: says what to write, or install.
+        ValueError: says what to install, or to write.
     """
-    if fused and without_kernels is not None:
-        raise ValueError(
-            f"fused=True asks for Triton kernels, which {without_kernels} does not have in this version of lightning_scale:"
-            " leave fused out, or write fused=False for the plain torch operations."
-        )
     if fused and not has_triton():
         raise ValueError(
             "fused=True asks for Triton kernels, and triton is not installed: install it (pip install triton), leave fused"

@@ -5,7 +5,8 @@ Nothing here is a float32 copy of a whole tensor: kernels read, convert and writ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,7 +14,23 @@ from torch import Tensor
 from lightning_scale.optim.kernels.eight_bit.moment import Moment
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import TrustRatio
-from lightning_scale.optim.layout import Layout
+from lightning_scale.optim.layout import LayerInfo, Layout
+
+
+@dataclass(frozen=True)
+class WholeMoment:
+    """One kind of moment as it stands in the state, one tensor or none for each local tensor: what Triton kernels take."""
+
+    values: list[Tensor | None]
+    """Codes; of a local tensor of small layers alone their elements, in compute dtype."""
+    scales: list[Tensor | None]
+    """The blocks' absmax."""
+    small: list[Tensor | None]
+    """The small layers' elements beside large ones."""
+    coded: Callable[[LayerInfo], bool]
+    """Which layers are in 8 bits."""
+    checked: Callable[[], WholeMoment]
+    """The same, laid out as it must be; raises ValueError where dtypes or sizes are others."""
 
 
 @dataclass
@@ -32,7 +49,9 @@ class CodedBucket:
     """0-d, in compute dtype, on the bucket's device."""
     weight_decay: list[float]
     """Of each layer."""
-    way: Way
+    way: Way = field(default=Way.PLAIN, kw_only=True)
+    """For the Triton kernels moments are in ``whole``, by their keys, and not in segments."""
+    whole: dict[str, WholeMoment] = field(default_factory=dict, kw_only=True)
 
     @property
     def device(self) -> torch.device:

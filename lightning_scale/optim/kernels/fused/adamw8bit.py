@@ -1,0 +1,106 @@
+"""AdamW with 8-bit moments in one pass over the elements; see `eight_bit.reference_adamw` for what it computes."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from lightning_scale.optim.kernels.constants import constant
+from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
+from lightning_scale.optim.kernels.fused.adam import adam_direction, adam_moments, bias_corrections
+from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
+from lightning_scale.optim.kernels.fused.coded_launch import code_tables, count, prepare
+from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
+from lightning_scale.optim.kernels.fused.elements import gradient_factor
+from lightning_scale.optim.kernels.fused.tiles import BLOCK, place, read, tile, write_rounded
+from lightning_scale.optim.kernels.work import Guard
+
+
+@triton.jit
+def _tile(  # type: ignore[no-untyped-def]
+    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, kept, rate,
+    corrections, signed_values, signed_table, values, table, beta1, rest1, beta2, rest2, eps,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, PLAIN: tl.constexpr,
+    CLIP: tl.constexpr, UPHILL: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    i = begin + tile(ROWS)
+    rows = begin // BLOCK + tl.arange(0, ROWS)
+    inside, inside_rows = (i >= low) & (i < high), rows * BLOCK < high
+    w = read(w_at, i, inside, MASKED).to(tl.float32)
+    g = read_gradient(read(g_at, i, inside, MASKED), factor, True, CLIP, UPHILL, False)
+    m = read_moment(m_at, m_scales, i, rows, inside, inside_rows, signed_values, PLAIN, MASKED)
+    v = read_moment(v_at, v_scales, i, rows, inside, inside_rows, values, PLAIN, MASKED)
+    m, v = adam_moments(g, m, v, beta1, rest1, beta2, rest2)
+    if MASKED:  # what stands outside has a code of 0, which need not stand for 0
+        m, v = tl.where(inside, m, 0.0), tl.where(inside, v, 0.0)
+    m_bits, v_bits = largest_of_rows(m), largest_of_rows(v)
+    w = w * kept - adam_direction(m, v, m_bits, v_bits, corrections, eps, True, MASKED) * rate
+    write_rounded(w_at, i, w, inside, WEIGHT, MASKED)
+    if MASTER:
+        write_rounded(p_at, i, w, inside, PARAM, MASKED)
+    write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, m_bits, signed_table, True, PLAIN, MASKED)
+    write_moment(v_at, v_scales, i, rows, inside, inside_rows, v, v_bits, table, False, PLAIN, MASKED)
+
+
+@triton.jit
+def _step(  # type: ignore[no-untyped-def]
+    params, weights, grads, firsts, first_scales, seconds, second_scales,  # [tensors] int64: pointers
+    chunks,
+    corrections,  # [tensors, 4] float32
+    kept_of,  # [layers] float32: 1 - lr λ
+    lr, finite, clip,  # 0-d: float32, a bool, a float32
+    signed_values, signed_table, values, table,
+    beta1, rest1, beta2, rest2, eps,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, PLAIN: tl.constexpr,
+    ALIGNED: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """w ← w·(1 - lr·λ) - lr · m̂/(√v̂ + ε). Reads 10 B an element and writes 6 (float32)."""
+    if goes_on(finite, TEST):
+        tensor, base, low, high, layer, at = chunk_head(chunks)
+        p_at = place(tl.load(params + tensor), base, PARAM, ALIGNED)
+        w_at = place(tl.load(weights + tensor), base, WEIGHT, ALIGNED)
+        g_at = place(tl.load(grads + tensor), base, GRAD, ALIGNED)
+        m_scales = tl.load(first_scales + tensor).to(tl.pointer_type(tl.float32)) + at
+        v_scales = tl.load(second_scales + tensor).to(tl.pointer_type(tl.float32)) + at
+        if PLAIN:
+            m_at = place(tl.load(firsts + tensor), at, tl.float32, ALIGNED)
+            v_at = place(tl.load(seconds + tensor), at, tl.float32, ALIGNED)
+        else:
+            m_at = place(tl.load(firsts + tensor), base, tl.uint8, ALIGNED)
+            v_at = place(tl.load(seconds + tensor), base, tl.uint8, ALIGNED)
+        factor, kept, rate = gradient_factor(clip, CLIP, UPHILL), tl.load(kept_of + layer), tl.load(lr)
+        for begin in range(0, high, ROWS * BLOCK):
+            if (begin >= low) & (begin + ROWS * BLOCK <= high):
+                _tile(p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, kept, rate,
+                      corrections + 4 * tensor, signed_values, signed_table, values, table,
+                      beta1, rest1, beta2, rest2, eps, PARAM, WEIGHT, MASTER, PLAIN, CLIP, UPHILL, ROWS, False)  # fmt: skip
+            else:
+                _tile(p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, kept, rate,
+                      corrections + 4 * tensor, signed_values, signed_table, values, table,
+                      beta1, rest1, beta2, rest2, eps, PARAM, WEIGHT, MASTER, PLAIN, CLIP, UPHILL, ROWS, True)  # fmt: skip
+
+
+def adamw8bit(bucket: CodedAdamBucket, guard: Guard) -> None:
+    """One AdamW step on a bucket, in place; see `eight_bit.reference_adamw.adamw`."""
+    if not bucket.params:
+        return
+    prepared, device = prepare(bucket, guard), bucket.device
+    beta1, beta2 = bucket.betas
+    decays = constant(bucket.layout, "decays", bucket.weight_decay, torch.float32, device)
+    prepared.launch(
+        _step,
+        bias_corrections(bucket),
+        1 - bucket.lr * decays,
+        bucket.lr,
+        prepared.finite,
+        prepared.clip,
+        *code_tables(device),
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        bucket.eps,
+    )
+    prepared.copy_back()
+    count(bucket.steps, guard)
