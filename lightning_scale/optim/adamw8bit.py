@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from lightning_scale.optim import checks
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.kernels import eight_bit
+from lightning_scale.optim.kernels.choice import never, positive_in_float32
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -78,6 +80,9 @@ class AdamW8bit(EightBitOptimizer):
 
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
         return {"step": new_step(weight), **self._new_moments(weight, "exp_avg", "exp_avg_sq")}
+
+    def _compiled(self, group: dict[str, Any]) -> Callable[[Tensor], bool]:
+        return super()._compiled(group) if positive_in_float32(group["eps"]) else never
 
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
         eight_bit.adamw(

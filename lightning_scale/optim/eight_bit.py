@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +34,11 @@ class EightBitOptimizer(GuardedOptimizer):
         """One kind of moment of every segment."""
         return moments(key, g.layout, g.states, _compute_dtype(g), self._eight_bit_from)
 
+    def _compiled(self, group: dict[str, Any]) -> Callable[[Tensor], bool]:
+        """Small parameters, whose moments are not in 8 bits, go the plain way."""
+        takes = super()._compiled(group)
+        return lambda p: p.numel() >= self._eight_bit_from and takes(p)
+
     @staticmethod
     def _common(g: Gathered) -> dict[str, Any]:
         """The fields that every bucket has, but for the layers' weight decay."""
@@ -43,6 +49,7 @@ class EightBitOptimizer(GuardedOptimizer):
             "weights": g.weights,
             "grads": g.grads,
             "compute": compute,
+            "compiled": g.compiled,
             "maximize": g.group["maximize"],
             # Filled on the device, where a number would otherwise be brought by a copy that the host waits for.
             "lr": lr.to(device, compute)

@@ -26,6 +26,8 @@ class Gathered:
     states: list[dict[str, Tensor]] = field(default_factory=list)
     fused: bool = False
     """For the Triton kernels: weights and gradients as they are."""
+    compiled: bool = False
+    """For the compiled CPU kernels: weights and gradients as they are, contiguous."""
 
     @cached_property
     def layout(self) -> Layout:
@@ -47,6 +49,7 @@ class Gathered:
             "weight_decay": self.decays(),
             "trust": self.trust(),
             "fused": self.fused,
+            "compiled": self.compiled,
             "maximize": self.group["maximize"],
         }
 
@@ -71,6 +74,7 @@ def gather(
     init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
     convert: bool = True,
     fused: Callable[[Tensor], bool] = lambda p: False,
+    compiled: Callable[[Tensor], bool] = lambda p: False,
 ) -> list[Gathered]:
     """The buckets of one parameter group; state is made for parameters that have none.
 
@@ -82,6 +86,7 @@ def gather(
         convert: Give weights and gradients in compute dtype, the gradients negated where the step goes uphill; ``False``:
             as they are, for kernels that do it piece by piece.
         fused: Which parameters go to the Triton kernels, as they are; those of one bucket then have the same types too.
+        compiled: Which parameters go to the compiled CPU kernels, likewise.
     """
     buckets: dict[tuple[Any, ...], Gathered] = {}
     names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
@@ -94,17 +99,22 @@ def gather(
         if group["master_weights"] and p.dtype != compute and "master" not in own:
             own["master"] = p.detach().to(compute, copy=True)
         by_kernels = fused(p)
-        as_is = by_kernels or not convert
+        by_compiled = not by_kernels and compiled(p)
+        as_is = by_kernels or by_compiled or not convert
         weight = own["master"] if "master" in own else p if as_is or p.dtype == compute else p.detach().to(compute)
         if not own.keys() - {"master"}:
             own.update(init_state(group, weight))
-        kind = (p.dtype, p.grad.dtype, "master" in own) if by_kernels else ()
-        bucket = buckets.setdefault((p.device, compute, *kind), Gathered(group, fused=by_kernels))
+        kind = (p.dtype, p.grad.dtype, "master" in own, by_compiled) if by_kernels or by_compiled else ()
+        bucket = buckets.setdefault((p.device, compute, *kind), Gathered(group, fused=by_kernels, compiled=by_compiled))
         grad = p.grad if as_is else p.grad.to(compute)
         if by_kernels:  # its kernels go through memory, so everything must lie as the parameter does
             grad = _lying_as(p, grad)
             for key, value in own.items():
                 own[key] = _lying_as(p, value)
+            weight = own.get("master", p)
+        if by_compiled:
+            grad = grad.contiguous()
+            own.update({key: value.contiguous() for key, value in own.items() if not value.is_contiguous()})
             weight = own.get("master", p)
         bucket.names.append(name)
         bucket.params.append(p)

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered, gather, refuse_unsupported
 from lightning_scale.optim.group_keys import check_group_keys
-from lightning_scale.optim.kernels import check_fused, runs_fused
+from lightning_scale.optim.kernels import check_fused, runs_compiled, runs_fused
+from lightning_scale.optim.kernels.choice import compiled_takes, never
 from lightning_scale.optim.kernels.norms import guard
 from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
@@ -41,6 +42,8 @@ class GuardedOptimizer(Optimizer):
     """Whether kernels get weights and gradients in compute dtype; ``False``: as they are, to be converted in pieces."""
     _has_fused: ClassVar[bool] = False
     """Whether there are Triton kernels for it."""
+    _has_compiled: ClassVar[bool] = True
+    """Whether there are compiled CPU kernels for it."""
 
     def __init__(
         self,
@@ -112,6 +115,9 @@ class GuardedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        compiled = self._has_compiled and runs_compiled(
+            self.fused, (p for group in self.param_groups for p in group["params"])
+        )
         gathered = [
             bucket
             for number, group in enumerate(self.param_groups)
@@ -122,6 +128,7 @@ class GuardedOptimizer(Optimizer):
                 self._init_state,
                 convert=self._converts,
                 fused=lambda p: self._has_fused and runs_fused(self.fused, p),
+                compiled=self._compiled(group) if compiled else never,
             )
         ]
         if gathered:
@@ -129,6 +136,10 @@ class GuardedOptimizer(Optimizer):
             if decided is not None:
                 self._update(gathered, decided)
         return loss
+
+    def _compiled(self, group: dict[str, Any]) -> Callable[[Tensor], bool]:
+        """Which of a group's parameters the compiled CPU kernels take, where steps are large enough for them."""
+        return compiled_takes
 
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered, compute_dtype
 from lightning_scale.optim.kernels import lamb
+from lightning_scale.optim.kernels.choice import never, positive_in_float32
 from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
 
@@ -91,6 +93,9 @@ class LAMB(LayerwiseOptimizer):
             "exp_avg": torch.zeros_like(weight, dtype=compute_dtype(weight)),
             "exp_avg_sq": torch.zeros_like(weight, dtype=compute_dtype(weight)),
         }
+
+    def _compiled(self, group: dict[str, Any]) -> Callable[[Tensor], bool]:
+        return super()._compiled(group) if positive_in_float32(group["eps"]) else never
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return lamb(

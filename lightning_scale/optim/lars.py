@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered, compute_dtype
 from lightning_scale.optim.kernels import lars
+from lightning_scale.optim.kernels.choice import never
 from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
 
@@ -113,6 +115,10 @@ class LARS(LayerwiseOptimizer):
         if group["momentum"] == 0 and group["trust_norm"] == "gradient":
             return {}
         return {"momentum_buffer": torch.zeros_like(weight, dtype=compute_dtype(weight))}
+
+    def _compiled(self, group: dict[str, Any]) -> Callable[[Tensor], bool]:
+        remembers = group["momentum"] != 0 or group["trust_norm"] == "momentum"
+        return super()._compiled(group) if remembers else never
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return lars([self._bucket(g) for g in gathered], decided)

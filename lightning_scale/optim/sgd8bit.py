@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from lightning_scale.optim import checks
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.kernels import eight_bit
+from lightning_scale.optim.kernels.choice import never
 from lightning_scale.optim.kernels.eight_bit.work import CodedSgdBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -87,6 +89,9 @@ class SGD8bit(EightBitOptimizer):
         if group["momentum"] == 0:
             return {}
         return {"step": new_step(weight), **self._new_moments(weight, "momentum_buffer")}
+
+    def _compiled(self, group: dict[str, Any]) -> Callable[[Tensor], bool]:
+        return super()._compiled(group) if group["momentum"] != 0 else never
 
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
         eight_bit.sgd([self._coded_bucket(g) for g in gathered], decided)

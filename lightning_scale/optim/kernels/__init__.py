@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from lightning_scale.optim.kernels import reference_lamb, reference_lars
-from lightning_scale.optim.kernels.choice import check_fused, runs_fused
-from lightning_scale.optim.kernels.work import Bucket, Guard, LambBucket, LarsBucket, LayerNorms
+from torch import Tensor
 
-__all__ = ["check_fused", "lamb", "lars", "runs_fused"]
+from lightning_scale.optim.kernels import reference_lamb, reference_lars
+from lightning_scale.optim.kernels.choice import check_fused, runs_compiled, runs_fused
+from lightning_scale.optim.kernels.norms import trust_ratios
+from lightning_scale.optim.kernels.parts import as_plain, in_two_passes
+from lightning_scale.optim.kernels.work import Bucket, FirstPass, Guard, LambBucket, LarsBucket, LayerNorms
+
+__all__ = ["check_fused", "lamb", "lars", "runs_compiled", "runs_fused"]
 
 BucketT = TypeVar("BucketT", bound=Bucket)
 
@@ -22,7 +26,16 @@ def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
 
         return lamb(chosen, guard)
 
-    return _each_its_way(buckets, guard, reference_lamb.lamb, fused)
+    def compiled(bucket: LambBucket, guard: Guard) -> FirstPass | None:
+        from lightning_scale.optim.kernels.compiled import lamb
+
+        return lamb(bucket, guard)
+
+    return _each_its_way(buckets, guard, reference_lamb.lamb, fused, compiled, _lamb_ratios)
+
+
+def _lamb_ratios(bucket: LambBucket, w: Tensor, u: Tensor) -> Tensor:
+    return trust_ratios(w, u, bucket.trust, u)
 
 
 def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
@@ -33,7 +46,12 @@ def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
 
         return lars(chosen, guard)
 
-    return _each_its_way(buckets, guard, reference_lars.lars, fused)
+    def compiled(bucket: LarsBucket, guard: Guard) -> FirstPass | None:
+        from lightning_scale.optim.kernels.compiled import lars
+
+        return lars(bucket, guard)
+
+    return _each_its_way(buckets, guard, reference_lars.lars, fused, compiled, reference_lars.ratios)
 
 
 def _each_its_way(
@@ -41,11 +59,21 @@ def _each_its_way(
     guard: Guard,
     plain: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
     fused: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
+    compiled: Callable[[BucketT, Guard], FirstPass | None],
+    ratios: Callable[[BucketT, Tensor, Tensor], Tensor],
 ) -> list[LayerNorms]:
     """Norms in the buckets' order."""
     norms: dict[int, LayerNorms] = {}
+    rest = list(buckets)
+    for i, bucket in enumerate(buckets):
+        if bucket.compiled:
+            found = in_two_passes(bucket, guard, compiled, ratios)
+            if found is not None:
+                norms[i] = found
+            else:
+                rest[i] = as_plain(bucket)
     for way, run in ((False, plain), (True, fused)):
-        places = [i for i, bucket in enumerate(buckets) if bucket.fused == way]
+        places = [i for i, bucket in enumerate(rest) if i not in norms and bucket.fused == way]
         if places:
-            norms.update(zip(places, run([buckets[i] for i in places], guard), strict=True))
+            norms.update(zip(places, run([rest[i] for i in places], guard), strict=True))
     return [norms[i] for i in range(len(buckets))]

@@ -39,17 +39,23 @@ def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
     )
     results = []
     for bucket, value, w, n in zip(buckets, measured, norms[: len(buckets)], norms[len(buckets) :], strict=True):
+        ratio = ratios(bucket, w, n)
         if bucket.momentum_norm:
-            ratio = trust_ratios(w, n, bucket.trust, n, bucket.trust_coefficient)
             step = [m.clone() for m in value]
             torch._foreach_mul_(bucket.layout.views(step), per_segment(bucket.layout, ratio * bucket.lr))
         else:
-            decay = torch.tensor(bucket.weight_decay, dtype=w.dtype, device=w.device)
-            ratio = trust_ratios(w, n, bucket.trust, n + decay * w + bucket.eps, bucket.trust_coefficient)
             step = _gradient_step(bucket, value, ratio, guard)
         apply(bucket, zero_if_skipped(step, guard, NOTHING_TO_SUBTRACT))
         results.append(LayerNorms(w, n, ratio))
     return results
+
+
+def ratios(bucket: LarsBucket, w: Tensor, n: Tensor) -> Tensor:
+    """Each layer's ratio from ‖w‖ and the other norm, whole layers', 1-D."""
+    if bucket.momentum_norm:
+        return trust_ratios(w, n, bucket.trust, n, bucket.trust_coefficient)
+    decay = torch.tensor(bucket.weight_decay, dtype=w.dtype, device=w.device)
+    return trust_ratios(w, n, bucket.trust, n + decay * w + bucket.eps, bucket.trust_coefficient)
 
 
 def _momentum(bucket: LarsBucket, grads: list[Tensor], guard: Guard) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -29,6 +30,16 @@ class LayerNorms:
     weight: Tensor
     update: Tensor
     ratio: Tensor
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """The first half of a layer-wise step: what the ratios are made of, and how to go on when they are known."""
+
+    norms: Tensor
+    """[2, L] float64: this rank's own ‖w‖, and ‖u‖ (or ‖g‖, ‖m‖), of each layer."""
+    second: Callable[[Tensor], None]
+    """Takes the ratios [L] and finishes the step."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,9 @@ class Bucket:
     fused: bool = False
     """For the Triton kernels: weights and gradients are as they are, not converted."""
     maximize: bool = False
-    """Of fused buckets, whose gradients are not negated: step uphill."""
+    """Of fused and compiled buckets, whose gradients are not negated: step uphill."""
+    compiled: bool = False
+    """For the compiled CPU kernels: weights and gradients are as they are, not converted."""
 
 
 @dataclass

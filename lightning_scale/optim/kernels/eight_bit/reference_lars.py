@@ -34,9 +34,7 @@ def lars(buckets: Sequence[CodedLarsBucket], guard: Guard) -> list[LayerNorms]:
 
     results = []
     for bucket, (w, n) in zip(buckets, piecewise_norms(buckets, measured), strict=True):
-        decay = torch.tensor(bucket.weight_decay, dtype=w.dtype, device=w.device)
-        denominator = n if bucket.momentum_norm else n + decay * w + bucket.eps
-        ratio = trust_ratios(w, n, bucket.trust, denominator, bucket.trust_coefficient)
+        ratio = ratios(bucket, w, n)
         outside = ratio * bucket.lr if bucket.momentum_norm else bucket.lr.expand_as(ratio)
         inside = ratio * bucket.lr if bucket.lr_in_momentum else ratio
         for piece in pieces(bucket):
@@ -53,6 +51,13 @@ def lars(buckets: Sequence[CodedLarsBucket], guard: Guard) -> list[LayerNorms]:
                 moment.write(buffer, finite_on(guard, bucket.device))
         results.append(LayerNorms(w, n, ratio))
     return results
+
+
+def ratios(bucket: CodedLarsBucket, w: Tensor, n: Tensor) -> Tensor:
+    """Each layer's ratio from ‖w‖ and the other norm, whole layers', 1-D."""
+    decay = torch.tensor(bucket.weight_decay, dtype=w.dtype, device=w.device)
+    denominator = n if bucket.momentum_norm else n + decay * w + bucket.eps
+    return trust_ratios(w, n, bucket.trust, denominator, bucket.trust_coefficient)
 
 
 def _averaged(bucket: CodedLarsBucket, piece: Piece, guard: Guard) -> Tensor:

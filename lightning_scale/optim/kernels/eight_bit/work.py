@@ -31,6 +31,8 @@ class CodedBucket:
     """0-d, in compute dtype, on the bucket's device."""
     weight_decay: list[float]
     """Of each layer."""
+    compiled: bool
+    """For the compiled CPU kernels."""
 
     @property
     def device(self) -> torch.device:
