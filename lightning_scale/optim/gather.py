@@ -28,6 +28,8 @@ class Gathered:
     """For the Triton kernels: weights and gradients as they are."""
     compiled: bool = False
     """For the compiled CPU kernels: weights and gradients as they are, contiguous."""
+    norms: Tensor | None = None
+    """[2, L] float64 ‖w‖ and ‖g‖, where a look at the gradients has found both."""
 
     @cached_property
     def layout(self) -> Layout:

@@ -143,9 +143,11 @@ class GuardedOptimizer(Optimizer):
 
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""
+        self._look(gathered)
+        squares = fused_squares([g for g in gathered if g.fused]) if self._looks_at_gradients else []
         result = guard(
-            [(g.layout, g.grads) for g in gathered if not g.fused],
-            squares=fused_squares([g for g in gathered if g.fused]) if self._looks_at_gradients else [],
+            [(g.layout, g.grads) for g in gathered if not g.fused and g.norms is None],
+            squares=[*squares, *(g.norms[1].square() for g in gathered if g.norms is not None)],
             test_finite=self.skip_nonfinite,
             max_grad_norm=self.max_grad_norm,
         )
@@ -157,6 +159,9 @@ class GuardedOptimizer(Optimizer):
         if result.finite.device.type != "cpu":
             return result
         return Guard(None, result.clip) if bool(result.finite) else None  # on a CPU to look costs nothing
+
+    def _look(self, gathered: list[Gathered]) -> None:
+        """Fill in `Gathered.norms` where a step needs both anyway, so that gradients are read once less."""
 
     @property
     def _looks_at_gradients(self) -> bool:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered, compute_dtype
-from lightning_scale.optim.kernels import lars
+from lightning_scale.optim.kernels import lars, look
 from lightning_scale.optim.kernels.choice import never
 from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
@@ -120,6 +120,11 @@ class LARS(LayerwiseOptimizer):
         remembers = group["momentum"] != 0 or group["trust_norm"] == "momentum"
         return super()._compiled(group) if remembers else never
 
+    def _look(self, gathered: list[Gathered]) -> None:
+        for g in gathered:
+            if g.compiled and g.group["trust_norm"] == "gradient":
+                g.norms = look(g)
+
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return lars([self._bucket(g) for g in gathered], decided)
 
@@ -141,4 +146,5 @@ class LARS(LayerwiseOptimizer):
             lr_in_momentum=group["lr_in_momentum"],
             momentum_norm=group["trust_norm"] == "momentum",
             momentum_buffer=g.state("momentum_buffer"),
+            norms=g.norms,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from lightning_scale.optim.kernels.norms import trust_ratios
 from lightning_scale.optim.kernels.parts import as_plain, in_two_passes
 from lightning_scale.optim.kernels.work import Bucket, FirstPass, Guard, LambBucket, LarsBucket, LayerNorms
 
-__all__ = ["check_fused", "lamb", "lars", "runs_compiled", "runs_fused"]
+__all__ = ["check_fused", "lamb", "lars", "look", "runs_compiled", "runs_fused"]
 
 BucketT = TypeVar("BucketT", bound=Bucket)
 
@@ -34,6 +34,17 @@ def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
     return _each_its_way(buckets, guard, reference_lamb.lamb, fused, compiled, _lamb_ratios)
 
 
+def look(gathered: Any) -> Tensor | None:
+    """[2, L] float64: ‖w‖ and ‖g‖ of contiguous CPU tensors from one read; ``None`` where that cannot be compiled.
+
+    Args:
+        gathered: With ``layout``, ``weights`` and ``grads``.
+    """
+    from lightning_scale.optim.kernels.compiled import look
+
+    return look(gathered)
+
+
 def _lamb_ratios(bucket: LambBucket, w: Tensor, u: Tensor) -> Tensor:
     return trust_ratios(w, u, bucket.trust, u)
 
@@ -51,7 +62,9 @@ def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
 
         return lars(bucket, guard)
 
-    return _each_its_way(buckets, guard, reference_lars.lars, fused, compiled, reference_lars.ratios)
+    return _each_its_way(
+        buckets, guard, reference_lars.lars, fused, compiled, reference_lars.ratios, lambda b: b.momentum_norm
+    )
 
 
 def _each_its_way(
@@ -61,13 +74,14 @@ def _each_its_way(
     fused: Callable[[Sequence[BucketT], Guard], list[LayerNorms]],
     compiled: Callable[[BucketT, Guard], FirstPass | None],
     ratios: Callable[[BucketT, Tensor, Tensor], Tensor],
+    keeps_updates: Callable[[BucketT], bool] = lambda bucket: True,
 ) -> list[LayerNorms]:
     """Norms in the buckets' order."""
     norms: dict[int, LayerNorms] = {}
     rest = list(buckets)
     for i, bucket in enumerate(buckets):
         if bucket.compiled:
-            found = in_two_passes(bucket, guard, compiled, ratios)
+            found = in_two_passes(bucket, guard, compiled, ratios, keeps_updates(bucket))
             if found is not None:
                 norms[i] = found
             else:

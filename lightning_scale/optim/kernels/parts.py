@@ -27,6 +27,7 @@ def in_two_passes(
     guard: Guard,
     first: Callable[[AnyBucket, Guard], FirstPass | None],
     ratios: Callable[[AnyBucket, Tensor, Tensor], Tensor],
+    keeps_updates: bool = True,
 ) -> LayerNorms | None:
     """A layer-wise step, part by part.
 
@@ -35,9 +36,11 @@ def in_two_passes(
         guard: The clip and the non-finite test of this step.
         first: A first pass; ``None`` where it cannot be taken, and then for every part of the bucket.
         ratios: A bucket's ratios from its two norms.
+        keeps_updates: Whether what the first pass leaves for the second grows with the bucket; where not, no parts are
+            needed.
     """
     results: list[LayerNorms] = []
-    for part in parts(bucket):
+    for part in parts(bucket) if keeps_updates else [bucket]:
         passed = first(part, guard)
         if passed is None:
             return None
@@ -77,6 +80,8 @@ def parts(bucket: AnyBucket) -> list[AnyBucket]:
             for f in fields(bucket)
             if isinstance(getattr(bucket, f.name), list) and getattr(bucket, f.name)
         }
+        if getattr(bucket, "norms", None) is not None:
+            changes["norms"] = bucket.norms[:, list(chosen)]
         if hasattr(bucket, "trust"):
             changes["trust"] = replace(bucket.trust, adapt=bucket.trust.adapt[list(chosen)])
         found.append(replace(bucket, **changes, layout=layout))

@@ -11,5 +11,6 @@ from __future__ import annotations
 from lightning_scale.optim.kernels.compiled.eight_bit import adamw8bit, lamb8bit, lars8bit, sgd8bit
 from lightning_scale.optim.kernels.compiled.lamb import lamb
 from lightning_scale.optim.kernels.compiled.lars import lars
+from lightning_scale.optim.kernels.compiled.look import look
 
-__all__ = ["adamw8bit", "lamb", "lamb8bit", "lars", "lars8bit", "sgd8bit"]
+__all__ = ["adamw8bit", "lamb", "lamb8bit", "lars", "lars8bit", "look", "sgd8bit"]

@@ -41,7 +41,7 @@ def elements(tensors: Sequence[Tensor], runs: Iterable[Run]) -> list[Tensor]:
 @lru_cache(maxsize=16)
 def same_numbers(numbers: tuple[float, ...], rows: int) -> Tensor:
     """[rows, K] float32, every row alike: read only. Steps use the same few again, layer after layer."""
-    return torch.tensor([numbers], dtype=torch.float32, device="cpu").repeat(rows, 1)
+    return torch.tensor([numbers], dtype=torch.float32, device="cpu").expand(rows, -1).contiguous()
 
 
 def numbers_of(numbers: Sequence[tuple[float, ...]], runs: Sequence[Run]) -> Tensor:

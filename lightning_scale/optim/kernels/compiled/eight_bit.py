@@ -14,7 +14,7 @@ from lightning_scale.optim.kernels.compiled.codec import absmax_of, cells, neare
 from lightning_scale.optim.kernels.compiled.dtypes import called, variant
 from lightning_scale.optim.kernels.compiled.first import First, by_ratio, first_pass, nothing, skipped
 from lightning_scale.optim.kernels.compiled.lamb import adam_numbers, gradient_scale
-from lightning_scale.optim.kernels.compiled.look import look, look_program
+from lightning_scale.optim.kernels.compiled.lars import clipped_norms
 from lightning_scale.optim.kernels.compiled.programs import Program, load
 from lightning_scale.optim.kernels.compiled.programs import Run as Compiled
 from lightning_scale.optim.kernels.compiled.rows import WIDTH
@@ -59,8 +59,7 @@ def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass | None:
     Arguments and result as at `lamb8bit`'s; with a momentum buffer.
     """
     types = variant(bucket.weights, bucket.grads)
-    programs = [_momentum_program(types)] if bucket.momentum_norm else [_momentum_program(types), look_program(types)]
-    runs = load(programs)
+    runs = load([_momentum_program(types)])
     if runs is None:
         return None
     if skipped(guard):
@@ -70,8 +69,9 @@ def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass | None:
     if bucket.momentum_norm:
         averaged = _momentum(runs[0], bucket, lambda layer, _: (scale, decays[layer], 1 - mu, mu, 1.0, 0.0, 1.0))
         return by_ratio(bucket, averaged)
-    norms = look(bucket, runs[1], grid=True)
-    norms[1] *= abs(scale)
+    norms = clipped_norms(bucket, scale)
+    if norms is None:
+        return None
     own, buffered = (1.0, mu) if bucket.nesterov else (0.0, 1.0)
 
     def second(ratios: Tensor) -> None:

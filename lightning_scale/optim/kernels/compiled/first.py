@@ -14,7 +14,7 @@ from lightning_scale.optim.kernels.compiled.programs import Run as Compiled
 from lightning_scale.optim.kernels.compiled.rows import Plan, Run, plan, rows_of
 from lightning_scale.optim.kernels.compiled.scratch import update_rows
 from lightning_scale.optim.kernels.compiled.state import State
-from lightning_scale.optim.kernels.compiled.sums import layer_squares, sure
+from lightning_scale.optim.kernels.compiled.sums import layer_squares, make_sure
 from lightning_scale.optim.kernels.work import FirstPass, Guard
 
 UpdateBucket = Any
@@ -76,12 +76,11 @@ def first_pass(bucket: UpdateBucket, first: First) -> tuple[Tensor, Callable[[li
     """
     rows = layout_plan(bucket, first.grid)
     update = update_rows(rows.rows + 1)  # a padded batch of one row is called with two
-    sums: list[list[Tensor]] = [[], []]
+    sums: list[list[Tensor]] = []
 
     def call(operands: list[Tensor], begin: int, count: int, numbers: Tensor) -> None:
         here = first.run(*operands, update[begin : begin + numbers.shape[0]], numbers, *first.constants)
-        for kept, row_sums in zip(sums, here, strict=True):
-            kept.append(row_sums[:count])
+        sums.append(here if count == numbers.shape[0] else [row_sums[:count] for row_sums in here])
 
     for run in rows.whole:
         operands = [rows_of(tensors[run.tensor], run) for tensors in (bucket.weights, bucket.grads)]
@@ -112,9 +111,10 @@ def norms_of(bucket: UpdateBucket, rows: Plan, sums: Sequence[list[Tensor]], upd
     def updates(layer: int) -> list[Tensor]:
         return [part for run in runs if run.layer == layer for part in update_parts(update, [run])]
 
-    squares = [layer_squares(rows, layers, s) for s in sums]
-    pairs = zip(squares, (weights, updates), strict=True)
-    return torch.stack([sure(own, rows, exactly) for own, exactly in pairs]).sqrt()
+    squares = layer_squares(rows, layers, sums)
+    make_sure(squares[0], rows, weights)
+    make_sure(squares[1], rows, updates)
+    return squares.sqrt()
 
 
 def update_parts(update: Tensor, runs: Sequence[Run]) -> list[Tensor]:

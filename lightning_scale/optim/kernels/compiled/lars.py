@@ -11,11 +11,12 @@ from lightning_scale.optim.kernels.compiled import buffers
 from lightning_scale.optim.kernels.compiled.dtypes import called, variant
 from lightning_scale.optim.kernels.compiled.first import First, by_ratio, layout_plan, nothing, round_into, skipped
 from lightning_scale.optim.kernels.compiled.lamb import gradient_scale
-from lightning_scale.optim.kernels.compiled.look import look, look_program
+from lightning_scale.optim.kernels.compiled.look import look
 from lightning_scale.optim.kernels.compiled.programs import Program, load
 from lightning_scale.optim.kernels.compiled.programs import Run as Compiled
 from lightning_scale.optim.kernels.compiled.rows import WIDTH, rows_of
 from lightning_scale.optim.kernels.compiled.state import TensorState
+from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
 
 _NUMBERS = 7
@@ -32,7 +33,7 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | None:
         ``None``, and nothing has changed, where a kernel cannot be compiled.
     """
     types = variant(bucket.weights, bucket.grads)
-    runs = load([_averaging(types)] if bucket.momentum_norm else [look_program(types), _stepping(types)])
+    runs = load([_averaging(types) if bucket.momentum_norm else _stepping(types)])
     if runs is None:
         return None
     if skipped(guard):
@@ -44,9 +45,16 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | None:
             return scale, bucket.weight_decay[layer], bucket.momentum, 1 - bucket.momentum
 
         return by_ratio(bucket, First(runs[0], numbers, [TensorState(bucket.momentum_buffer)]))
-    norms = look(bucket, runs[0])
-    norms[1] *= abs(scale)
-    return FirstPass(norms, lambda ratios: _second(bucket, runs[1], scale, ratios.tolist()))
+    norms = clipped_norms(bucket, scale)
+    if norms is None:
+        return None
+    return FirstPass(norms, lambda ratios: _second(bucket, runs[0], scale, ratios.tolist()))
+
+
+def clipped_norms(bucket: LarsBucket | CodedLarsBucket, scale: float) -> Tensor | None:
+    """[2, L] float64: ‖w‖ and that of the clipped gradient, from what was seen already where it was."""
+    norms = look(bucket) if bucket.norms is None else bucket.norms
+    return None if norms is None else norms * torch.tensor([[1.0], [abs(scale)]], dtype=torch.float64)
 
 
 def _second(bucket: LarsBucket, run_program: Compiled, scale: float, ratios: list[float]) -> None:

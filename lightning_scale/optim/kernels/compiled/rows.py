@@ -96,7 +96,7 @@ def plan(layout: Layout, segments: Sequence[int], grid: bool = False) -> Plan:
     for run in (*pieces, *padded):
         placed.append(replace(run, row=row))
         row += run.rows
-    layers = dict.fromkeys(layout.segments[number].layer for number in segments)
+    layers = dict.fromkeys(run.layer for run in placed)
     return Plan(tuple(placed[: len(pieces)]), tuple(placed[len(pieces) :]), row, tuple(layers))
 
 

@@ -13,28 +13,32 @@ from lightning_scale.optim.kernels.compiled.rows import Plan
 _SMALLEST_SURE = 1e-24
 
 
-def layer_squares(plan: Plan, layers: int, sums: Sequence[Tensor]) -> Tensor:
-    """Squared norms of all layers, 1-D float64, from the sums over the plan's rows, in order."""
-    total = torch.zeros(layers, dtype=torch.float64, device="cpu")
+def layer_squares(plan: Plan, layers: int, sums: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Squared norms of all layers, [kinds, layers] float64.
+
+    Args:
+        plan: The rows.
+        layers: How many layers there are, those without rows here included.
+        sums: Of each call, in the plan's order, the sums over its rows of each kind.
+    """
+    total = torch.zeros(2, layers, dtype=torch.float64, device="cpu")
     if not sums:
         return total
-    rows = torch.cat(list(sums)) if len(sums) > 1 else sums[0]
-    if len(plan.layers) == 1:
-        total[plan.layers[0]] = rows.sum(dtype=torch.float64)
-        return total
-    return total.index_add_(0, plan.row_layers, rows.double())
+    rows = torch.stack([torch.cat(list(kind)) for kind in zip(*sums, strict=True)])
+    if layers == 1:
+        return rows.sum(1, keepdim=True, dtype=torch.float64)
+    return total.index_add_(1, plan.row_layers, rows.double())
 
 
-def sure(squares: Tensor, plan: Plan, exactly: Callable[[int], list[Tensor]]) -> Tensor:
-    """``squares`` where float32 sums are right; elsewhere (overflow, underflow, NaN) summed again in float64.
+def make_sure(squares: Tensor, plan: Plan, exactly: Callable[[int], list[Tensor]]) -> None:
+    """Sum again in float64 where float32 sums may not be right (overflow, underflow, NaN), in place.
 
     Args:
         squares: Of each layer, 1-D float64.
         plan: The rows that were summed.
         exactly: A layer's elements, in tensors of any floating-point dtype.
     """
-    for layer in plan.layers:
-        if not _SMALLEST_SURE <= float(squares[layer]) < float("inf"):
+    for layer, square in enumerate(squares.tolist()):
+        if layer in plan.layers and not _SMALLEST_SURE <= square < float("inf"):
             parts = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in exactly(layer)]
-            squares[layer] = torch.stack(parts).square().sum() if parts else 0.0
-    return squares
+            squares[layer] = torch.stack(parts).square().sum()
