@@ -13,8 +13,9 @@ from lightning_scale.optim.kernels.norms import over_ranks
 from lightning_scale.optim.kernels.work import Bucket, FirstPass, Guard, LayerNorms
 from lightning_scale.optim.layout import Layout, Segment
 
-# Elements: with u, moments and gradient, 2^20 of them are 20 MB.
-PART = 1 << 20
+# Elements of a group of layers: more of them leave the cache before the second pass, with fewer the small operations
+# between two passes count.
+PART = 1 << 22
 # Layers of no more elements are stepped together before the others, for the compiled kernels copy them into one buffer.
 SMALL = 1 << 14
 
@@ -89,15 +90,15 @@ def parts(bucket: AnyBucket) -> list[AnyBucket]:
 
 
 def _cut(layout: Layout) -> list[tuple[tuple[int, ...], Layout]]:
-    """Layers of at most `PART` elements together, the small ones first, or one alone; with a layout for each group."""
+    """Layers of at most `PART` elements together (and of no more than the largest has), the small ones first, or one alone; with a layout for each group."""
     if not layout.whole or layout.all_reduce is not None:
         return [(tuple(range(len(layout.layers))), layout)]
     if "parts" not in layout.cache:
         groups: list[list[int]] = []
-        held = 0
+        held, most = 0, min(PART, max(layer.numel for layer in layout.layers))  # as u waits for all of a group
         for i in sorted(range(len(layout.layers)), key=lambda i: layout.layers[i].numel > SMALL):
             numel = layout.layers[i].numel
-            if not groups or held + numel > PART:
+            if not groups or held + numel > most:
                 groups.append([])
                 held = 0
             groups[-1].append(i)
