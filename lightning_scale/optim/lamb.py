@@ -43,7 +43,9 @@ class LAMB(LayerwiseOptimizer):
             ``skipped_steps``.
         maximize: Step uphill.
         fused: ``True``: Triton kernels, for float32, bfloat16 and float16 parameters on CUDA devices (they are tested in
-            Triton's interpreter, and have not been run on a GPU yet). ``False`` or ``None``: plain torch operations.
+            Triton's interpreter, and have not been run on a GPU yet). ``False``: plain torch operations.
+            ``None``: these, but on a CPU, with 2^23 elements and more in all parameters, kernels compiled once by Inductor
+            (which need a C++ compiler the first time).
 
     Raises:
         ValueError: for an argument out of range.

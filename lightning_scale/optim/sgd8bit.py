@@ -42,7 +42,8 @@ class SGD8bit(EightBitOptimizer):
         skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
             ``skipped_steps``.
         maximize: Step uphill.
-        fused: ``False`` or ``None``: plain torch operations. ``True`` is refused in this version.
+        fused: ``None``: on a CPU, with 2^23 elements and more in all parameters, kernels compiled once by Inductor (they
+            need a C++ compiler the first time), else plain torch operations. ``False``: these. ``True`` is refused.
 
     Raises:
         ValueError: for an argument out of range, and for ``nesterov`` without momentum or with dampening.

@@ -90,7 +90,7 @@ def parts(bucket: AnyBucket) -> list[AnyBucket]:
 
 
 def _cut(layout: Layout) -> list[tuple[tuple[int, ...], Layout]]:
-    """Layers of at most `PART` elements together (and of no more than the largest has), the small ones first, or one alone; with a layout for each group."""
+    """Groups of layers of at most `PART` elements, and of no more than the largest has, small layers first; with layouts."""
     if not layout.whole or layout.all_reduce is not None:
         return [(tuple(range(len(layout.layers))), layout)]
     if "parts" not in layout.cache:
