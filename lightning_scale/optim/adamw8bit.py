@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_scale.optim import checks, kernels
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.gather import Gathered
+from lightning_scale.optim.kernels.choice import positive_in_float32
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -80,6 +81,9 @@ class AdamW8bit(EightBitOptimizer):
 
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
         return {"step": new_step(weight), **self._new_moments(weight, "exp_avg", "exp_avg_sq")}
+
+    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
+        return positive_in_float32(group["eps"]) and super()._compiles(group, p)
 
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
         kernels.adamw8bit(

@@ -34,6 +34,10 @@ class EightBitOptimizer(GuardedOptimizer):
         """One kind of moment of every segment; for the Triton kernels there is `_common`'s ``whole``."""
         return [] if g.way is Way.TRITON else moments(key, g.layout, g.states, _compute_dtype(g), self._eight_bit_from)
 
+    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Small parameters, whose moments are not in 8 bits, go the plain way."""
+        return p.numel() >= self._eight_bit_from and super()._compiles(group, p)
+
     def _common(self, g: Gathered, *keys: str) -> dict[str, Any]:
         """The fields that every bucket has, but for the layers' weight decay.
 

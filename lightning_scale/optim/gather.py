@@ -15,6 +15,9 @@ from lightning_scale.optim.kernels.work import TrustRatio
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Members, Sorting, WayOf, compute_dtype
 
+_DECIDE = ("eps", "momentum", "trust_norm")
+"""Options of a group that the choice of a way may depend on."""
+
 
 @dataclass
 class Gathered:
@@ -28,6 +31,8 @@ class Gathered:
     weights: list[Tensor]
     grads: list[Tensor]
     states: list[dict[str, Tensor]]
+    norms: Tensor | None = None
+    """[2, L] float64 ‖w‖ and ‖g‖, where a look at the gradients has found both."""
 
     def state(self, key: str) -> list[Tensor]:
         """One kind of state of every parameter; empty where the group keeps none of that kind."""
@@ -104,7 +109,9 @@ def gather(
     masters = [p.grad is not None and _master(group, state[p], p) for p in params]
     return [
         _filled(group, params, members, state, init_state, convert)
-        for members in sorting.members(number, params, names, masters, way_of)
+        for members in sorting.members(
+            number, params, names, masters, way_of, tuple(group.get(name) for name in _DECIDE)
+        )
     ]
 
 
@@ -138,8 +145,12 @@ def _filled(
     if convert:
         grads = [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
         grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
-    if members.way is Way.TRITON and in_order:
+    if not plain and (in_order or members.way is Way.COMPILED):
         grads = [g.contiguous() for g in grads]
+        if members.way is Way.COMPILED:
+            for own in states:
+                own.update({key: value.contiguous() for key, value in own.items() if not value.is_contiguous()})
+            weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
     elif not plain:  # these go through memory, so everything must lie as the parameter does
         for i, (p, own) in enumerate(zip(params, states, strict=True)):
             grads[i] = _lying_as(p, grads[i])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, overload
 
 import torch
@@ -16,8 +17,8 @@ from torch.optim import Optimizer
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered, gather
 from lightning_scale.optim.group_keys import check_group_keys
-from lightning_scale.optim.kernels.choice import check_fused, way_of
-from lightning_scale.optim.kernels.norms import guard
+from lightning_scale.optim.kernels.choice import check_fused, pays_to_compile, way_of
+from lightning_scale.optim.kernels.norms import guard, squares_total
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.members import Sorting, compute_dtype, refuse_unsupported
@@ -78,6 +79,7 @@ class GuardedOptimizer(Optimizer):
         param_group = dict(param_group)  # the caller's own stays as it is
         self._complete_group(param_group)
         super().add_param_group(param_group)
+        self._sorting = Sorting()  # what all parameters together decide may be otherwise now
         group = self.param_groups[-1]
         try:
             self._check_group(group)
@@ -123,7 +125,7 @@ class GuardedOptimizer(Optimizer):
                 self.state,
                 self._init_state,
                 self._sorting,
-                self._way_of,
+                partial(self._way_of, group),
                 convert=self._converts,
             )
         ]
@@ -133,16 +135,23 @@ class GuardedOptimizer(Optimizer):
                 self._update(gathered, decided)
         return loss
 
-    def _way_of(self, p: Tensor) -> Way:
+    def _way_of(self, group: dict[str, Any], p: Tensor) -> Way:
         """How a parameter's step is taken."""
-        return way_of(self.fused, p, lambda: triton_is_right(self, p))
+        return way_of(self.fused, p, lambda: triton_is_right(self, p), lambda: self._compiles(group, p))
+
+    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Whether a CPU parameter's step is taken by compiled kernels."""
+        return pays_to_compile(p for every in self.param_groups for p in every["params"])
 
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""
+        looks = self.skip_nonfinite or self.max_grad_norm is not None
+        if looks:
+            self._look(gathered)
+        known = [squares_total(g.norms[1].square()) for g in gathered if g.norms is not None]
         result = guard(
-            [(g.layout, g.grads) for g in gathered if g.way is not Way.TRITON],
-            totals=fused_totals([g for g in gathered if g.way is Way.TRITON]) if self._looks_at_gradients else [],
-            all_reduce=next((g.layout.all_reduce for g in gathered if g.layout.all_reduce is not None), None),
+            [(g.layout, g.grads) for g in gathered if g.way is not Way.TRITON and g.norms is None],
+            totals=[*known, *(fused_totals([g for g in gathered if g.way is Way.TRITON]) if looks else [])],
             test_finite=self.skip_nonfinite,
             max_grad_norm=self.max_grad_norm,
         )
@@ -155,9 +164,8 @@ class GuardedOptimizer(Optimizer):
             return result
         return Guard(None, result.clip) if bool(result.finite) else None  # on a CPU to look costs nothing
 
-    @property
-    def _looks_at_gradients(self) -> bool:
-        return self.skip_nonfinite or self.max_grad_norm is not None
+    def _look(self, gathered: list[Gathered]) -> None:
+        """Fill in `Gathered.norms` where a step needs both norms anyway, so that gradients are read once less."""
 
     @abstractmethod
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:

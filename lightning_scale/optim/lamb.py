@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.kernels import lamb
+from lightning_scale.optim.kernels.choice import positive_in_float32
 from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
 from lightning_scale.optim.members import compute_dtype
@@ -92,6 +93,9 @@ class LAMB(LayerwiseOptimizer):
             "exp_avg": torch.zeros_like(weight, dtype=compute_dtype(weight)),
             "exp_avg_sq": torch.zeros_like(weight, dtype=compute_dtype(weight)),
         }
+
+    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
+        return positive_in_float32(group["eps"]) and super()._compiles(group, p)
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return lamb(

@@ -10,7 +10,8 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered
-from lightning_scale.optim.kernels import lars
+from lightning_scale.optim.kernels import lars, look
+from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
 from lightning_scale.optim.members import compute_dtype
@@ -115,6 +116,15 @@ class LARS(LayerwiseOptimizer):
             return {}
         return {"momentum_buffer": torch.zeros_like(weight, dtype=compute_dtype(weight))}
 
+    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
+        remembers = group["momentum"] != 0 or group["trust_norm"] == "momentum"
+        return remembers and super()._compiles(group, p)
+
+    def _look(self, gathered: list[Gathered]) -> None:
+        for g in gathered:
+            if g.way is Way.COMPILED and g.group["trust_norm"] == "gradient":
+                g.norms = look(g)
+
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return lars([self._bucket(g) for g in gathered], decided)
 
@@ -136,4 +146,5 @@ class LARS(LayerwiseOptimizer):
             lr_in_momentum=group["lr_in_momentum"],
             momentum_norm=group["trust_norm"] == "momentum",
             momentum_buffer=g.state("momentum_buffer"),
+            norms=g.norms,
         )

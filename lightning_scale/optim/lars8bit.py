@@ -51,6 +51,7 @@ class LARS8bit(EightBitOptimizer, LARS):
             lr_in_momentum=group["lr_in_momentum"],
             momentum_norm=group["trust_norm"] == "momentum",
             momentum_buffer=self._moments(g, "momentum_buffer") if _remembers(group) else [],
+            norms=g.norms,
         )
 
 

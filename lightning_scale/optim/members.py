@@ -41,7 +41,13 @@ class Sorting:
         self._known: dict[int, OrderedDict[Hashable, list[Members]]] = {}
 
     def members(
-        self, number: int, params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf
+        self,
+        number: int,
+        params: Sequence[Tensor],
+        names: Sequence[str],
+        masters: Sequence[bool],
+        way_of: WayOf,
+        options: Hashable = (),
     ) -> list[Members]:
         """The members of one group that have a gradient, in the order of their first ones.
 
@@ -51,12 +57,13 @@ class Sorting:
             names: Of each.
             masters: Whether each has a float32 master copy.
             way_of: How a parameter's step is taken.
+            options: What else that depends on.
 
         Raises:
             ValueError: for a parameter or gradient that no kernel takes.
         """
         known = self._known.setdefault(number, OrderedDict())
-        key = (tuple(names), tuple(_kind(p, master) for p, master in zip(params, masters, strict=True)))
+        key = (options, tuple(names), tuple(_kind(p, master) for p, master in zip(params, masters, strict=True)))
         if key not in known:
             known[key] = _sorted(params, names, masters, way_of)
             if len(known) > _KEPT:

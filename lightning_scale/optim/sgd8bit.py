@@ -91,6 +91,9 @@ class SGD8bit(EightBitOptimizer):
             return {}
         return {"step": new_step(weight), **self._new_moments(weight, "momentum_buffer")}
 
+    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
+        return group["momentum"] != 0 and super()._compiles(group, p)
+
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
         kernels.sgd8bit([self._coded_bucket(g) for g in gathered], decided)
 

@@ -93,13 +93,14 @@ def test_who_is_asked() -> None:
         raise AssertionError("asked")
 
     cuda: Any = OnCuda()
-    assert choice.way_of(None, cuda, lambda: True) is Way.TRITON
-    assert choice.way_of(None, cuda, lambda: False) is Way.PLAIN
-    assert choice.way_of(True, cuda, never) is Way.TRITON
-    assert choice.way_of(False, cuda, never) is Way.PLAIN
-    assert choice.way_of(None, parameter(), never) is Way.PLAIN
+    assert choice.way_of(None, cuda, lambda: True, never) is Way.TRITON
+    assert choice.way_of(None, cuda, lambda: False, never) is Way.PLAIN
+    assert choice.way_of(True, cuda, never, never) is Way.TRITON
+    assert choice.way_of(False, cuda, never, never) is Way.PLAIN
+    assert choice.way_of(None, parameter(), never, lambda: False) is Way.PLAIN
+    assert choice.way_of(None, parameter(), never, lambda: True) is Way.COMPILED
     cuda.dtype = torch.float64
-    assert choice.way_of(None, cuda, never) is Way.PLAIN
+    assert choice.way_of(None, cuda, never, never) is Way.PLAIN
 
 
 @pytest.mark.gpu

@@ -6,6 +6,9 @@ Triton and torch.compile are imported only where they are used.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
 
 from lightning_scale.optim.kernels import reference_lamb, reference_lars
 from lightning_scale.optim.kernels.eight_bit import (
@@ -24,12 +27,13 @@ from lightning_scale.optim.kernels.eight_bit.work import (
     CodedLarsBucket,
     CodedSgdBucket,
 )
+from lightning_scale.optim.kernels.parts import as_plain, in_parts, parts_of
 from lightning_scale.optim.kernels.ratios import lamb_ratio, lars_ratio
 from lightning_scale.optim.kernels.two_passes import two_passes
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket, LarsBucket, LayerNorms
 
-__all__ = ["adamw8bit", "lamb", "lamb8bit", "lars", "lars8bit", "sgd8bit"]
+__all__ = ["adamw8bit", "lamb", "lamb8bit", "lars", "lars8bit", "look", "sgd8bit"]
 
 
 def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
@@ -64,11 +68,27 @@ def sgd8bit(buckets: Sequence[CodedSgdBucket], guard: Guard) -> None:
         _sgd8bit(bucket, guard)
 
 
+def look(gathered: Any) -> Tensor | None:
+    """[2, L] float64: ‖w‖ and ‖g‖ of contiguous CPU tensors from one read; ``None`` where that cannot be compiled.
+
+    Args:
+        gathered: With ``layout``, ``weights`` and ``grads``.
+    """
+    from lightning_scale.optim.kernels.compiled import look
+
+    return look(gathered)
+
+
 def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
     if bucket.way is Way.TRITON:
         from lightning_scale.optim.kernels.fused.lamb import lamb
 
         return lamb(bucket, guard)
+    if bucket.way is Way.COMPILED:
+        from lightning_scale.optim.kernels import compiled
+
+        taken = in_parts(bucket, guard, compiled.lamb, lamb_ratio)
+        return reference_lamb.lamb(as_plain(bucket), guard) if taken is None else taken
     return reference_lamb.lamb(bucket, guard)
 
 
@@ -77,22 +97,40 @@ def _lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
         from lightning_scale.optim.kernels.fused.lars import lars
 
         return lars(bucket, guard)
+    if bucket.way is Way.COMPILED:
+        from lightning_scale.optim.kernels import compiled
+
+        # Only the form on the momentum keeps updates between its passes.
+        taken = in_parts(bucket, guard, compiled.lars, lars_ratio, bucket.momentum_norm)
+        return reference_lars.lars(as_plain(bucket), guard) if taken is None else taken
     return reference_lars.lars(bucket, guard)
 
 
-def _lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass:
+def _lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass | LayerNorms:
     if bucket.way is Way.TRITON:
         from lightning_scale.optim.kernels.fused.lamb8bit import lamb8bit
 
         return lamb8bit(bucket, guard)
+    if bucket.way is Way.COMPILED:
+        from lightning_scale.optim.kernels import compiled
+
+        taken = in_parts(bucket, guard, compiled.lamb8bit, lamb_ratio)
+        if taken is not None:
+            return taken
     return reference_lamb8bit.lamb(bucket, guard)
 
 
-def _lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
+def _lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass | LayerNorms:
     if bucket.way is Way.TRITON:
         from lightning_scale.optim.kernels.fused.lars8bit import lars8bit
 
         return lars8bit(bucket, guard)
+    if bucket.way is Way.COMPILED:
+        from lightning_scale.optim.kernels import compiled
+
+        taken = in_parts(bucket, guard, compiled.lars8bit, lars_ratio)
+        if taken is not None:
+            return taken
     return reference_lars8bit.lars(bucket, guard)
 
 
@@ -101,6 +139,11 @@ def _adamw8bit(bucket: CodedAdamBucket, guard: Guard) -> None:
         from lightning_scale.optim.kernels.fused.adamw8bit import adamw8bit
 
         return adamw8bit(bucket, guard)
+    if bucket.way is Way.COMPILED:
+        from lightning_scale.optim.kernels import compiled
+
+        if all(compiled.adamw8bit(part, guard) for part in parts_of(bucket)):  # the first says whether all can be taken
+            return None
     return reference_adamw.adamw(bucket, guard)
 
 
@@ -109,4 +152,9 @@ def _sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> None:
         from lightning_scale.optim.kernels.fused.sgd8bit import sgd8bit
 
         return sgd8bit(bucket, guard)
+    if bucket.way is Way.COMPILED:
+        from lightning_scale.optim.kernels import compiled
+
+        if all(compiled.sgd8bit(part, guard) for part in parts_of(bucket)):
+            return None
     return reference_sgd.sgd(bucket, guard)

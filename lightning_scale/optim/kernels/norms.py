@@ -136,6 +136,11 @@ def _total(grads: list[Tensor], test_finite: bool) -> Tensor:
     return torch.stack([bad, norms.square().sum()])
 
 
+def squares_total(squares: Tensor) -> Tensor:
+    """[2] float64, as `guard` takes it, from float64 sums of squares, 1-D."""
+    return torch.stack([(~squares.isfinite()).sum().double(), squares.sum()])
+
+
 def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:
     """Tensors gathered by device and dtype, for multi-tensor operations take one kind at a time."""
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}

@@ -35,14 +35,15 @@ def two_passes(
     halves = [(bucket, p) for bucket, p in zip(buckets, passes, strict=True) if isinstance(p, FirstPass)]
     norms = iter(over_ranks([(bucket.layout, p.norms.view(-1)) for bucket, p in halves]))
     return [
-        _finished(bucket, p, next(norms), ratio) if isinstance(p, FirstPass) else p
+        finished(bucket, p, next(norms), ratio) if isinstance(p, FirstPass) else p
         for bucket, p in zip(buckets, passes, strict=True)
     ]
 
 
-def _finished(
+def finished(
     bucket: BucketT, first: FirstPass, norms: Tensor, ratio: Callable[[BucketT, Tensor, Tensor], Tensor]
 ) -> LayerNorms:
+    """The second pass, with the ratios that follow from the norms over all ranks (1-D: of each layer one, then the other)."""
     weight_norm, other_norm = norms.to(bucket.compute).view(2, -1).unbind()
     ratios = ratio(bucket, weight_norm, other_norm)
     first.second(ratios)

@@ -124,3 +124,5 @@ class LarsBucket(Bucket):
     momentum_norm: bool = False
     """``trust_norm="momentum"``."""
     momentum_buffer: list[Tensor] = field(default_factory=list)
+    norms: Tensor | None = None
+    """[2, L] float64, where the look at all gradients has found them: this rank's own ‖w‖ and ‖g‖, before any clip."""

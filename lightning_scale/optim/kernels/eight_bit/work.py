@@ -89,6 +89,8 @@ class CodedLarsBucket(CodedBucket):
     lr_in_momentum: bool
     momentum_norm: bool
     momentum_buffer: list[Moment]
+    norms: Tensor | None = field(default=None, kw_only=True)
+    """[2, L] float64, where the look at all gradients has found them: this rank's own ‖w‖ and ‖g‖, before any clip."""
 
 
 @dataclass
