@@ -20,6 +20,7 @@ from lightning_scale.optim.kernels.choice import check_fused, way_of
 from lightning_scale.optim.kernels.norms import guard
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Sorting, compute_dtype, refuse_unsupported
 from lightning_scale.optim.proof import triton_is_right
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
@@ -144,7 +145,6 @@ class GuardedOptimizer(Optimizer):
         result = guard(
             [(g.layout, g.grads) for g in gathered if g.way is not Way.TRITON],
             totals=fused_totals([g for g in gathered if g.way is Way.TRITON]) if self._looks_at_gradients else [],
-            all_reduce=next((g.layout.all_reduce for g in gathered if g.layout.all_reduce is not None), None),
             test_finite=self.skip_nonfinite,
             max_grad_norm=self.max_grad_norm,
         )
@@ -205,10 +205,10 @@ class GuardedOptimizer(Optimizer):
         self._sorting = Sorting()
 
 
-def fused_totals(gathered: list[Gathered]) -> list[Tensor]:
+def fused_totals(gathered: list[Gathered]) -> list[tuple[Layout, Tensor]]:
     """What `guard` has to know of the gradients that Triton kernels take."""
     if not gathered:
         return []
     from lightning_scale.optim.kernels.fused.gradients import gradient_total
 
-    return [gradient_total(g.layout, g.grads) for g in gathered]
+    return [(g.layout, gradient_total(g.layout, g.grads)) for g in gathered]

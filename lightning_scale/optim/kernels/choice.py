@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_scale.optim.kernels.memory import dense
 from lightning_scale.optim.kernels.way import Way
+from lightning_scale.optim.sharding import local
 
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -73,6 +74,7 @@ def way_of(fused: bool | None, p: Tensor, proven: Callable[[], bool]) -> Way:
 
 def _not_for_triton(p: Tensor) -> str | None:
     grad = p.grad if p.grad is not None else p
+    p = local(p)
     if p.device.type != "cuda" and not (p.device.type == "cpu" and interpreted()):
         return f"one is on {p.device}: move the model to a CUDA device"
     if p.dtype not in _FUSED_DTYPES or grad.dtype not in _FUSED_DTYPES:
