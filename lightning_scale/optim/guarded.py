@@ -24,6 +24,7 @@ from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Sorting, compute_dtype, refuse_unsupported
 from lightning_scale.optim.proof import triton_is_right
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
+from lightning_scale.optim.sharding import is_sharded
 from lightning_scale.optim.state_dict import keep_state_dtypes
 
 
@@ -182,15 +183,23 @@ class GuardedOptimizer(Optimizer):
     # -- torch.optim's contract ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``."""
-        return {**super().state_dict(), "skipped_steps": self.skipped_steps}
+        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``.
+
+        Of sharded parameters (FSDP2) also in the first group, for torch.distributed.checkpoint keeps only these two.
+        """
+        found = {**super().state_dict(), "skipped_steps": self.skipped_steps}
+        if any(is_sharded(p) for group in self.param_groups for p in group["params"]):
+            found["param_groups"][0]["skipped_steps"] = int(self.skipped_steps)
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'."""
         with keep_state_dtypes(self, self._expected_state):
             super().load_state_dict(state_dict)
-        if "skipped_steps" in state_dict:
-            self.skipped_steps = torch.as_tensor(state_dict["skipped_steps"]).clone()
+        in_group = self.param_groups[0].pop("skipped_steps", None)
+        skipped = state_dict.get("skipped_steps", in_group)
+        if skipped is not None:
+            self.skipped_steps = torch.as_tensor(skipped).clone()
 
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """A parameter's state as it is before the first step, without memory."""
