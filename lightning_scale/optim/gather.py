@@ -14,6 +14,7 @@ from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import TrustRatio
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Members, Sorting, WayOf, compute_dtype
+from lightning_scale.optim.sharding import is_sharded, like, local
 
 _DECIDE = ("eps", "momentum", "trust_norm")
 """Options of a group that the choice of a way may depend on."""
@@ -131,33 +132,34 @@ def _filled(
     convert: bool,
 ) -> Gathered:
     plain = members.way is Way.PLAIN
-    in_order = not convert  # moments in 8 bits are in row-major order, and so must all else be
-    convert = convert and plain
-    params = [all_params[i] for i in members.places]
-    states = [state[p] for p in params]
-    grads = [p.grad for p in params if p.grad is not None]  # all of them, that is
-    weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
-    if convert:
-        weights = [w if w.dtype == compute_dtype(w) else w.detach().to(compute_dtype(w)) for w in weights]
-    for own, weight in zip(states, weights, strict=True):
+    in_order = not convert or members.way is Way.COMPILED  # 8-bit moments are row-major: all else must be, too
+    wholes = [all_params[i] for i in members.places]
+    kept = [state[p] for p in wholes]
+    params = [local(p) for p in wholes]
+    grads = [local(p.grad) for p in wholes if p.grad is not None]  # all of them, that is
+    for whole, p, own in zip(wholes, params, kept, strict=True):
         if not own or (len(own) == 1 and "master" in own):
-            own.update(init_state(group, weight))
-    if convert:
+            own.update({key: like(whole, t) for key, t in init_state(group, local(own.get("master", p))).items()})
+    if not plain:  # these go through memory
+        lying = _row_major if in_order else _lying_as
+        grads = [lying(p, g) for p, g in zip(params, grads, strict=True)]
+        if members.way is Way.COMPILED or not in_order:
+            for whole, p, own in zip(wholes, params, kept, strict=True):
+                for key, value in own.items():
+                    if (there := lying(p, local(value))) is not local(value):
+                        own[key] = like(whole, there)
+    states = [{key: local(t) for key, t in own.items()} for own in kept] if is_sharded(wholes[0]) else kept
+    weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
+    if convert and plain:
+        weights = [w if w.dtype == compute_dtype(w) else w.detach().to(compute_dtype(w)) for w in weights]
         grads = [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
         grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
-    if not plain and (in_order or members.way is Way.COMPILED):
-        grads = [g.contiguous() for g in grads]
-        if members.way is Way.COMPILED:
-            for own in states:
-                own.update({key: value.contiguous() for key, value in own.items() if not value.is_contiguous()})
-            weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
-    elif not plain:  # these go through memory, so everything must lie as the parameter does
-        for i, (p, own) in enumerate(zip(params, states, strict=True)):
-            grads[i] = _lying_as(p, grads[i])
-            for key, value in own.items():
-                own[key] = _lying_as(p, value)
-        weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
     return Gathered(group, members.names, members.layout, members.way, params, weights, grads, states)
+
+
+def _row_major(p: Tensor, t: Tensor) -> Tensor:
+    """A tensor whose elements lie in order: itself, or a copy."""
+    return t.contiguous()
 
 
 def _lying_as(p: Tensor, t: Tensor) -> Tensor:

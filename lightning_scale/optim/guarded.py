@@ -21,9 +21,11 @@ from lightning_scale.optim.kernels.choice import check_fused, pays_to_compile, w
 from lightning_scale.optim.kernels.norms import guard, squares_total
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Sorting, compute_dtype, refuse_unsupported
 from lightning_scale.optim.proof import triton_is_right
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
+from lightning_scale.optim.sharding import is_sharded
 from lightning_scale.optim.state_dict import keep_state_dtypes
 
 
@@ -148,7 +150,7 @@ class GuardedOptimizer(Optimizer):
         looks = self.skip_nonfinite or self.max_grad_norm is not None
         if looks:
             self._look(gathered)
-        known = [squares_total(g.norms[1].square()) for g in gathered if g.norms is not None]
+        known = [(g.layout, squares_total(g.norms[1].square())) for g in gathered if g.norms is not None]
         result = guard(
             [(g.layout, g.grads) for g in gathered if g.way is not Way.TRITON and g.norms is None],
             totals=[*known, *(fused_totals([g for g in gathered if g.way is Way.TRITON]) if looks else [])],
@@ -188,15 +190,23 @@ class GuardedOptimizer(Optimizer):
     # -- torch.optim's contract ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``."""
-        return {**super().state_dict(), "skipped_steps": self.skipped_steps}
+        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``.
+
+        Of sharded parameters (FSDP2) also in the first group, for torch.distributed.checkpoint keeps only these two.
+        """
+        found = {**super().state_dict(), "skipped_steps": self.skipped_steps}
+        if any(is_sharded(p) for group in self.param_groups for p in group["params"]):
+            found["param_groups"][0]["skipped_steps"] = int(self.skipped_steps)
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'."""
         with keep_state_dtypes(self, self._expected_state):
             super().load_state_dict(state_dict)
-        if "skipped_steps" in state_dict:
-            self.skipped_steps = torch.as_tensor(state_dict["skipped_steps"]).clone()
+        in_group = self.param_groups[0].pop("skipped_steps", None)
+        skipped = state_dict.get("skipped_steps", in_group)
+        if skipped is not None:
+            self.skipped_steps = torch.as_tensor(skipped).clone()
 
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """A parameter's state as it is before the first step, without memory."""
@@ -211,10 +221,10 @@ class GuardedOptimizer(Optimizer):
         self._sorting = Sorting()
 
 
-def fused_totals(gathered: list[Gathered]) -> list[Tensor]:
+def fused_totals(gathered: list[Gathered]) -> list[tuple[Layout, Tensor]]:
     """What `guard` has to know of the gradients that Triton kernels take."""
     if not gathered:
         return []
     from lightning_scale.optim.kernels.fused.gradients import gradient_total
 
-    return [gradient_total(g.layout, g.grads) for g in gathered]
+    return [(g.layout, gradient_total(g.layout, g.grads)) for g in gathered]

@@ -73,7 +73,9 @@ class Layout:
         if self.whole:
             return list(tensors)
         return [
-            tensors[s.tensor].view(-1)[s.tensor_start : s.tensor_start + s.length]  # flat tensors are contiguous
+            tensors[s.tensor]
+            if s.length == self.tensor_numels[s.tensor]
+            else tensors[s.tensor].view(-1)[s.tensor_start : s.tensor_start + s.length]  # flat tensors are contiguous
             for s in self.segments
         ]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.layout import Layout, whole_layout
+from lightning_scale.optim.sharding import check_gradient, is_sharded, sharded_layout, sharding
 
 # Of one group: models that leave out other layers at every step would fill the memory with tables.
 _KEPT = 8
@@ -79,7 +80,7 @@ def _kind(p: Tensor, master: bool) -> Hashable:
     grad = p.grad
     if grad is None:
         return None
-    return id(p), p.dtype, p.device, p.shape, p.stride(), grad.dtype, grad.layout, master
+    return id(p), p.dtype, p.device, p.shape, p.stride(), grad.dtype, grad.layout, master, sharding(grad)
 
 
 def _sorted(params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf) -> list[Members]:
@@ -88,19 +89,24 @@ def _sorted(params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bo
         if p.grad is None:
             continue
         refuse_unsupported(p)
+        check_gradient(names[place], p)
         way = way_of(p)
         # Kernels that take tensors as they are want one type each.
         types = () if way is Way.PLAIN else (p.dtype, p.grad.dtype, master)
-        together.setdefault((way, p.device, compute_dtype(p), *types), []).append(place)
+        together.setdefault((way, p.device, compute_dtype(p), sharding(p), *types), []).append(place)
     return [
         Members(
             key[0],
             tuple(places),
             tuple(names[i] for i in places),
-            whole_layout([names[i] for i in places], [params[i] for i in places]),
+            _layout([names[i] for i in places], [params[i] for i in places]),
         )
         for key, places in together.items()
     ]
+
+
+def _layout(names: list[str], params: list[Tensor]) -> Layout:
+    return sharded_layout(names, params) if is_sharded(params[0]) else whole_layout(names, params)
 
 
 def refuse_unsupported(p: Tensor) -> None:
@@ -109,11 +115,6 @@ def refuse_unsupported(p: Tensor) -> None:
         raise ValueError("complex parameters are not supported: give torch.view_as_real() of them.")
     if p.layout != torch.strided or (p.grad is not None and p.grad.layout != torch.strided):
         raise ValueError("sparse parameters and gradients are not supported: build the layer with sparse=False.")
-    if type(p.data).__name__ == "DTensor":
-        raise ValueError(
-            "parameters sharded as DTensors (FSDP2) are not supported in this version, for a shard's norm is not its"
-            " layer's: use the DDP strategy."
-        )
 
 
 def compute_dtype(t: Tensor) -> torch.dtype:

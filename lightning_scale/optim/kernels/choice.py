@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_scale.optim.kernels.memory import dense
 from lightning_scale.optim.kernels.way import Way
+from lightning_scale.optim.sharding import local
 
 # Compiling takes 10 to 25 s where it was never done, and saves about 2 ns an element and step (LAMB): from 8 million
 # elements on that is earned back within some 1,000 steps. Of sizes alone, so that a resumed run takes the same way.
@@ -91,6 +92,7 @@ def _for_compiled(p: Tensor) -> bool:
 
 def _not_for_triton(p: Tensor) -> str | None:
     grad = p.grad if p.grad is not None else p
+    p = local(p)
     if p.device.type != "cuda" and not (p.device.type == "cpu" and interpreted()):
         return f"one is on {p.device}: move the model to a CUDA device"
     if p.dtype not in _FUSED_DTYPES or grad.dtype not in _FUSED_DTYPES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,17 +77,23 @@ def own_norms(layout: Layout, tensors: list[Tensor]) -> Tensor:
 
 
 def over_ranks(values: Sequence[tuple[Layout, Tensor]]) -> list[Tensor]:
-    """Norms over all ranks from the ranks' own (1-D, float64), in one collective; as they are where nothing is shared."""
+    """Norms over all ranks from the ranks' own (1-D, float64), in one collective for all layers that share their ranks.
+
+    Where nothing is shared they are as they are.
+    """
     norms = [own for _, own in values]
-    sharded = [i for i, (layout, _) in enumerate(values) if layout.all_reduce is not None]
-    if sharded:
-        squares = torch.cat([norms[i].square() for i in sharded])
-        reduce = values[sharded[0]][0].all_reduce
-        assert reduce is not None
+    for reduce in _reductions(layout for layout, _ in values):
+        shared = [i for i, (layout, _) in enumerate(values) if layout.all_reduce == reduce]
+        squares = torch.cat([norms[i].square() for i in shared])
         reduce(squares)
-        for i, total in zip(sharded, torch.split(squares, [norms[i].numel() for i in sharded]), strict=True):
+        for i, total in zip(shared, torch.split(squares, [norms[i].numel() for i in shared]), strict=True):
             norms[i] = total.sqrt()
     return norms
+
+
+def _reductions(layouts: Iterable[Layout]) -> list[Callable[[Tensor], None]]:
+    """Each once, in an order that is the same on all ranks."""
+    return list(dict.fromkeys(layout.all_reduce for layout in layouts if layout.all_reduce is not None))
 
 
 def guard(
@@ -95,8 +101,7 @@ def guard(
     *,
     test_finite: bool,
     max_grad_norm: float | None,
-    totals: Sequence[Tensor] = (),
-    all_reduce: Callable[[Tensor], None] | None = None,
+    totals: Sequence[tuple[Layout, Tensor]] = (),
 ) -> Guard:
     """Test all gradients for NaN and Inf, and find the factor that clips their global L2 norm to ``max_grad_norm``.
 
@@ -107,19 +112,25 @@ def guard(
         test_finite: Whether to test.
         max_grad_norm: What to clip to; ``None``: no clip.
         totals: Of further gradients: [2] float64, not 0 exactly where one is not finite, and the sum of their squares.
-        all_reduce: Sums a tensor over the ranks that share the layers, in place.
     """
-    grads = [view for layout, tensors in values for view in layout.views(tensors) if view.numel()]
-    sums = list(totals)
-    for batch in _by_kind(grads) if test_finite or max_grad_norm is not None else []:
-        sums.append(_total(batch, test_finite))
-    if not sums and all_reduce is None:
+    if not test_finite and max_grad_norm is None:
         return Guard()
-    total = sums[0] if sums else torch.zeros(2, dtype=torch.float64)
-    for more in sums[1:]:
-        total = total + more.to(total.device)
-    if all_reduce is not None:
-        all_reduce(total)
+    sums = list(totals)
+    for layout, tensors in values:
+        views = [view for view in layout.views(tensors) if view.numel()]
+        sums += [(layout, _total(batch, test_finite)) for batch in _by_kind(views)]
+    layouts = [layout for layout, _ in (*values, *totals)]
+    reductions = _reductions(layouts)
+    if not sums and not reductions:
+        return Guard()
+    device = sums[0][1].device if sums else values[0][1][0].device
+    whole = [total.to(device) for layout, total in sums if layout.all_reduce is None]
+    for reduce in reductions:  # also where this rank's shares are all empty
+        own = [total.to(device) for layout, total in sums if layout.all_reduce == reduce]
+        total = sum(own[1:], own[0]) if own else torch.zeros(2, dtype=torch.float64, device=device)
+        reduce(total)
+        whole.append(total)
+    total = sum(whole[1:], whole[0])
     finite = total[0] == 0 if test_finite else None
     if max_grad_norm is None:
         return Guard(finite)

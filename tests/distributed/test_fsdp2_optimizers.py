@@ -1,0 +1,146 @@
+"""Layer-wise optimizers on FSDP2's shards take the step of the unsharded parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.launch import run_ranks
+from tests.distributed.sharded import MAKERS, backward, groups, network, relative
+
+STEPS = 10
+
+
+def _mesh(shape: tuple[int, ...]) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+
+
+def _shard(model: Any, mesh: Any) -> Any:
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model.layers, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def _whole(t: torch.Tensor) -> torch.Tensor:
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
+
+
+def _compare(name: str, mesh: Any, steps: int = STEPS) -> dict[str, float]:
+    """The largest relative differences from the unsharded run: of weights, of state, and of `layer_stats()`."""
+    plain, sharded = network(), _shard(network(), mesh)
+    theirs, ours = MAKERS[name](groups(plain)), MAKERS[name](groups(sharded))
+    worst = {"weights": 0.0, "state": 0.0, "stats": 0.0}
+    for step in range(steps):
+        for model, optimizer in ((plain, theirs), (sharded, ours)):
+            optimizer.zero_grad()
+            backward(model, step)
+            optimizer.step()
+        expected, found = theirs.layer_stats(), ours.layer_stats()
+        assert found.keys() == expected.keys()
+        for key in expected:
+            for a, b in zip(found[key], expected[key], strict=True):
+                worst["stats"] = max(worst["stats"], abs(float(a) - float(b)) / max(float(b), 1e-30))
+    for p, q in zip(sharded.parameters(), plain.parameters(), strict=True):
+        worst["weights"] = max(worst["weights"], relative(_whole(p.detach()), q.detach()))
+        for key, value in theirs.state[q].items():
+            if value.dim():
+                assert type(ours.state[p][key]).__name__ == "DTensor"
+                worst["state"] = max(worst["state"], relative(_whole(ours.state[p][key]), value))
+    return worst
+
+
+def ranks(folder: str) -> dict[str, dict[str, float]]:
+    torch.distributed.init_process_group("gloo")
+    mesh = _mesh((torch.distributed.get_world_size(),))
+    return {name: _compare(name, mesh) for name in MAKERS}
+
+
+def ranks_of_two_meshes(folder: str) -> dict[str, dict[str, float]]:
+    """HSDP: two replicas of two shards; the norms are summed over the shards of one replica alone."""
+    torch.distributed.init_process_group("gloo")
+    mesh = _mesh((2, 2))
+    return {name: _compare(name, mesh, steps=4) for name in ("LAMB", "LARS")}
+
+
+def check(results: list[dict[str, dict[str, float]]]) -> None:
+    for found in results:
+        for name, worst in found.items():
+            assert worst["weights"] <= 2e-6, (name, worst)
+            assert worst["stats"] <= 1e-5, (name, worst)
+            assert worst["state"] <= 2e-5, (name, worst)
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_uneven_and_empty_shards(world: int, tmp_path: Path) -> None:
+    check(run_ranks(__name__, "ranks", tmp_path, world))
+
+
+@pytest.mark.slow
+def test_replicas_of_shards(tmp_path: Path) -> None:
+    check(run_ranks(__name__, "ranks_of_two_meshes", tmp_path, 4))
+
+
+def ranks_counting(folder: str) -> dict[str, int]:
+    torch.distributed.init_process_group("gloo")
+    model = _shard(network(), _mesh((torch.distributed.get_world_size(),)))
+    counts = {}
+    real = torch.distributed.all_reduce
+    for name in ("LAMB", "LAMB-plain", "LARS"):
+        optimizer = MAKERS[name](groups(model))
+        optimizer.zero_grad()
+        backward(model, 0)
+        calls: list[Any] = []
+        torch.distributed.all_reduce = lambda *a, **k: (calls.append(a), real(*a, **k))[1]  # noqa: B023
+        optimizer.step()
+        torch.distributed.all_reduce = real
+        counts[name] = len(calls)
+    return counts
+
+
+def test_collectives_of_a_step(tmp_path: Path) -> None:
+    """One for the norms of all layers of all groups, and one for the look at the gradients where there is one."""
+    for counts in run_ranks(__name__, "ranks_counting", tmp_path):
+        assert counts == {"LAMB": 2, "LAMB-plain": 1, "LARS": 2}
+
+
+def ranks_with_nan(folder: str) -> list[Any]:
+    torch.distributed.init_process_group("gloo")
+    model = _shard(network(), _mesh((2,)))
+    optimizer = MAKERS["LAMB"](groups(model))
+    for step in range(2):
+        optimizer.zero_grad()
+        backward(model, step)
+        if step == 1:
+            before = [_whole(p.detach()).clone() for p in model.parameters()]
+            if torch.distributed.get_rank() == 1:  # on one rank alone, in its share of one layer
+                model.embedding.weight.grad.to_local()[0, 0] = torch.nan
+        optimizer.step()
+    same = all(torch.equal(_whole(p.detach()), q) for p, q in zip(model.parameters(), before, strict=True))
+    return [same, int(optimizer.skipped_steps)]
+
+
+def test_a_nan_in_one_share_skips_the_step_everywhere(tmp_path: Path) -> None:
+    assert run_ranks(__name__, "ranks_with_nan", tmp_path) == [[True, 1], [True, 1]]
+
+
+def ranks_naive(folder: str) -> float:
+    """What happens where each rank takes the norm of its share for the layer's."""
+    from dataclasses import replace
+
+    from lightning_scale.optim import members
+
+    torch.distributed.init_process_group("gloo")
+    real = members.sharded_layout
+    members.sharded_layout = lambda *a: replace(real(*a), all_reduce=None)
+    return min(_compare(name, _mesh((2,)), steps=5)["weights"] for name in ("LAMB", "LARS"))
+
+
+def test_norms_of_shares_alone_are_noticed(tmp_path: Path) -> None:
+    for worst in run_ranks(__name__, "ranks_naive", tmp_path):
+        assert worst > 1e-3
