@@ -13,6 +13,7 @@ from lightning_scale.optim.kernels.eight_bit.moment import Moment
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.layout import LayerInfo, Segment
 from lightning_scale.optim.moments import EIGHT_BIT_FROM, moments, new_moment, whole_moment
+from lightning_scale.optim.sharding import is_sharded
 
 
 class EightBitOptimizer(GuardedOptimizer):
@@ -33,6 +34,14 @@ class EightBitOptimizer(GuardedOptimizer):
     def _moments(self, g: Gathered, key: str) -> list[Moment]:
         """One kind of moment of every segment; for the Triton kernels there is `_common`'s ``whole``."""
         return [] if g.way is Way.TRITON else moments(key, g.layout, g.states, _compute_dtype(g), self._eight_bit_from)
+
+    def _way_of(self, group: dict[str, Any], p: Tensor) -> Way:
+        if is_sharded(p):
+            raise ValueError(
+                f"{type(self).__name__} does not take parameters sharded as DTensors (FSDP2) in this version: use"
+                f" {type(self).__name__.removesuffix('8bit')}, or the DDP strategy."
+            )
+        return super()._way_of(group, p)
 
     def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
         """Small parameters, whose moments are not in 8 bits, go the plain way."""
