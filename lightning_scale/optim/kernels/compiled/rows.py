@@ -60,15 +60,14 @@ class Plan:
     """The layers that have rows here."""
 
     @cached_property
-    def row_layers(self) -> Tensor:
-        """The layer of each row."""
-        runs = (*self.whole, *self.padded)
-        return torch.repeat_interleave(torch.tensor([r.layer for r in runs]), torch.tensor([r.rows for r in runs]))
+    def run_layers(self) -> Tensor:
+        """The layer of each run."""
+        return torch.tensor([run.layer for run in (*self.whole, *self.padded)])
 
     @cached_property
-    def first_padded(self) -> int:
-        """Where the buffer's rows begin."""
-        return self.padded[0].row if self.padded else self.rows
+    def first_rows(self) -> list[int]:
+        """The first row of each run."""
+        return [run.row for run in (*self.whole, *self.padded)]
 
     @cached_property
     def batches(self) -> tuple[tuple[Run, ...], ...]:
