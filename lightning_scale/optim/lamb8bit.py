@@ -32,8 +32,7 @@ class LAMB8bit(EightBitOptimizer, LAMB):
     operations' bit for bit; norms are summed in float64 in both.
 
     Args:
-        params: As all that follows, LAMB's. The Triton kernels are tested in Triton's
-            interpreter and compiled for sm_80 and sm_90, and have not been run on a GPU yet.
+        params: As all that follows, LAMB's.
     """
 
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:

@@ -49,10 +49,11 @@ class LARS(LayerwiseOptimizer):
         skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
             ``skipped_steps``.
         maximize: Step uphill.
-        fused: ``None``: Triton kernels for float32, bfloat16 and float16 parameters on CUDA devices, where they agree with
-            plain torch operations on a small problem that is tried first; those operations elsewhere. ``True``: Triton
-            kernels, or an error. ``False``: plain torch operations. (The kernels are tested in Triton's interpreter and
-            compiled for sm_80 and sm_90; they have not been run on a GPU yet.)
+        fused: How a step is computed. ``None``: by Triton kernels for float32, bfloat16 and float16 parameters on CUDA
+            devices, where they agree with plain torch operations on a small problem that is tried first; by kernels that
+            Inductor compiles once for this machine's CPU, with 2^23 elements and more in all parameters; else by plain
+            torch operations. ``True``: by Triton kernels, or an error. ``False``: by plain torch operations.
+            ``docs/optimizers.md`` says what each moves, and where it has been run.
 
     Raises:
         ValueError: for an argument out of range, for ``nesterov`` without momentum, and for ``nesterov`` or

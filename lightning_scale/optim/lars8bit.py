@@ -27,8 +27,7 @@ class LARS8bit(EightBitOptimizer, LARS):
     plain operations' bit for bit; norms are summed in float64 in both.
 
     Args:
-        params: As all that follows, LARS'. The Triton kernels are tested in Triton's
-            interpreter and compiled for sm_80 and sm_90, and have not been run on a GPU yet.
+        params: As all that follows, LARS'.
     """
 
     def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:

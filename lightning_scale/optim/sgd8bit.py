@@ -25,8 +25,8 @@ class SGD8bit(EightBitOptimizer):
 
     The state takes 1.02 bytes for each element of a parameter (a code, and a float32 scale for 256 elements). Parameters
     of fewer than 4,096 elements keep a float32 momentum, and float64 ones a float64. A step's own memory is that of about
-    ten float32 pieces of at most 2^18 elements (whole tensors where they are not contiguous). With ``fused=True`` it is one
-    pass that moves 14 bytes an element of a float32 parameter (w, g and the code read; w and the code written), 8 of a
+    ten float32 pieces of at most 2^18 elements (whole tensors where they are not contiguous). Triton kernels take
+    one pass that moves 14 bytes an element of a float32 parameter (w, g and the code read; w and the code written), 8 of a
     bfloat16 one.
 
     Args:
@@ -41,9 +41,11 @@ class SGD8bit(EightBitOptimizer):
         skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
             ``skipped_steps``.
         maximize: Step uphill.
-        fused: ``True``: Triton kernels, for float32, bfloat16 and float16 parameters on CUDA devices, with the plain
-            operations' codes bit for bit (they are tested in Triton's interpreter and compiled for sm_80 and sm_90, and have
-            not been run on a GPU yet). ``False`` or ``None``: plain torch operations.
+        fused: How a step is computed. ``None``: by Triton kernels for float32, bfloat16 and float16 parameters on CUDA
+            devices, where they agree with plain torch operations on a small problem that is tried first; by kernels that
+            Inductor compiles once for this machine's CPU, with 2^23 elements and more in all parameters; else by plain
+            torch operations. ``True``: by Triton kernels, or an error. ``False``: by plain torch operations.
+            ``docs/optimizers.md`` says what each moves, and where it has been run.
 
     Raises:
         ValueError: for an argument out of range, and for ``nesterov`` without momentum or with dampening.
