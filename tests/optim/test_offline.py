@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 pytest.importorskip("triton")
 
 from . import offline
+
+if not version("triton").startswith("3.9."):
+    pytest.skip("instructions are counted as Triton 3.9 chooses them", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
 
