@@ -14,6 +14,7 @@ from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import TrustRatio
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Members, Sorting, WayOf, compute_dtype
+from lightning_scale.optim.names import names_of
 from lightning_scale.optim.sharding import is_sharded, like, local
 
 InitState = Callable[[dict[str, Any], Tensor, Layout], dict[str, Tensor]]
@@ -103,7 +104,7 @@ def gather(
             uphill; ``False``: as they are, as all other ways get them.
     """
     params = group["params"]
-    names = group.get("param_names") or [f"{number}.{i}" for i in range(len(params))]
+    names = names_of(group, number)
     masters = [p.grad is not None and _master(group, state[p], p) for p in params]
     return [
         _filled(group, params, members, state, init_state, convert)

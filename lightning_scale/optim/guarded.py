@@ -246,7 +246,9 @@ class GuardedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        flat = self._sorting.flat if "_sorting" in self.__dict__ else {}  # load_state_dict comes here, too
         self._sorting = Sorting()
+        self._sorting.flat.update(flat)
         self._decided = None
 
 
