@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation
+from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler
-from tests.distributed.sharded import MAKERS, groups, network
+from tests.distributed.sharded import groups, network, relative
 from tests.toys import trainer
 
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also where there is a GPU; before DeepSpeed is imported
+
 STEPS = 10
-SAMPLES = 500
+SAMPLES = 118  # windows of 24, and a last one of 22, which is a step of its own
 
 
 @dataclass
@@ -27,16 +30,17 @@ class Case:
 
     optimizer: str = "LAMB"
     zero: dict[str, Any] | None = None
-    batch: Callable[[], L.Callback] = lambda: GradientAccumulation(16)
+    batch: Callable[[], L.Callback] | None = lambda: GradientAccumulation(24)
+    """``None``: no callback of this package; every rank trains on the same samples, so that gradients are equal bit by bit."""
     fit: dict[str, Any] = field(default_factory=dict)
     """More of the Trainer's options."""
+    whole_fit: dict[str, Any] = field(default_factory=dict)
+    """Of the one in one process."""
     make_network: Callable[[], nn.Module] = network
     steps: int = STEPS
+    nan_at: int | None = None
+    """The step at which the last rank's loss is NaN."""
     more: Callable[[], list[L.Callback]] = list
-
-
-def ramp() -> L.Callback:
-    return BatchSizeRamp("0:8 24:12 60:16 92:24", lr_scaling="sqrt")
 
 
 class Language(L.LightningModule):
@@ -45,23 +49,33 @@ class Language(L.LightningModule):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.net = case.make_network()
-        self._make = MAKERS[case.optimizer]
-        self.stats: dict[str, list[float]] = {}
+        from tests.distributed.zero_cases import OPTIMIZERS
+
+        self._make = OPTIMIZERS[case.optimizer]
+        self._nan_at = case.nan_at
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
         tokens, counts = batch
         exist = torch.arange(6, device=tokens.device) < counts[:, None]
-        losses = nn.functional.cross_entropy(self.net(tokens).float().transpose(1, 2), tokens * 5 % 13, reduction="none")
+        losses = nn.functional.cross_entropy(
+            self.net(tokens).float().transpose(1, 2), tokens * 5 % 13, reduction="none"
+        )
+        if self._nan_at == self.trainer.global_step and self.global_rank == self.trainer.world_size - 1:
+            losses = losses * torch.nan
         return {"loss": losses[exist].sum() / exist.sum().clamp(min=1), "num_items": exist.sum()}
 
     def configure_optimizers(self) -> Any:
         return self._make(groups(self.net))
 
 
-def data(micro: int) -> DataLoader[Any]:
+def data(case: Case) -> DataLoader[Any]:
+    """A whole batch of 24 at once in one process, two or three micro-batches on each rank."""
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 13, (SAMPLES, 6), generator=draw)
     dataset = TensorDataset(tokens, torch.randint(1, 7, (SAMPLES,), generator=draw))
+    if case.batch is None:
+        return DataLoader(dataset, batch_size=24, drop_last=True)
+    micro = 24 if case.zero is None else {1: 12, 2: 4, 3: 4, 4: 3}[int(os.environ["WORLD_SIZE"])]
     return DataLoader(dataset, batch_sampler=ResumableBatchSampler(SAMPLES, micro, seed=3))
 
 
@@ -93,31 +107,35 @@ def stats_of(optimizer: Any) -> dict[str, list[float]]:
 def options(case: Case) -> dict[str, Any]:
     """Of the Trainer."""
     if case.zero is None:
-        return case.fit
+        return {**case.fit, **case.whole_fit}
     from lightning_scale.strategies import ZeROStrategy
 
-    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else _launched()
-    return {**case.fit, "strategy": ZeROStrategy(**case.zero), "devices": ranks}
+    return {**case.fit, "strategy": ZeROStrategy(**case.zero), "devices": int(os.environ["WORLD_SIZE"])}
 
 
-def _launched() -> int:
-    import os
-
-    return int(os.environ["WORLD_SIZE"])
-
-
-def train(root: Path, case: Case, **fit: Any) -> tuple[L.Trainer, Language]:
-    """Fit; micro-batches of 16 in one process, of 4 on ranks, so that there are windows of several."""
+def train(root: Path, case: Case, callbacks: Sequence[L.Callback] = (), **fit: Any) -> tuple[L.Trainer, Language]:
+    """Fit, for the case's steps."""
     L.seed_everything(0, verbose=False)
     module = Language(case)
-    loader = data(16 if case.zero is None else 4)
-    run = trainer(root, [case.batch(), *case.more()], max_steps=case.steps, max_epochs=-1, **options(case))
-    run.fit(module, loader, **fit)
-    assert run.global_step == case.steps
+    parts = [*([case.batch()] if case.batch is not None else []), *case.more(), *callbacks]
+    run = trainer(root, parts, max_steps=case.steps, max_epochs=-1, use_distributed_sampler=False, **options(case))
+    run.fit(module, data(case), **fit)
     return run, module
 
 
 def result(root: Path, case: Case, **fit: Any) -> dict[str, Any]:
     """What a training ends with: whole weights and the last step's statistics."""
     run, module = train(root, case, **fit)
-    return {"weights": whole(module), "stats": stats_of(users_optimizer(run))}
+    assert run.global_step == case.steps
+    optimizer = users_optimizer(run)
+    skipped = int(getattr(optimizer, "skipped_steps", 0))
+    return {"weights": whole(module), "stats": stats_of(optimizer), "skipped": skipped}
+
+
+def worst(found: dict[str, Any], truth: dict[str, Any]) -> tuple[float, float]:
+    """The largest relative differences of weights and of statistics."""
+    assert found["weights"].keys() == truth["weights"].keys()
+    assert found["stats"].keys() == truth["stats"].keys()
+    weights = max(relative(found["weights"][name], truth["weights"][name]) for name in truth["weights"])
+    pairs = [pair for name in truth["stats"] for pair in zip(found["stats"][name], truth["stats"][name], strict=True)]
+    return weights, max((abs(a - b) / max(abs(b), 1e-30) for a, b in pairs), default=0.0)
