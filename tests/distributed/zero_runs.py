@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,6 +21,8 @@ from tests.distributed.sharded import groups, network, relative
 from tests.toys import trainer
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also where there is a GPU; before DeepSpeed is imported
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 STEPS = 10
 SAMPLES = 118  # windows of 24, and a last one of 22, which is a step of its own
@@ -31,7 +35,7 @@ class Case:
     optimizer: str = "LAMB"
     zero: dict[str, Any] | None = None
     batch: Callable[[], L.Callback] | None = lambda: GradientAccumulation(24)
-    """``None``: no callback of this package; every rank trains on the same samples, so that gradients are equal bit by bit."""
+    """``None``: no callback of this package, one micro-batch a step."""
     fit: dict[str, Any] = field(default_factory=dict)
     """More of the Trainer's options."""
     whole_fit: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +45,36 @@ class Case:
     nan_at: int | None = None
     """The step at which the last rank's loss is NaN."""
     more: Callable[[], list[L.Callback]] = list
+
+
+class Directions(nn.Module):
+    """Gradients that do not depend on the weights, and have the same bits everywhere: what is rounded to 8 or 16 bits shows
+    every difference in a bit, and a matrix product's depend on where its operands lie in memory.
+
+    Layers large enough for 8-bit state lie between small ones; the edges of two ranks' slices and shares are edges of blocks,
+    too, for a block that is cut has two scales in place of one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        shapes = {"first": (12,), "wide": (768, 6), "narrow": (6, 768), "both": (768, 6), "last": (12,)}
+        for name, shape in shapes.items():
+            self.register_parameter(f"layers_{name}", nn.Parameter(torch.randn(shape) / 3))
+        self.embedding = nn.Parameter(torch.randn(13, 6))
+        self.single = nn.Parameter(torch.randn(1, 6))
+        self.bias = nn.Parameter(torch.randn(13))
+        self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
+
+    def forward(self, step: int) -> Tensor:
+        draw = torch.Generator().manual_seed(step)
+        terms = []
+        for p in self.parameters():
+            if p.requires_grad:
+                direction = torch.randn(p.shape, generator=draw, dtype=torch.float32)
+                terms.append((p * direction.to(p)).sum())
+        loss: Tensor = torch.stack(terms).sum()
+        return loss
 
 
 class Language(L.LightningModule):
@@ -55,6 +89,8 @@ class Language(L.LightningModule):
         self._nan_at = case.nan_at
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        if isinstance(self.net, Directions):
+            return self.net(self.trainer.global_step)
         tokens, counts = batch
         exist = torch.arange(6, device=tokens.device) < counts[:, None]
         losses = nn.functional.cross_entropy(
