@@ -64,7 +64,7 @@ class GuardedOptimizer(Optimizer):
         self.fused = fused
         self.skipped_steps = torch.zeros((), dtype=torch.int64)
         self._sorting = Sorting()
-        self._decided: Guard | None = None
+        self._decided: list[Guard | None] = []  # by `decide`, for all calls of a step
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -144,7 +144,11 @@ class GuardedOptimizer(Optimizer):
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""
         if self._sorting.flat:
-            return self._decided
+            if not self._decided:
+                raise RuntimeError(
+                    "a step on flat tensors was not begun with decide(): let the strategy take the steps."
+                )
+            return self._decided[0]
         result = guard(
             [(g.layout, g.grads) for g in gathered if g.way is not Way.TRITON],
             totals=fused_totals([g for g in gathered if g.way is Way.TRITON]) if self._looks_at_gradients else [],
@@ -211,7 +215,7 @@ class GuardedOptimizer(Optimizer):
             gradients: Of every flat tensor: this rank's, with a layout that says where in them gradients are.
         """
         result = guard(gradients, test_finite=self.skip_nonfinite, max_grad_norm=self.max_grad_norm)
-        self._decided = self._counted(result)
+        self._decided = [self._counted(result)]
 
     # -- what users ask ------------------------------------------------------------------------------------------------
 
@@ -249,7 +253,7 @@ class GuardedOptimizer(Optimizer):
         flat = self._sorting.flat if "_sorting" in self.__dict__ else {}  # load_state_dict comes here, too
         self._sorting = Sorting()
         self._sorting.flat.update(flat)
-        self._decided = None
+        self._decided = []
 
 
 def fused_totals(gathered: list[Gathered]) -> list[tuple[Layout, Tensor]]:

@@ -75,6 +75,7 @@ def ranks_naive(folder: str) -> dict[str, Any]:
     return {name: result(Path(folder), replace(CASES[name], nan_at=None))["weights"] for name in LAYERWISE}
 
 
+@pytest.mark.slow
 def test_flat_tensors_taken_for_layers_are_noticed(tmp_path: Path) -> None:
     for rank in run_ranks(__name__, "ranks_naive", tmp_path, 2, timeout=600):
         for name in LAYERWISE:

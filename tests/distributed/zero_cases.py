@@ -12,7 +12,7 @@ import torch
 from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation, LEGWWarmup
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
 from tests.distributed.sharded import MAKERS
-from tests.distributed.zero_runs import Case, Directions, result
+from tests.distributed.zero_runs import Case, Directions, ResetAt, Sometimes, result
 
 CPU = {"offload_optimizer": "cpu"}
 OFFLOADED = {1: CPU, 2: CPU, 3: {**CPU, "offload_parameters": "cpu"}}
@@ -68,6 +68,15 @@ def _cases() -> dict[str, Case]:
             f"NaN, offloaded, stage {stage}": Case("LAMB", _zero(stage, offload=True), nan_at=4),
             f"small buckets, stage {stage}": Case("LAMB", _zero(stage, reduce_bucket_size=50)),
         }
+        sometimes = Case("LAMB", _zero(stage), None, make_network=Sometimes)
+        cases |= {
+            f"gradients left out, stage {stage}": sometimes,
+            f"gradients left out, offloaded, stage {stage}": replace(sometimes, zero=_zero(stage, offload=True)),
+            f"resets, stage {stage}": Case("LAMB", _zero(stage), more=lambda: [ResetAt(5)]),
+            f"the Trainer's own accumulation, stage {stage}": Case(
+                "LAMB", _zero(stage), None, fit={"accumulate_grad_batches": 2}, steps=6
+            ),
+        }
         for name in ("LAMB8bit", "LARS8bit", "AdamW8bit", "SGD8bit"):
             eight_bit = Case(name, _zero(stage), None, make_network=Directions)
             cases[f"{name}, stage {stage}"] = eight_bit
@@ -84,6 +93,9 @@ def _cases() -> dict[str, Case]:
         "sub-groups below a layer, offloaded": Case("LARS", _zero(3, offload=True, sub_group_size=2)),
         "sub-groups of several layers": Case("LAMB", _zero(3, sub_group_size=20)),
         "no persistent parameters": Case("LAMB", _zero(3, stage3_param_persistence_threshold=0)),
+        "built late, stage 2": Case("LAMB", _zero(2), late=True),
+        "built late, stage 3": Case("LAMB", _zero(3), late=True),
+        "built late, offloaded, stage 3": Case("LAMB", _zero(3, offload=True), late=True),
         "DeepSpeed's clip": Case(
             "LARS", {"stage": 2, "config": {"gradient_clipping": 0.1}}, fit={"gradient_clip_val": 0.1}
         ),

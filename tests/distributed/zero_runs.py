@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler
+from lightning_scale.optim.reset import reset_bias_correction, reset_moments
 from tests.distributed.sharded import groups, network, relative
 from tests.toys import trainer
 
@@ -42,6 +43,8 @@ class Case:
     """Of the one in one process."""
     make_network: Callable[[], nn.Module] = network
     steps: int = STEPS
+    late: bool = False
+    """Build the network in ``configure_model``, where ZeRO-3 takes its parameters apart one by one."""
     nan_at: int | None = None
     """The step at which the last rank's loss is NaN."""
     more: Callable[[], list[L.Callback]] = list
@@ -66,15 +69,42 @@ class Directions(nn.Module):
         self.bias = nn.Parameter(torch.randn(13))
         self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
 
+    def weight_of(self, name: str, step: int) -> float | None:
+        """Of a parameter's term in the loss; ``None``: it has none."""
+        return 1.0
+
     def forward(self, step: int) -> Tensor:
         draw = torch.Generator().manual_seed(step)
         terms = []
-        for p in self.parameters():
-            if p.requires_grad:
-                direction = torch.randn(p.shape, generator=draw, dtype=torch.float32)
-                terms.append((p * direction.to(p)).sum())
+        for name, p in self.named_parameters():
+            direction = torch.randn(p.shape, generator=draw, dtype=torch.float32)
+            weight = self.weight_of(name, step)
+            if p.requires_grad and weight is not None:
+                terms.append((p * (direction * weight).to(p)).sum())
         loss: Tensor = torch.stack(terms).sum()
         return loss
+
+
+class Sometimes(Directions):
+    """At two steps of three the loss does not depend on one layer; in one process that has a gradient of zero then."""
+
+    def weight_of(self, name: str, step: int) -> float | None:
+        if name != "bias" or step % 3 == 0:
+            return 1.0
+        return None if torch.distributed.is_initialized() else 0.0
+
+
+class ResetAt(L.Callback):
+    """Starts moments and step counts again after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, run: L.Trainer, *args: Any) -> None:
+        if run.global_step == self.step:
+            self.step = -1
+            reset_moments(run.optimizers[0])
+            reset_bias_correction(run.optimizers[0])
 
 
 class Language(L.LightningModule):
@@ -82,11 +112,17 @@ class Language(L.LightningModule):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.net = case.make_network()
+        self._make_network = case.make_network
+        if not case.late:
+            self.net = case.make_network()
         from tests.distributed.zero_cases import OPTIMIZERS
 
         self._make = OPTIMIZERS[case.optimizer]
         self._nan_at = case.nan_at
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "net"):
+            self.net = self._make_network()
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
         if isinstance(self.net, Directions):

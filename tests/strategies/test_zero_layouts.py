@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_scale.optim import LAMB
 from lightning_scale.optim.layout import LayerInfo, Layout
-from lightning_scale.strategies.zero.flat import shard_layout, slice_layout
+from lightning_scale.strategies.zero.flat import Flat, shard_layout, slice_layout
+from lightning_scale.strategies.zero.partitions import check_whole
+from tests.distributed.zero_runs import needs_deepspeed
 
 NUMELS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -55,3 +59,24 @@ def test_shares(numels: list[int], ranks: int) -> None:
     layouts = [shard_layout(infos, shares, r, lambda t: None) for r in range(ranks)]
     tensors = [torch.cat([t[r * s : (r + 1) * s] for t, s in zip(padded, shares, strict=True)]) for r in range(ranks)]
     _gathered(layouts, tensors, layers)
+
+
+@needs_deepspeed
+def test_elements_that_no_rank_holds_are_noticed() -> None:
+    """And the sentence names DeepSpeed's version."""
+    layer, cpu = LayerInfo("weight", 10, 2), torch.device("cpu")
+    check_whole([Flat(torch.zeros(10), 0, slice_layout([layer], [0], 0, 10, lambda t: None))], cpu)
+    half = slice_layout([layer], [0], 0, 5, lambda t: None)
+    with pytest.raises(RuntimeError, match=r"deepspeed \d.*the ranks hold 5 elements of 'weight', which has 10"):
+        check_whole([Flat(torch.zeros(5), 0, half)], cpu)
+    with pytest.raises(RuntimeError, match=r"a flat tensor has 6 elements where 5 belong"):
+        check_whole([Flat(torch.zeros(6), 0, slice_layout([LayerInfo("w", 5, 1)], [0], 0, 5, lambda t: None))], cpu)
+
+
+def test_a_step_that_nobody_decided_on_is_refused() -> None:
+    flat = torch.ones(10, requires_grad=True)
+    optimizer = LAMB([flat])
+    optimizer.attach_layouts({flat: slice_layout([LayerInfo("weight", 10, 2)], [0], 0, 10, lambda t: None)})
+    flat.grad = torch.ones(10)
+    with pytest.raises(RuntimeError, match="let the strategy take the steps"):
+        optimizer.step()
