@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+import lightning_scale.strategies  # noqa: F401 (their names are registered)
 from lightning_scale.cli_errors import repeated_callback, sentence
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.fragments import find_configs

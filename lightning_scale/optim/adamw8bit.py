@@ -13,6 +13,7 @@ from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.kernels.choice import positive_in_float32
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.layout import Layout
 
 
 class AdamW8bit(EightBitOptimizer):
@@ -81,8 +82,8 @@ class AdamW8bit(EightBitOptimizer):
         checks.non_negative("eps", group["eps"])
         group["betas"] = checks.betas(group["betas"])
 
-    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
-        return {"step": new_step(weight), **self._new_moments(weight, "exp_avg", "exp_avg_sq")}
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+        return {"step": new_step(weight), **self._new_moments(weight, layout, "exp_avg", "exp_avg_sq")}
 
     def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
         return positive_in_float32(group["eps"]) and super()._compiles(group, p)
@@ -92,7 +93,7 @@ class AdamW8bit(EightBitOptimizer):
             [
                 CodedAdamBucket(
                     **self._common(g, "exp_avg", "exp_avg_sq"),
-                    weight_decay=[float(g.group["weight_decay"])] * len(g.params),
+                    weight_decay=[float(g.group["weight_decay"])] * len(g.layout.layers),
                     betas=g.group["betas"],
                     eps=g.group["eps"],
                     bias_correction=True,

@@ -11,7 +11,7 @@ from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.guarded import GuardedOptimizer
 from lightning_scale.optim.kernels.eight_bit.moment import Moment
 from lightning_scale.optim.kernels.way import Way
-from lightning_scale.optim.layout import LayerInfo, Segment
+from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.moments import EIGHT_BIT_FROM, moments, new_moment, whole_moment
 from lightning_scale.optim.sharding import is_sharded
 
@@ -22,13 +22,11 @@ class EightBitOptimizer(GuardedOptimizer):
     _converts: ClassVar[bool] = False
     _eight_bit_from: ClassVar[int] = EIGHT_BIT_FROM
 
-    def _new_moments(self, weight: Tensor, *keys: str) -> dict[str, Tensor]:
-        """The state of a whole parameter's moments, zero."""
-        layer = LayerInfo("", weight.numel(), weight.dim())
-        segment = Segment(0, 0, 0, 0, weight.numel())
+    def _new_moments(self, weight: Tensor, layout: Layout, *keys: str) -> dict[str, Tensor]:
+        """The state of a local tensor's moments, zero."""
         state: dict[str, Tensor] = {}
         for key in keys:
-            state |= new_moment(key, weight, [layer], [segment], self._eight_bit_from)
+            state |= new_moment(key, weight, layout.layers, layout.segments, self._eight_bit_from)
         return state
 
     def _moments(self, g: Gathered, key: str) -> list[Moment]:

@@ -14,7 +14,10 @@ from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import TrustRatio
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Members, Sorting, WayOf, compute_dtype
+from lightning_scale.optim.names import names_of
 from lightning_scale.optim.sharding import is_sharded, like, local
+
+InitState = Callable[[dict[str, Any], Tensor, Layout], dict[str, Tensor]]
 
 _DECIDE = ("eps", "momentum", "trust_norm")
 """Options of a group that the choice of a way may depend on."""
@@ -88,7 +91,7 @@ def gather(
     group: dict[str, Any],
     number: int,
     state: MutableMapping[Tensor, dict[str, Tensor]],
-    init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
+    init_state: InitState,
     sorting: Sorting,
     way_of: WayOf,
     convert: bool = True,
@@ -99,14 +102,14 @@ def gather(
         group: The group.
         number: Its place, for the names of unnamed parameters.
         state: The optimizer's state.
-        init_state: Makes a new parameter's state from the group and what the step is computed on.
+        init_state: Makes a new parameter's state from the group, what the step is computed on, and where its layers lie.
         sorting: What was found out about the groups before.
         way_of: How a parameter's step is taken.
         convert: Give the plain way weights and gradients in compute dtype, the gradients negated where the step goes
             uphill; ``False``: as they are, as all other ways get them.
     """
     params = group["params"]
-    names = group.get("param_names") or [f"{number}.{i}" for i in range(len(params))]
+    names = names_of(group, number)
     masters = [p.grad is not None and _master(group, state[p], p) for p in params]
     return [
         _filled(group, params, members, state, init_state, convert)
@@ -128,7 +131,7 @@ def _filled(
     all_params: list[Tensor],
     members: Members,
     state: MutableMapping[Tensor, dict[str, Tensor]],
-    init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
+    init_state: InitState,
     convert: bool,
 ) -> Gathered:
     plain = members.way is Way.PLAIN
@@ -137,9 +140,10 @@ def _filled(
     kept = [state[p] for p in wholes]
     params = [local(p) for p in wholes]
     grads = [local(p.grad) for p in wholes if p.grad is not None]  # all of them, that is
-    for whole, p, own in zip(wholes, params, kept, strict=True):
+    for i, (whole, p, own) in enumerate(zip(wholes, params, kept, strict=True)):
         if not own or (len(own) == 1 and "master" in own):
-            own.update({key: like(whole, t) for key, t in init_state(group, local(own.get("master", p))).items()})
+            new = init_state(group, local(own.get("master", p)), members.layout.part(i))
+            own.update({key: like(whole, t) for key, t in new.items()})
     if not plain:  # these go through memory
         lying = _row_major if in_order else _lying_as
         grads = [lying(p, g) for p, g in zip(params, grads, strict=True)]

@@ -6,7 +6,7 @@ A subclass gives its state and turns what was gathered into a step.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, overload
 
@@ -64,6 +64,7 @@ class GuardedOptimizer(Optimizer):
         self.fused = fused
         self.skipped_steps = torch.zeros((), dtype=torch.int64)
         self._sorting = Sorting()
+        self._decided: list[Guard | None] = []  # by `decide`, for all calls of a step
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -81,7 +82,8 @@ class GuardedOptimizer(Optimizer):
         param_group = dict(param_group)  # the caller's own stays as it is
         self._complete_group(param_group)
         super().add_param_group(param_group)
-        self._sorting = Sorting()  # what all parameters together decide may be otherwise now
+        if "_sorting" in self.__dict__:
+            self._sorting.forget()  # what all parameters together decide may be otherwise now
         group = self.param_groups[-1]
         try:
             self._check_group(group)
@@ -147,6 +149,12 @@ class GuardedOptimizer(Optimizer):
 
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""
+        if self._sorting.flat:
+            if not self._decided:
+                raise RuntimeError(
+                    "a step on flat tensors was not begun with decide(): let the strategy take the steps."
+                )
+            return self._decided[0]
         looks = self.skip_nonfinite or self.max_grad_norm is not None
         if looks:
             self._look(gathered)
@@ -157,6 +165,10 @@ class GuardedOptimizer(Optimizer):
             test_finite=self.skip_nonfinite,
             max_grad_norm=self.max_grad_norm,
         )
+        return self._counted(result)
+
+    def _counted(self, result: Guard) -> Guard | None:
+        """Count the step where it is skipped; None where the host may know that."""
         if result.finite is None:
             return result
         if self.skipped_steps.device != result.finite.device:
@@ -170,12 +182,49 @@ class GuardedOptimizer(Optimizer):
         """Fill in `Gathered.norms` where a step needs both norms anyway, so that gradients are read once less."""
 
     @abstractmethod
-    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
-        """A new parameter's state; ``weight`` is what the step is computed on (shape, device, dtype)."""
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """A new parameter's state.
+
+        Args:
+            group: Its group.
+            weight: What the step is computed on: the local tensor's shape, device and dtype.
+            layout: Which layers' elements that tensor holds.
+        """
 
     @abstractmethod
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
         """Hand the buckets to the kernels."""
+
+    # -- what strategies with flat tensors call ------------------------------------------------------------------------
+
+    def attach_layouts(self, layouts: Mapping[Tensor, Layout]) -> None:
+        """Say which layers' elements lie in the flat tensors that stand in the parameters' place.
+
+        From now on every step begins with `decide`, and may come in several calls of ``step()``, each with some of the
+        flat tensors in ``param_groups``; every call takes one collective, on all ranks, for the norms of all its layers.
+
+        Args:
+            layouts: By flat tensor, 1-D; each layout describes that one tensor, and lists the same layers on all ranks.
+        """
+        for flat, layout in layouts.items():
+            assert flat.dim() == 1 and len(layout.tensor_numels) == 1, "a layout of one flat tensor"
+        self._sorting.flat.update(layouts)
+
+    @torch.no_grad()
+    def init_state(self, group: dict[str, Any], flat: Tensor) -> None:
+        """Make the state of a flat tensor of ``group`` now, where it has none, and not at its first step."""
+        if not self.state[flat]:
+            self.state[flat].update(self._init_state(group, flat, self._sorting.flat[flat]))
+
+    @torch.no_grad()
+    def decide(self, gradients: Sequence[tuple[Layout, list[Tensor]]]) -> None:
+        """Before the first call of a step: test and clip over all gradients together (at most one collective).
+
+        Args:
+            gradients: Of every flat tensor: this rank's, with a layout that says where in them gradients are.
+        """
+        result = guard(gradients, test_finite=self.skip_nonfinite, max_grad_norm=self.max_grad_norm)
+        self._decided = [self._counted(result)]
 
     # -- what users ask ------------------------------------------------------------------------------------------------
 
@@ -211,14 +260,17 @@ class GuardedOptimizer(Optimizer):
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """A parameter's state as it is before the first step, without memory."""
         dtype = compute_dtype(p) if group["master_weights"] else p.dtype
-        return self._init_state(group, torch.empty_like(p, dtype=dtype, device="meta"))
+        return self._init_state(group, torch.empty_like(p, dtype=dtype, device="meta"), self._sorting.layout_of(p))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        flat = self._sorting.flat if "_sorting" in self.__dict__ else {}  # load_state_dict comes here, too
         self._sorting = Sorting()
+        self._sorting.flat.update(flat)
+        self._decided = []
 
 
 def fused_totals(gathered: list[Gathered]) -> list[tuple[Layout, Tensor]]:

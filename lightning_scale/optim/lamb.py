@@ -14,6 +14,7 @@ from lightning_scale.optim.kernels import lamb
 from lightning_scale.optim.kernels.choice import positive_in_float32
 from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
+from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import compute_dtype
 
 
@@ -88,7 +89,7 @@ class LAMB(LayerwiseOptimizer):
         super()._check_group(group)
         group["betas"] = checks.betas(group["betas"])
 
-    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
         return {
             "step": torch.zeros((), dtype=torch.float32, device=weight.device),
             "exp_avg": torch.zeros_like(weight, dtype=compute_dtype(weight)),

@@ -12,6 +12,7 @@ from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.kernels.eight_bit.work import CodedLambBucket
 from lightning_scale.optim.kernels.work import Guard, LayerNorms
 from lightning_scale.optim.lamb import LAMB
+from lightning_scale.optim.layout import Layout
 
 
 class LAMB8bit(EightBitOptimizer, LAMB):
@@ -35,8 +36,8 @@ class LAMB8bit(EightBitOptimizer, LAMB):
         params: As all that follows, LAMB's.
     """
 
-    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
-        return {"step": new_step(weight), **self._new_moments(weight, "exp_avg", "exp_avg_sq")}
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+        return {"step": new_step(weight), **self._new_moments(weight, layout, "exp_avg", "exp_avg_sq")}
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return kernels.lamb8bit(

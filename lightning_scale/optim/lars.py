@@ -14,6 +14,7 @@ from lightning_scale.optim.kernels import lars, look
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard, LarsBucket, LayerNorms
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
+from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import compute_dtype
 
 
@@ -112,7 +113,7 @@ class LARS(LayerwiseOptimizer):
                 ' trust_norm="gradient".'
             )
 
-    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
         if group["momentum"] == 0 and group["trust_norm"] == "gradient":
             return {}
         return {"momentum_buffer": torch.zeros_like(weight, dtype=compute_dtype(weight))}

@@ -12,6 +12,7 @@ from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
 from lightning_scale.optim.kernels.work import Guard, LayerNorms
 from lightning_scale.optim.lars import LARS
+from lightning_scale.optim.layout import Layout
 
 
 class LARS8bit(EightBitOptimizer, LARS):
@@ -30,8 +31,8 @@ class LARS8bit(EightBitOptimizer, LARS):
         params: As all that follows, LARS'.
     """
 
-    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
-        return self._new_moments(weight, "momentum_buffer") if _remembers(group) else {}
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+        return self._new_moments(weight, layout, "momentum_buffer") if _remembers(group) else {}
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return kernels.lars8bit([self._coded_bucket(g) for g in gathered], decided)

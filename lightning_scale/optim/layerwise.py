@@ -67,6 +67,9 @@ class LayerwiseOptimizer(GuardedOptimizer):
         found = [(tuple(g.names), n) for g, n in zip(gathered, norms, strict=True)]
         if decided.finite is not None:  # the host does not know whether the step was skipped
             found = [_unless_skipped(decided.finite, *entry, dict(self._stats)) for entry in found]
+        if self._sorting.flat:  # the step comes in several calls
+            new = {names for names, _ in found}
+            found = [entry for entry in self._stats if entry[0] not in new] + found
         self._stats = found
 
     @abstractmethod

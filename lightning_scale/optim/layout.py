@@ -8,7 +8,7 @@ of one optimizer, on this rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,6 +67,13 @@ class Layout:
     def cache(self) -> dict[Any, Any]:
         """What kernels have worked out from this layout, to be used again as long as it lasts."""
         return {}
+
+    def part(self, tensor: int) -> Layout:
+        """What one of the local tensors holds, as a layout of its own."""
+        if len(self.tensor_numels) == 1:
+            return self
+        own = tuple(replace(s, tensor=0) for s in self.segments if s.tensor == tensor)
+        return Layout(self.layers, own, (self.tensor_numels[tensor],), self.all_reduce)
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The segments of these local tensors, as views: the tensors themselves where the layout is whole."""

@@ -25,7 +25,7 @@ class Members:
     Args:
         way: That way.
         places: Where they stand in the group.
-        names: Their names.
+        names: Of the layers whose elements they hold.
         layout: Where their elements lie, with all that kernels have worked out from it.
     """
 
@@ -36,10 +36,20 @@ class Members:
 
 
 class Sorting:
-    """The members of an optimizer's groups, kept as long as the parameters and gradients are of the same kinds."""
+    """The members of an optimizer's groups, kept as long as the parameters and gradients are of the same kinds.
+
+    Attributes:
+        flat: Where the layers of flat tensors lie that a strategy has put in the parameters' place; they are members by
+            themselves.
+    """
 
     def __init__(self) -> None:
+        self.flat: dict[Tensor, Layout] = {}
         self._known: dict[int, OrderedDict[Hashable, list[Members]]] = {}
+
+    def forget(self) -> None:
+        """Sort anew at the next step."""
+        self._known.clear()
 
     def members(
         self,
@@ -63,14 +73,48 @@ class Sorting:
         Raises:
             ValueError: for a parameter or gradient that no kernel takes.
         """
-        known = self._known.setdefault(number, OrderedDict())
+        # Strategies with flat tensors step one of them at a time, each time as the first group.
+        known = self._known.setdefault(id(params[0]) if self._is_flat(params) else number, OrderedDict())
         key = (options, tuple(names), tuple(_kind(p, master) for p, master in zip(params, masters, strict=True)))
         if key not in known:
-            known[key] = _sorted(params, names, masters, way_of)
+            known[key] = self._sorted(params, names, masters, way_of)
             if len(known) > _KEPT:
                 known.popitem(last=False)
         known.move_to_end(key)
         return known[key]
+
+    def layout_of(self, p: Tensor) -> Layout:
+        """Where one parameter's elements lie, without its name; or the layers of a flat tensor."""
+        return self._layout([""], [p])
+
+    def _is_flat(self, params: Sequence[Tensor]) -> bool:
+        return bool(self.flat) and len(params) > 0 and params[0] in self.flat
+
+    def _layout(self, names: list[str], params: list[Tensor]) -> Layout:
+        if self._is_flat(params):
+            return self.flat[params[0]]
+        return sharded_layout(names, params) if is_sharded(params[0]) else whole_layout(names, params)
+
+    def _sorted(
+        self, params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf
+    ) -> list[Members]:
+        together: dict[tuple[Any, ...], list[int]] = {}
+        for place, (p, master) in enumerate(zip(params, masters, strict=True)):
+            if p.grad is None:
+                continue
+            refuse_unsupported(p)
+            check_gradient(names[place], p)
+            way = way_of(p)
+            # Kernels that take tensors as they are want one type each.
+            types = () if way is Way.PLAIN else (p.dtype, p.grad.dtype, master)
+            alone = place if self._is_flat([p]) else None
+            key = (way, p.device, compute_dtype(p), sharding(p), alone, *types)
+            together.setdefault(key, []).append(place)
+        found = []
+        for key, places in together.items():
+            layout = self._layout([names[i] for i in places], [params[i] for i in places])
+            found.append(Members(key[0], tuple(places), tuple(layer.name for layer in layout.layers), layout))
+        return found
 
 
 WayOf = Callable[[Tensor], Way]
@@ -81,32 +125,6 @@ def _kind(p: Tensor, master: bool) -> Hashable:
     if grad is None:
         return None
     return id(p), p.dtype, p.device, p.shape, p.stride(), grad.dtype, grad.layout, master, sharding(grad)
-
-
-def _sorted(params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf) -> list[Members]:
-    together: dict[tuple[Any, ...], list[int]] = {}
-    for place, (p, master) in enumerate(zip(params, masters, strict=True)):
-        if p.grad is None:
-            continue
-        refuse_unsupported(p)
-        check_gradient(names[place], p)
-        way = way_of(p)
-        # Kernels that take tensors as they are want one type each.
-        types = () if way is Way.PLAIN else (p.dtype, p.grad.dtype, master)
-        together.setdefault((way, p.device, compute_dtype(p), sharding(p), *types), []).append(place)
-    return [
-        Members(
-            key[0],
-            tuple(places),
-            tuple(names[i] for i in places),
-            _layout([names[i] for i in places], [params[i] for i in places]),
-        )
-        for key, places in together.items()
-    ]
-
-
-def _layout(names: list[str], params: list[Tensor]) -> Layout:
-    return sharded_layout(names, params) if is_sharded(params[0]) else whole_layout(names, params)
 
 
 def refuse_unsupported(p: Tensor) -> None:

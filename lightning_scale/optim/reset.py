@@ -37,7 +37,5 @@ def reset_moments(optimizer: Optimizer) -> None:
 
 
 def _states(optimizer: Optimizer) -> Iterator[dict[str, Any]]:
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p in optimizer.state:
-                yield optimizer.state[p]
+    # Not through the groups, which ZeRO-3 keeps empty between steps.
+    return iter([state for state in optimizer.state.values() if isinstance(state, dict)])

@@ -13,6 +13,7 @@ from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.kernels.eight_bit.work import CodedSgdBucket
 from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.layout import Layout
 
 
 class SGD8bit(EightBitOptimizer):
@@ -88,10 +89,10 @@ class SGD8bit(EightBitOptimizer):
                 " nesterov=False."
             )
 
-    def _init_state(self, group: dict[str, Any], weight: Tensor) -> dict[str, Tensor]:
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
         if group["momentum"] == 0:
             return {}
-        return {"step": new_step(weight), **self._new_moments(weight, "momentum_buffer")}
+        return {"step": new_step(weight), **self._new_moments(weight, layout, "momentum_buffer")}
 
     def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
         return group["momentum"] != 0 and super()._compiles(group, p)
@@ -104,7 +105,7 @@ class SGD8bit(EightBitOptimizer):
         remembers = group["momentum"] != 0
         return CodedSgdBucket(
             **self._common(g, *(("momentum_buffer",) if remembers else ())),
-            weight_decay=[float(group["weight_decay"])] * len(g.params),
+            weight_decay=[float(group["weight_decay"])] * len(g.layout.layers),
             momentum=group["momentum"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],

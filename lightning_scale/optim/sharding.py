@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.collective import AllReduce
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
 
 
@@ -42,28 +41,6 @@ def like(p: Tensor, own: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(own, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
-
-
-@dataclass(frozen=True)
-class AllReduce:
-    """The sum over the ranks that share the layers.
-
-    Args:
-        groups: One a dimension of the mesh that shards; a sum over the one and then over the other is over all.
-        device: Of the tensors that these groups reduce.
-    """
-
-    groups: tuple[ProcessGroup, ...]
-    device: str
-
-    def __call__(self, tensor: Tensor) -> None:
-        """Sum in place."""
-        # Offloaded shards lie on the CPU, where their group (NCCL's) cannot reduce.
-        moved = tensor if tensor.device.type == self.device else tensor.to(self.device)
-        for group in self.groups:
-            torch.distributed.all_reduce(moved, group=group)
-        if moved is not tensor:
-            tensor.copy_(moved)
 
 
 def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:

@@ -26,6 +26,7 @@ from lightning_scale.window.conflicts import (
 )
 from lightning_scale.window.data_follower import DataFollower
 from lightning_scale.window.feed import Feed
+from lightning_scale.window.gradients import divide, users_own
 from lightning_scale.window.items import Items, MeanOverItems, items_of
 from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.owner import BatchSizeOwner
@@ -173,7 +174,7 @@ class LoopAdapter(L.Callback):
             refuse_manual_optimization(pl_module, " and ".join(rule.sources))
             refuse_rate_conflicts(trainer, rule, feed.schedule())
             loop.around_schedulers(self.rate.update_schedulers)
-            self.rate.prepare(trainer.optimizers[0])
+            self.rate.prepare(users_own(trainer.optimizers[0]))
         loop.around_saving(self._save)
         loop.validate_unless(lambda: self.data.no_validation_due and not self._begun)
 
@@ -234,8 +235,7 @@ class LoopAdapter(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.
         if self.feed.owner is not None:
-            params = (p for group in optimizer.param_groups for p in group["params"])
-            self._mean.divide([p.grad for p in params if p.grad is not None], trainer)
+            divide(self._mean.divisor(trainer), optimizer, trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if args[1] is None and self.feed.owner is not None:

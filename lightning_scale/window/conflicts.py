@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_scale.data import is_resumable
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.schedule import BatchSizeSchedule, InsteadOfDecay, Quantity, StagePlan
+from lightning_scale.window.gradients import users_own
 from lightning_scale.window.rate_rule import RateRule
 
 
@@ -127,8 +128,7 @@ def warn_of_loaders_that_cannot_continue(loaders: list[Any], *, resuming: bool, 
 def refuse_two_clips(trainer: L.Trainer) -> None:
     """Raises ConfigurationError where the Trainer and the optimizer would both clip by the global norm."""
     for optimizer in trainer.optimizers:
-        inner: Any = getattr(optimizer, "optimizer", optimizer)
-        limit = getattr(inner, "max_grad_norm", None)
+        limit = getattr(users_own(optimizer), "max_grad_norm", None)
         if limit is not None and trainer.gradient_clip_val:
             raise ConfigurationError(
                 f"the optimizer clips gradients to max_grad_norm={limit} and the Trainer to"

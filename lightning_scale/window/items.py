@@ -100,17 +100,14 @@ class MeanOverItems:
         if loss.requires_grad and (isinstance(weight, Tensor) or weight != 1):
             loss.register_hook(lambda gradient: (gradient * weight).to(gradient.dtype))  # type: ignore[no-untyped-call]
 
-    def divide(self, grads: list[Tensor], trainer: L.Trainer) -> None:
-        """At the end of a window: turn the sum into the mean, in place; every rank calls it."""
+    def divisor(self, trainer: L.Trainer) -> float | Tensor:
+        """At the end of a window: what turns the gradients' sum into their mean; every rank calls it."""
         if self.unit is None:
-            return
+            return 1.0
         total = _sum_over_ranks(self._sum, trainer)  # stays on the device: no step waits for it
         if isinstance(total, Tensor):
-            divisor: float | Tensor = torch.where(total > 0, total / (self.unit * trainer.world_size), 1.0)
-        else:
-            divisor = total / self.unit if total > 0 else 1.0
-        if grads and not (isinstance(divisor, float) and divisor == 1.0):
-            torch._foreach_div_(grads, divisor)
+            return torch.where(total > 0, total / (self.unit * trainer.world_size), 1.0)
+        return total / self.unit if total > 0 else 1.0
 
 
 def _sum_over_ranks(value: Items, trainer: L.Trainer) -> Items:

@@ -115,6 +115,25 @@ def guard(
     """
     if not test_finite and max_grad_norm is None:
         return Guard()
+    total = _over_all(values, totals, test_finite)
+    if total is None:
+        return Guard()
+    finite = total[0] == 0 if test_finite else None
+    if max_grad_norm is None:
+        return Guard(finite)
+    return Guard(finite, max_grad_norm / total[1].sqrt().clamp(min=max_grad_norm))
+
+
+def global_norm(values: Sequence[tuple[Layout, list[Tensor]]]) -> Tensor:
+    """The L2 norm of all gradients together, on all ranks: 0-d float64."""
+    total = _over_all(values, (), test_finite=False)
+    return total[1].sqrt() if total is not None else torch.zeros((), dtype=torch.float64)
+
+
+def _over_all(
+    values: Sequence[tuple[Layout, list[Tensor]]], totals: Sequence[tuple[Layout, Tensor]], test_finite: bool
+) -> Tensor | None:
+    """Whether anything is not finite (not exactly 0), and the sum of squares: [2] float64; None where there is nothing."""
     sums = list(totals)
     for layout, tensors in values:
         views = [view for view in layout.views(tensors) if view.numel()]
@@ -122,7 +141,7 @@ def guard(
     layouts = [layout for layout, _ in (*values, *totals)]
     reductions = _reductions(layouts)
     if not sums and not reductions:
-        return Guard()
+        return None
     device = sums[0][1].device if sums else values[0][1][0].device
     whole = [total.to(device) for layout, total in sums if layout.all_reduce is None]
     for reduce in reductions:  # also where this rank's shares are all empty
@@ -130,11 +149,7 @@ def guard(
         total = sum(own[1:], own[0]) if own else torch.zeros(2, dtype=torch.float64, device=device)
         reduce(total)
         whole.append(total)
-    total = sum(whole[1:], whole[0])
-    finite = total[0] == 0 if test_finite else None
-    if max_grad_norm is None:
-        return Guard(finite)
-    return Guard(finite, max_grad_norm / total[1].sqrt().clamp(min=max_grad_norm))
+    return sum(whole[1:], whole[0])
 
 
 def _total(grads: list[Tensor], test_finite: bool) -> Tensor:

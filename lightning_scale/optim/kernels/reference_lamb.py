@@ -12,7 +12,7 @@ from lightning_scale.optim.kernels.masking import (
     zero_if_skipped,
 )
 from lightning_scale.optim.kernels.norms import own_norms
-from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, per_segment
+from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, scale_layers
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket
 
 
@@ -26,7 +26,7 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
     update = _moments_and_update(bucket, guard)
 
     def second(ratio: Tensor) -> None:
-        torch._foreach_mul_(bucket.layout.views(update), per_segment(bucket.layout, ratio * bucket.lr))
+        scale_layers(bucket.layout, update, ratio * bucket.lr)
         apply(bucket, update)
 
     return FirstPass(torch.stack([own_norms(bucket.layout, t) for t in (bucket.weights, update)]), second)

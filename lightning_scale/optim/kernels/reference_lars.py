@@ -13,7 +13,7 @@ from lightning_scale.optim.kernels.masking import (
     zero_if_skipped,
 )
 from lightning_scale.optim.kernels.norms import own_norms
-from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, per_segment
+from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, scale_layers
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
 
 
@@ -31,7 +31,7 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
     def second(ratio: Tensor) -> None:
         if bucket.momentum_norm:
             step = [m.clone() for m in measured]
-            torch._foreach_mul_(bucket.layout.views(step), per_segment(bucket.layout, ratio * bucket.lr))
+            scale_layers(bucket.layout, step, ratio * bucket.lr)
         else:
             step = _gradient_step(bucket, measured, ratio, guard)
         apply(bucket, zero_if_skipped(step, guard, NOTHING_TO_SUBTRACT))
@@ -55,7 +55,7 @@ def _gradient_step(bucket: LarsBucket, grads: list[Tensor], ratio: Tensor, guard
     direction = [g.clone() for g in grads]
     add_weight_decay(bucket, direction)
     inside = ratio * bucket.lr if bucket.lr_in_momentum else ratio
-    torch._foreach_mul_(bucket.layout.views(direction), per_segment(bucket.layout, inside))
+    scale_layers(bucket.layout, direction, inside)
     if bucket.momentum_buffer:
         like = bucket.weights[0]
         direction = zero_if_skipped(direction, guard, NOTHING_TO_ADD)

@@ -9,7 +9,13 @@ from lightning_scale.optim.kernels.work import Bucket
 from lightning_scale.optim.layout import Layout
 
 
-def per_segment(layout: Layout, per_layer: Tensor) -> tuple[Tensor, ...]:
+def scale_layers(layout: Layout, tensors: list[Tensor], per_layer: Tensor) -> None:
+    """Multiply each layer's elements by its number of a 1-D tensor, in place; padding is left as it is."""
+    if layout.segments:
+        torch._foreach_mul_(layout.views(tensors), _per_segment(layout, per_layer))
+
+
+def _per_segment(layout: Layout, per_layer: Tensor) -> tuple[Tensor, ...]:
     """A 1-D tensor of one number a layer as one 0-d tensor a segment."""
     if layout.whole:
         return per_layer.unbind()

@@ -1,0 +1,74 @@
+"""Segments of parameters inside flat tensors: pure arithmetic, nothing of DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A flat tensor that the optimizer steps in place of parameters.
+
+    Args:
+        tensor: This rank's, 1-D.
+        group: The parameter group that it belongs to.
+        layout: Which layers' elements lie in it.
+        loaded: Whether it lies in memory between steps.
+    """
+
+    tensor: Tensor
+    group: int
+    layout: Layout
+    loaded: bool = True
+
+
+def slice_layout(
+    layers: Sequence[LayerInfo], starts: Sequence[int], begin: int, length: int, all_reduce: Callable[[Tensor], None]
+) -> Layout:
+    """One rank's slice of a long flat tensor that layers follow one another in (ZeRO-1 and 2).
+
+    Args:
+        layers: The layers.
+        starts: Where in the long tensor each begins.
+        begin: Where the slice begins.
+        length: How long it is.
+        all_reduce: Sums over the ranks with the other slices.
+    """
+    segments = []
+    for number, (layer, start) in enumerate(zip(layers, starts, strict=True)):
+        first, last = max(start, begin), min(start + layer.numel, begin + length)
+        if first < last:
+            segments.append(Segment(number, 0, first - begin, first - start, last - first))
+    segments.sort(key=lambda s: s.tensor_start)
+    return Layout(tuple(layers), tuple(segments), (length,), all_reduce)
+
+
+def shard_layout(
+    layers: Sequence[LayerInfo], shares: Sequence[int], rank: int, all_reduce: Callable[[Tensor], None]
+) -> Layout:
+    """Equal shares of each layer, one after the other (ZeRO-3); what the last ranks' shares have too much is padding.
+
+    Args:
+        layers: The layers.
+        shares: Elements of each layer's share, padding included.
+        rank: Whose shares.
+        all_reduce: Sums over the ranks with the other shares.
+    """
+    segments, offset = [], 0
+    for number, (layer, share) in enumerate(zip(layers, shares, strict=True)):
+        held = min(share, layer.numel - rank * share)
+        if held > 0:
+            segments.append(Segment(number, 0, offset, rank * share, held))
+        offset += share
+    return Layout(tuple(layers), tuple(segments), (offset,), all_reduce)
+
+
+def pieces_layout(pieces: Sequence[Tensor], all_reduce: Callable[[Tensor], None] | None) -> Layout:
+    """A layout of tensors whose layers do not matter: all of their elements."""
+    numels = tuple(t.numel() for t in pieces)
+    return Layout((), tuple(Segment(0, i, 0, 0, n) for i, n in enumerate(numels)), numels, all_reduce)

@@ -1,0 +1,122 @@
+"""What the strategy asks of each of DeepSpeed's optimizer wrappers, and what is relied on in all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.collective import AllReduce
+from lightning_scale.optim.layout import LayerInfo, Layout
+from lightning_scale.strategies.zero.flat import Flat
+
+Gradients = list[tuple[Layout, list[Tensor]]]
+"""This rank's gradients of every flat tensor, each with a layout of the tensors that hold them."""
+
+
+class Partitions(ABC):
+    """The flat tensors of one wrapper, on this rank.
+
+    Args:
+        wrapper: DeepSpeed's optimizer, around the user's.
+        names: What the user's optimizer calls each parameter, by ``id``.
+    """
+
+    def __init__(self, wrapper: Any, names: Mapping[int, str]) -> None:
+        self.wrapper = wrapper
+        self._names = names
+
+    @abstractmethod
+    def flats(self) -> list[Flat]:
+        """In the order in which they are stepped, the same on all ranks."""
+
+    @abstractmethod
+    def gradients(self) -> Gradients:
+        """Of one window, between its last micro-batch and the step; to be changed in place."""
+
+    @abstractmethod
+    def before_step(self, prepare: Callable[[], None]) -> None:
+        """Call ``prepare()`` in every step where `gradients` are complete and nothing has been computed of them."""
+
+    @abstractmethod
+    def forget_gradients(self) -> None:
+        """Drop what micro-batches have left, as if there had been none."""
+
+    def layer(self, p: Any, numel: int, ndim: int) -> LayerInfo:
+        """A parameter as a layer."""
+        insist(id(p) in self._names, "its wrapper holds a parameter that the optimizer was not given")
+        return LayerInfo(self._names[id(p)], numel, ndim)
+
+    def run_before(self, method: str, prepare: Callable[[], None]) -> None:
+        """Call ``prepare()`` ahead of a method of the wrapper."""
+        original = getattr(self.wrapper, method)
+
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            prepare()
+            return original(*args, **kwargs)
+
+        setattr(self.wrapper, method, replaced)
+
+    def run_after(self, method: str, then: Callable[[], None]) -> None:
+        """Call ``then()`` after a method of the wrapper, also where that raises."""
+        original = getattr(self.wrapper, method)
+
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(*args, **kwargs)
+            finally:
+                then()
+
+        setattr(self.wrapper, method, replaced)
+
+    def forget_with_zero_grad(self) -> None:
+        """Let ``zero_grad()`` drop accumulated gradients, too, which DeepSpeed keeps in its own buffers."""
+        self.run_before("zero_grad", self.forget_gradients)
+
+
+def has(wrapper: Any, *attributes: str) -> None:
+    """Insist on attributes of one of DeepSpeed's objects."""
+    for name in attributes:
+        insist(hasattr(wrapper, name), f"{type(wrapper).__name__} has no {name}")
+
+
+def insist(condition: bool, what: str) -> None:
+    """Raises RuntimeError with DeepSpeed's version where something that is relied on does not hold."""
+    if not condition:
+        import deepspeed
+
+        raise RuntimeError(
+            f"deepspeed {deepspeed.__version__}: {what}, and lightning_scale relies on it: use a version of deepspeed that its"
+            " metadata names, or report this."
+        )
+
+
+def sum_over(group: Any) -> AllReduce:
+    """The sum over a process group of the training device."""
+    from deepspeed.accelerator import get_accelerator
+
+    return AllReduce((group,), get_accelerator().device_name())
+
+
+def check_whole(flats: Sequence[Flat], device: torch.device) -> None:
+    """Insist that the segments of all ranks together hold every element of every layer once; all ranks call it."""
+    for flat in flats:
+        layout = flat.layout
+        held = torch.zeros(len(layout.layers), dtype=torch.float64, device=device)  # gloo and NCCL reduce these alike
+        for segment in layout.segments:
+            held[segment.layer] += segment.length
+        assert layout.all_reduce is not None
+        layout.all_reduce(held)
+        for layer, numel in zip(layout.layers, held.tolist(), strict=True):
+            insist(
+                numel == layer.numel,
+                f"the ranks hold {int(numel)} elements of {layer.name!r}, which has {layer.numel}",
+            )
+        if flat.loaded:
+            insist(
+                flat.tensor.dim() == 1 and flat.tensor.numel() == layout.tensor_numels[0],
+                f"a flat tensor has {flat.tensor.numel()} elements where {layout.tensor_numels[0]} belong",
+            )

@@ -1,0 +1,45 @@
+"""What happens to a window's gradients before DeepSpeed steps: the mean, one clip, one look for NaN and Inf."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.kernels.norms import global_norm
+from lightning_scale.strategies.zero.partitions import Partitions
+
+
+class Preparation:
+    """Runs ahead of every step, when the gradients of its window are summed and nothing has been computed of them.
+
+    Args:
+        partitions: Where the gradients are.
+        optimizer: The user's.
+        clip: The largest global norm of gradients, as ``Trainer(gradient_clip_val)`` says; 0: not clipped.
+    """
+
+    def __init__(self, partitions: Partitions, optimizer: Optimizer, clip: float) -> None:
+        self.divisor: float | Tensor = 1.0
+        """What the next step's gradients are divided by first."""
+        self._partitions = partitions
+        self._optimizer = optimizer
+        self._clip = clip
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Every rank calls it in every step."""
+        gradients = self._partitions.gradients()
+        divisor, self.divisor = self.divisor, 1.0
+        if isinstance(divisor, Tensor) or divisor != 1.0:
+            for _, tensors in gradients:
+                own = divisor.to(tensors[0].device) if isinstance(divisor, Tensor) else divisor
+                torch._foreach_div_(tensors, own)
+        if self._clip > 0:
+            # As torch.nn.utils.clip_grad_norm_ does it where gradients are whole.
+            factor = (self._clip / (global_norm(gradients) + 1e-6)).clamp(max=1.0)
+            for _, tensors in gradients:
+                torch._foreach_mul_(tensors, factor.to(tensors[0].device, tensors[0].dtype))
+        if isinstance(self._optimizer, GuardedOptimizer):
+            self._optimizer.decide(gradients)

@@ -1,0 +1,232 @@
+"""DeepSpeed's ZeRO as a Lightning strategy, with the steps that the window and the optimizers of this package define."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.optim.names import parameter_names
+from lightning_scale.strategies.zero.attach import attach
+from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
+from lightning_scale.strategies.zero.refusals import (
+    refuse_config,
+    refuse_optimizer,
+    refuse_precision,
+    refuse_two_clips,
+    refuse_unverified_nvme,
+)
+from lightning_scale.strategies.zero.step import Preparation
+
+
+class ZeROStrategy(DeepSpeedStrategy):
+    """ZeRO stages 1, 2 and 3 (Rajbhandari et al. 2019, arXiv 1910.02054), with the optimizer and the parameters in CPU memory
+    where that is asked for (ZeRO-Offload).
+
+    A step is the step that DDP takes on the same batch: LARS and LAMB see whole layers, a window is one step of the mean
+    over its samples, and gradients are clipped once, after that mean. Works on CUDA devices with NCCL, and on CPUs with
+    gloo. Parameters are trained in the Trainer's precision ("bf16-mixed": in bfloat16, stepped in float32). A parameter
+    that has no gradient in a window is stepped on a gradient of zero.
+
+    Args:
+        stage: What is partitioned: 1 optimizer state, 2 gradients too, 3 parameters too.
+        offload_optimizer: Where optimizer state and float32 weights are kept, and stepped; ``None``: with the parameters.
+        offload_parameters: Where parameters are kept between uses (stage 3 only).
+        nvme_path: A folder on the disk that "nvme" means.
+        allow_unverified_nvme: "nvme" is refused without it.
+        config: Further options of DeepSpeed's, a mapping or a JSON file; what the strategy itself relies on wins, with a
+            warning.
+        exclude_frozen_parameters: Leave frozen parameters out of checkpoints.
+        load_full_weights: Stage 3: checkpoints to load are single files of whole weights.
+        process_group_backend: As DDPStrategy's.
+        timeout: Of collectives.
+        logging_level: DeepSpeed's.
+        accelerator: Set by the Trainer, as the rest.
+
+    Raises:
+        ConfigurationError: where DeepSpeed is not installed, and for what was never tested.
+    """
+
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload_optimizer: Offload | None = None,
+        offload_parameters: Offload | None = None,
+        nvme_path: str | None = None,
+        allow_unverified_nvme: bool = False,
+        config: dict[str, Any] | str | Path | None = None,
+        *,
+        exclude_frozen_parameters: bool = False,
+        load_full_weights: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+        logging_level: int = logging.WARNING,
+        accelerator: Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        if find_spec("deepspeed") is None:
+            raise ConfigurationError(
+                "ZeROStrategy needs DeepSpeed, which is not installed: pip install 'lightning_scale[deepspeed]'."
+            )
+        if not torch.cuda.is_available():
+            os.environ.setdefault(
+                "DS_ACCELERATOR", "cpu"
+            )  # before DeepSpeed is imported; else it guesses, with a warning
+        ours, lost = _configuration(
+            read(config), stage, offload_optimizer, offload_parameters, nvme_path, allow_unverified_nvme
+        )
+        for sentence in lost:
+            rank_zero_warn(f"in ZeROStrategy's DeepSpeed configuration {sentence}: leave the key out.")
+        super().__init__(
+            accelerator=accelerator,
+            config=ours,
+            logging_level=logging_level,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            load_full_weights=load_full_weights,
+            precision_plugin=precision_plugin,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+            exclude_frozen_parameters=exclude_frozen_parameters,
+        )
+        self._clip = 0.0
+        self._preparation: Preparation | None = None
+
+    # -- devices -------------------------------------------------------------------------------------------------------
+
+    def setup_environment(self) -> None:
+        if isinstance(self.accelerator, CPUAccelerator):
+            from deepspeed.accelerator import get_accelerator
+
+            if get_accelerator().device_name() != "cpu":
+                raise ConfigurationError(
+                    "the Trainer runs on the CPU and DeepSpeed would run on a GPU: set the environment variable"
+                    " DS_ACCELERATOR=cpu, or leave accelerator out of the Trainer."
+                )
+            super(DeepSpeedStrategy, self).setup_environment()
+        elif isinstance(self.accelerator, CUDAAccelerator):
+            super().setup_environment()
+        else:
+            raise ConfigurationError(
+                f"ZeROStrategy runs on CUDA devices and CPUs, and the Trainer's accelerator is"
+                f' {type(self.accelerator).__name__}: write accelerator="cuda" or "cpu".'
+            )
+
+    def setup_distributed(self) -> None:
+        if isinstance(self.accelerator, CPUAccelerator):  # whose devices have no index to compare with the rank
+            reset_seed()  # type: ignore[no-untyped-call]
+            self.set_world_ranks()
+            self._init_deepspeed_distributed()
+        else:
+            super().setup_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        # DeepSpeed wants an index.
+        return torch.device("cpu", 0) if isinstance(self.accelerator, CPUAccelerator) else super().root_device
+
+    # -- windows -------------------------------------------------------------------------------------------------------
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """Lightning's loop (and so the window) says when there is a step."""
+        return False
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Inside a window DeepSpeed synchronizes what its stage has to, by itself."""
+        yield
+
+    def divide_gradients(self, divisor: float | Tensor) -> None:
+        """Divide the gradients of the step that follows, before they are clipped."""
+        assert self._preparation is not None, "there is no optimizer yet"
+        self._preparation.divisor = divisor
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().training_step(*args, **kwargs)
+        if output is None:
+            raise ConfigurationError(
+                "training_step returned None, and under ZeRO every micro-batch of every rank takes part in collectives:"
+                " return a loss of 0 (of the module's output, times 0), with num_items 0."
+            )
+        return output
+
+    # -- before DeepSpeed is started -----------------------------------------------------------------------------------
+
+    def _format_batch_size_and_grad_accum_config(self) -> None:
+        assert isinstance(self.config, dict)
+        if self.lightning_module is None:
+            return
+        trainer = self.lightning_module.trainer
+        refuse_precision(self.precision_plugin.precision)
+        if self.precision_plugin.precision in ("bf16-mixed", "bf16-true"):
+            # The micro-batches of a window are summed in float32, as DDP sums them.
+            self.config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        self.config.setdefault("train_micro_batch_size_per_gpu", self._auto_select_batch_size() or 1)
+        # Clipping comes after the window's mean, which DeepSpeed does not wait for.
+        given = float(self.config.pop("gradient_clipping", 0.0))
+        wanted = float(trainer.gradient_clip_val or 0.0)
+        if given and wanted and given != wanted:
+            raise ConfigurationError(
+                f"the Trainer clips gradients to {wanted} and the DeepSpeed configuration to {given}: keep one of the two."
+            )
+        self._clip = wanted or given
+        self.config["gradient_clipping"] = 0.0
+
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
+    ) -> tuple[Any, Any]:
+        if optimizer is None:
+            raise ConfigurationError("ZeROStrategy needs an optimizer, and configure_optimizers returned none.")
+        refuse_optimizer(optimizer)
+        refuse_two_clips(optimizer, self._clip)
+        names = parameter_names(optimizer)  # while it still has the parameters
+        engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        self._preparation = attach(engine, optimizer, names, self._clip)
+        return engine, wrapper
+
+
+def _configuration(
+    theirs: Mapping[str, Any],
+    stage: int,
+    offload_optimizer: Offload | None,
+    offload_parameters: Offload | None,
+    nvme_path: str | None,
+    allow_unverified_nvme: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """DeepSpeed's configuration, and sentences on what the user's lost."""
+    if stage not in (1, 2, 3):
+        raise ConfigurationError(f"stage is {stage!r}: ZeRO has the stages 1, 2 and 3.")
+    for name, value in (("offload_optimizer", offload_optimizer), ("offload_parameters", offload_parameters)):
+        if value not in (None, "cpu", "nvme"):
+            raise ConfigurationError(f'{name} is {value!r}: write "cpu" or "nvme", or leave it out.')
+    refuse_config(theirs)
+    offload_optimizer = offload_device(offload_optimizer, theirs, "offload_optimizer")
+    offload_parameters = offload_device(offload_parameters, theirs, "offload_param")
+    if offload_parameters is not None and stage != 3:
+        raise ConfigurationError(f"offload_parameters needs stage=3, and stage is {stage}.")
+    wants_nvme = "nvme" in (offload_optimizer, offload_parameters)
+    warning = refuse_unverified_nvme(wants_nvme, allow_unverified_nvme)
+    if wants_nvme and nvme_path is None and "nvme_path" not in str(theirs):
+        raise ConfigurationError("offload to NVMe needs nvme_path, a folder on that disk.")
+    if warning is not None:
+        rank_zero_warn(warning)
+    return merged(needed(stage, offload_optimizer, offload_parameters, nvme_path), theirs)

@@ -1,0 +1,137 @@
+"""LARS and LAMB on ZeRO's flat tensors take the step of whole parameters, whatever the window."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from tests.distributed.launch import run_ranks
+from tests.distributed.zero_cases import CASES, FEW, LAYERWISE, truth
+from tests.distributed.zero_runs import needs_deepspeed, result, train, worst
+
+pytestmark = [needs_deepspeed, pytest.mark.timeout(900)]  # DeepSpeed compiles its operations at first
+
+
+def ranks(folder: str) -> dict[str, Any]:
+    return {name: result(Path(folder), case) for name, case in CASES.items()}
+
+
+def few_ranks(folder: str) -> dict[str, Any]:
+    return {name: result(Path(folder), CASES[name]) for name in FEW}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(__name__, "ranks", tmp_path_factory.mktemp("zero"), 2, timeout=600)
+
+
+def check(name: str, found: list[dict[str, Any]], folder: Path) -> None:
+    expected = truth(name, folder)
+    for rank in found:
+        weights, stats = worst(rank[name], expected)
+        assert rank[name]["skipped"] == expected["skipped"] == (CASES[name].nan_at is not None)
+        assert weights <= 2e-6 and stats <= 1e-5, (name, weights, stats)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_those_of_whole_parameters(name: str, found: list[dict[str, Any]], tmp_path: Path) -> None:
+    check(name, found, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [3, 4])
+def test_on_more_ranks(world: int, tmp_path: Path) -> None:
+    """The embedding of 78 elements then lies on three and on four ranks, and other layers on none but one."""
+    found = run_ranks(__name__, "few_ranks", tmp_path, world, timeout=600)
+    for name in FEW:
+        check(name, found, tmp_path)
+
+
+def ranks_naive(folder: str) -> dict[str, Any]:
+    """What happens where a flat tensor is taken for a layer."""
+    from lightning_scale.strategies.zero import attach
+    from lightning_scale.strategies.zero.flat import Flat
+    from lightning_scale.strategies.zero.partitions import Partitions
+
+    def naive(flat: Flat, number: int) -> Flat:
+        (n,) = flat.layout.tensor_numels
+        return replace(flat, layout=Layout((LayerInfo(str(number), n, 2),), (Segment(0, 0, 0, 0, n),), (n,)))
+
+    def taken_for_layers(kind: type[Partitions]) -> type[Partitions]:
+        class Naive(kind):  # type: ignore[valid-type, misc]
+            def flats(self) -> list[Flat]:
+                return [naive(flat, i) for i, flat in enumerate(super().flats())]
+
+        return Naive
+
+    attach._KINDS = {name: taken_for_layers(kind) for name, kind in attach._KINDS.items()}
+    attach.check_whole = lambda *args: None
+    return {name: result(Path(folder), replace(CASES[name], nan_at=None))["weights"] for name in LAYERWISE}
+
+
+@pytest.mark.slow
+def test_flat_tensors_taken_for_layers_are_noticed(tmp_path: Path) -> None:
+    for rank in run_ranks(__name__, "ranks_naive", tmp_path, 2, timeout=600):
+        for name in LAYERWISE:
+            expected = truth(name, tmp_path)
+            weights, _ = worst({**expected, "weights": rank[name]}, expected)
+            assert weights > 1e-4, name
+
+
+class Count(L.Callback):
+    """Counts collectives of the optimizer's in every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.calls = 0
+
+    def on_train_start(self, *args: Any) -> None:
+        from lightning_scale.optim.collective import AllReduce
+
+        real = AllReduce.__call__
+
+        def counted(this: AllReduce, tensor: torch.Tensor) -> None:
+            self.calls += 1
+            real(this, tensor)
+
+        AllReduce.__call__ = counted  # type: ignore[method-assign]
+        self.calls = 0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.calls:
+            self.steps.append(self.calls)
+        self.calls = 0
+
+
+COUNTED = {
+    "LAMB, stage 1": 3,
+    "LAMB-plain, stage 2": 2,
+    "LARS, stage 2": 3,
+    "LAMB, stage 3": 3,
+    "LAMB, offloaded, stage 3": 3,
+    "sub-groups below a layer": 10,
+    "bfloat16, stage 1": 2,
+    "Trainer's clip, stage 2": 4,
+}
+"""One for the look at the gradients where there is one, one for the Trainer's clip, and one a call: of a group, a sub-group (of
+which there are nine), or of all groups (``BF16_Optimizer``)."""
+
+
+def ranks_counting(folder: str) -> dict[str, list[int]]:
+    counts = {}
+    for name in COUNTED:
+        count = Count()
+        train(Path(folder), replace(CASES[name], steps=3), [count])
+        counts[name] = count.steps
+    return counts
+
+
+def test_collectives_of_a_step(tmp_path: Path) -> None:
+    for counts in run_ranks(__name__, "ranks_counting", tmp_path, 2, timeout=600):
+        assert counts == {name: [number] * 3 for name, number in COUNTED.items()}
