@@ -17,6 +17,7 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -168,6 +169,15 @@ class ZeROStrategy(DeepSpeedStrategy):
                 " return a loss of 0 (of the module's output, times 0), with num_items 0."
             )
         return output
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        fits = self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        if self.zero_stage_3 and not fits and not self.load_full_weights:
+            raise ConfigurationError(
+                "DeepSpeed loads a stage 3 checkpoint for training only: make whole weights of it with"
+                " deepspeed.utils.zero_to_fp32, load them into the module, and leave ckpt_path out."
+            )
+        return super().load_checkpoint(checkpoint_path, weights_only)
 
     # -- before DeepSpeed is started -----------------------------------------------------------------------------------
 
