@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation, LEGWWarmup
+from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
 from tests.distributed.sharded import MAKERS
 from tests.distributed.zero_runs import Case, Directions, ResetAt, Sometimes, result
@@ -47,6 +47,14 @@ def _ramp() -> BatchSizeRamp:
     return BatchSizeRamp("0:8 24:12 60:16 92:20", lr_scaling="sqrt")
 
 
+def _stages() -> SequenceLengthStages:
+    stages = [
+        Stage(6, 6, 24, lr=0.02, warmup="2 steps", decay_from="stage_start"),
+        Stage(4, 4, 48, lr=0.01, warmup="1 steps", bias_correction_step="reset"),
+    ]
+    return SequenceLengthStages(stages)
+
+
 def _cases() -> dict[str, Case]:
     cases = {f"{name}, stage {stage}": Case(name, _zero(stage)) for name in [*MAKERS, "AdamW"] for stage in (1, 2, 3)}
     for stage in (1, 2, 3):
@@ -73,6 +81,7 @@ def _cases() -> dict[str, Case]:
         cases |= {
             f"gradients left out, stage {stage}": sometimes,
             f"gradients left out, offloaded, stage {stage}": replace(sometimes, zero=_zero(stage, offload=True)),
+            f"stages of sequence lengths, stage {stage}": Case("LAMB", _zero(stage), _stages, staged=True),
             f"resets, stage {stage}": Case("LAMB", _zero(stage), more=lambda: [ResetAt(5)]),
             f"the Trainer's own accumulation, stage {stage}": Case(
                 "LAMB", _zero(stage), None, fit={"accumulate_grad_batches": 2}, steps=6

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.callbacks import GradientAccumulation
-from lightning_scale.data import ResumableBatchSampler
+from lightning_scale.data import ResumableBatchSampler, StageData
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
 from tests.distributed.sharded import groups, network, relative
 from tests.toys import trainer
@@ -43,6 +43,8 @@ class Case:
     """Of the one in one process."""
     make_network: Callable[[], nn.Module] = network
     steps: int = STEPS
+    staged: bool = False
+    """``batch`` brings stages: of the length and micro-batch that `Staged` is told."""
     late: bool = False
     """Build the network in ``configure_model``, where ZeRO-3 takes its parameters apart one by one."""
     nan_at: int | None = None
@@ -128,7 +130,7 @@ class Language(L.LightningModule):
         if isinstance(self.net, Directions):
             return self.net(self.trainer.global_step)
         tokens, counts = batch
-        exist = torch.arange(6, device=tokens.device) < counts[:, None]
+        exist = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
         losses = nn.functional.cross_entropy(
             self.net(tokens).float().transpose(1, 2), tokens * 5 % 13, reduction="none"
         )
@@ -149,6 +151,25 @@ def data(case: Case) -> DataLoader[Any]:
         return DataLoader(dataset, batch_size=24, drop_last=True)
     micro = 24 if case.zero is None else {1: 12, 2: 4, 3: 4, 4: 3}[int(os.environ["WORLD_SIZE"])]
     return DataLoader(dataset, batch_sampler=ResumableBatchSampler(SAMPLES, micro, seed=3))
+
+
+class Staged(L.LightningDataModule):
+    """Rows of a stage's length."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self._dataset, self._one_process = data(case).dataset, case.zero is None
+
+    def set_stage(self, stage: StageData) -> None:
+        self.stage = stage
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        tokens, counts = self._dataset.tensors
+        rows = TensorDataset(tokens[:, : self.stage.sequence_length], counts)
+        sampler = ResumableBatchSampler(
+            SAMPLES, 24 if self._one_process else 4, seed=3, epoch_samples=self.stage.samples
+        )
+        return DataLoader(rows, batch_sampler=sampler)
 
 
 def users_optimizer(run: L.Trainer) -> Any:
@@ -190,8 +211,9 @@ def train(root: Path, case: Case, callbacks: Sequence[L.Callback] = (), **fit: A
     L.seed_everything(0, verbose=False)
     module = Language(case)
     parts = [*([case.batch()] if case.batch is not None else []), *case.more(), *callbacks]
-    run = trainer(root, parts, max_steps=case.steps, max_epochs=-1, use_distributed_sampler=False, **options(case))
-    run.fit(module, data(case), **fit)
+    steps = -1 if case.staged else case.steps
+    run = trainer(root, parts, max_steps=steps, max_epochs=-1, use_distributed_sampler=False, **options(case))
+    run.fit(module, Staged(case) if case.staged else data(case), **fit)
     return run, module
 
 

@@ -13,7 +13,7 @@ from lightning_scale.optim.guarded import GuardedOptimizer
 
 # Optimizers whose step needs a whole layer: its norms, or its shape.
 _WHOLE_LAYERS = re.compile(
-    r"(.*lamb(32bit|8bit)?|.*lars(32bit|8bit|w)?|larc|novograd|adafactor|came|sm3|shampoo|.*shampoo|soap|fromage|nero|madgradw)",
+    r"(.*lamb(32bit|8bit)?|.*lars(32bit|8bit|w)?|larc|novograd|adafactor|came|sm3|shampoo|.*shampoo|soap|fromage|nero)",
     re.IGNORECASE,
 )
 

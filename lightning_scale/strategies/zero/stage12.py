@@ -20,6 +20,7 @@ class Stage12(Slices):
         w = self.wrapper
         has(w, "bit16_groups", "bit16_groups_flat", "parallel_partitioned_bit16_groups", "real_dp_process_group")
         has(w, "single_partition_of_fp32_groups", "averaged_gradients", "all_grad_tensors", "micro_step_id")
+        has(w, "cpu_offload", "_wait_for_offload_copies")
         insist(w.micro_step_id == _BETWEEN_STEPS, f"micro_step_id is {w.micro_step_id} before the first step")
         groups = zip(
             w.bit16_groups,
@@ -32,6 +33,8 @@ class Stage12(Slices):
         return self._flats
 
     def gradients(self) -> Gradients:
+        if self.wrapper.cpu_offload:
+            self.wrapper._wait_for_offload_copies()  # from the GPU
         return [
             (pieces_layout(pieces, flat.layout.all_reduce), pieces)
             for flat, pieces in ((flat, self._pieces(flat)) for flat in self._flats)

@@ -190,7 +190,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         if self.precision_plugin.precision in ("bf16-mixed", "bf16-true"):
             # The micro-batches of a window are summed in float32, as DDP sums them.
             self.config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
-        self.config.setdefault("train_micro_batch_size_per_gpu", self._auto_select_batch_size() or 1)
+        # For DeepSpeed's own logs only; to ask for it Lightning would build the loaders, before a stage has begun.
+        self.config.setdefault("train_micro_batch_size_per_gpu", 1)
         # Clipping comes after the window's mean, which DeepSpeed does not wait for.
         given = float(self.config.pop("gradient_clipping", 0.0))
         wanted = float(trainer.gradient_clip_val or 0.0)
