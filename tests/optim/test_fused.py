@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_scale.optim import LAMB, LARS, members
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit, members
 from lightning_scale.optim.kernels import choice
 from lightning_scale.optim.kernels.work import Guard
 from tests.optim.kinds import bits
@@ -211,6 +211,27 @@ def test_the_same_bits_on_repeat(device: str) -> None:
             optimizer.step()
         results.append((bits([p.detach() for p in params]), bits(optimizer)))
     assert results[0] == results[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [LAMB, LARS, LAMB8bit, LARS8bit, AdamW8bit, SGD8bit])
+def test_large_tensors(kind: Any) -> None:
+    """More chunks than a GPU works on at a time, layers that fit into its cache and one that does not."""
+    shapes = [(30_001, 1024), (1024, 1024), (4096, 1023), (1024,)]
+    a, b = (parameters(torch.float32, "cuda", shapes) for _ in range(2))
+    ours, theirs = kind(a, lr=0.1, fused=True), kind(b, lr=0.1, fused=False)
+    for step in range(3):
+        set_gradients(a, step), set_gradients(b, step)
+        ours.step(), theirs.step()
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=TOLERANCE * 8 * float(q.abs().max()))
+        for key, value in theirs.state[q].items():
+            if value.dtype == torch.uint8:
+                assert float((ours.state[p][key] != value).double().mean()) < 1e-4
+            else:
+                torch.testing.assert_close(
+                    ours.state[p][key], value, rtol=0, atol=TOLERANCE * 8 * float(value.abs().max())
+                )
 
 
 def changed(old: str, new: str, folder: Path) -> ModuleType:
