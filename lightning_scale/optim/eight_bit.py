@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -33,13 +34,13 @@ class EightBitOptimizer(GuardedOptimizer):
         """One kind of moment of every segment; for the Triton kernels there is `_common`'s ``whole``."""
         return [] if g.way is Way.TRITON else moments(key, g.layout, g.states, _compute_dtype(g), self._eight_bit_from)
 
-    def _way_of(self, group: dict[str, Any], p: Tensor) -> Way:
+    def _way_of(self, group: dict[str, Any], pays: Callable[[], bool], p: Tensor) -> Way:
         if is_sharded(p):
             raise ValueError(
                 f"{type(self).__name__} does not take parameters sharded as DTensors (FSDP2) in this version: use"
                 f" {type(self).__name__.removesuffix('8bit')}, or the DDP strategy."
             )
-        return super()._way_of(group, p)
+        return super()._way_of(group, pays, p)
 
     def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
         """Small parameters, whose moments are not in 8 bits, go the plain way."""

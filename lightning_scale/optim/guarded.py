@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, overload
 
 import torch
@@ -120,6 +120,8 @@ class GuardedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Asked for every parameter that is sorted anew, and the same for all.
+        pays = cache(lambda: pays_to_compile(p for group in self.param_groups for p in group["params"]))
         gathered = [
             bucket
             for number, group in enumerate(self.param_groups)
@@ -129,7 +131,7 @@ class GuardedOptimizer(Optimizer):
                 self.state,
                 self._init_state,
                 self._sorting,
-                partial(self._way_of, group),
+                partial(self._way_of, group, pays),
                 convert=self._converts,
             )
         ]
@@ -139,13 +141,13 @@ class GuardedOptimizer(Optimizer):
                 self._update(gathered, decided)
         return loss
 
-    def _way_of(self, group: dict[str, Any], p: Tensor) -> Way:
-        """How a parameter's step is taken."""
-        return way_of(self.fused, p, lambda: triton_is_right(self, p), lambda: self._compiles(group, p))
+    def _way_of(self, group: dict[str, Any], pays: Callable[[], bool], p: Tensor) -> Way:
+        """How a parameter's step is taken; ``pays``: whether compiled kernels are worth their time to this optimizer."""
+        return way_of(self.fused, p, lambda: triton_is_right(self, p), lambda: self._compiles(group, p) and pays())
 
     def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
-        """Whether a CPU parameter's step is taken by compiled kernels."""
-        return pays_to_compile(p for every in self.param_groups for p in every["params"])
+        """Whether there is a compiled kernel for a CPU parameter's step with its group's options."""
+        return True
 
     def _decide(self, gathered: list[Gathered]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -97,8 +97,3 @@ def _share(name: str, p: Tensor) -> tuple[int, int]:
         )
     row = p.numel() // p.shape[0] if p.dim() and p.shape[0] else 1
     return (offset[0] * row if offset else 0), own.numel()
-
-
-def by_rows(p: Any) -> bool:
-    """Whether each rank's share is a run of whole rows, so that its elements follow one another in the parameter."""
-    return not is_sharded(p) or all(placement.is_replicate() or placement.is_shard(0) for placement in p.placements)
