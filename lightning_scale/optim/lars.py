@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ class LARS(LayerwiseOptimizer):
         ValueError: for an argument out of range, for ``nesterov`` without momentum, and for ``nesterov`` or
             ``lr_in_momentum=False`` with ``trust_norm="momentum"``.
     """
+
+    _exact_norms: ClassVar[bool] = False
+    """Whether every bit of the norms counts."""
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class LARS(LayerwiseOptimizer):
     def _look(self, gathered: list[Gathered]) -> None:
         for g in gathered:
             if g.way is Way.COMPILED and g.group["trust_norm"] == "gradient":
-                g.norms = look(g)
+                g.norms = look(g, self._exact_norms)
 
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
         return lars([self._bucket(g) for g in gathered], decided)

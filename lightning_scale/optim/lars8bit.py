@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class LARS8bit(EightBitOptimizer, LARS):
     Args:
         params: As all that follows, LARS'.
     """
+
+    _exact_norms: ClassVar[bool] = True  # the ratio, and with it the codes, hang on them
 
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
         return self._new_moments(weight, layout, "momentum_buffer") if _remembers(group) else {}

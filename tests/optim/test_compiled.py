@@ -232,8 +232,9 @@ def test_segments_of_a_flat_partition() -> None:
     results = []
     for layout in (flat, whole):
         b = bucket(layout)
-        first = lamb(b, Guard())
-        assert first is not None
+        begin = lamb(b, Guard())
+        assert begin is not None
+        first = begin()
         first.second(torch.tensor([0.5, 2.0]))
         joined = [torch.zeros(9000), torch.zeros(300)]
         for s, view in zip(layout.segments, layout.views(b.weights), strict=True):

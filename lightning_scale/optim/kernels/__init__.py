@@ -68,15 +68,16 @@ def sgd8bit(buckets: Sequence[CodedSgdBucket], guard: Guard) -> None:
         _sgd8bit(bucket, guard)
 
 
-def look(gathered: Any) -> Tensor | None:
+def look(gathered: Any, exact: bool) -> Tensor | None:
     """[2, L] float64: ‖w‖ and ‖g‖ of contiguous CPU tensors from one read; ``None`` where that cannot be compiled.
 
     Args:
         gathered: With ``layout``, ``weights`` and ``grads``.
+        exact: Sum in float64, where every bit of the norms counts.
     """
     from lightning_scale.optim.kernels.compiled import look
 
-    return look(gathered)
+    return look(gathered, exact)
 
 
 def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:

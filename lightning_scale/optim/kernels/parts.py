@@ -27,7 +27,7 @@ BucketT = TypeVar("BucketT", bound=Bucket)
 def in_parts(
     bucket: AnyBucket,
     guard: Guard,
-    first: Callable[[AnyBucket, Guard], FirstPass | None],
+    first: Callable[[AnyBucket, Guard], Callable[[], FirstPass] | None],
     ratios: Callable[[AnyBucket, Tensor, Tensor], Tensor],
     keeps_updates: bool = True,
 ) -> LayerNorms | FirstPass | None:
@@ -36,22 +36,24 @@ def in_parts(
     Args:
         bucket: What to update.
         guard: The clip and the non-finite test of this step.
-        first: A first pass; ``None`` where it cannot be taken, and then for every part of the bucket.
+        first: Makes a first pass ready to run; ``None`` where it cannot be taken, and then for every part of the bucket.
         ratios: A bucket's ratios from its two norms.
         keeps_updates: Whether what the first pass leaves for the second grows with the bucket; where not, no parts are
             needed.
     """
-    if bucket.layout.all_reduce is not None:
-        return first(bucket, guard)
+    parts = parts_of(bucket) if keeps_updates and bucket.layout.all_reduce is None else [bucket]
+    ready = [(part, first(part, guard)) for part in parts]
     results: list[LayerNorms] = []
-    for part in parts_of(bucket) if keeps_updates else [bucket]:
-        passed = first(part, guard)
-        if passed is None:
+    for part, begin in ready:
+        if begin is None:
             return None
+        passed = begin()
+        if bucket.layout.all_reduce is not None:
+            return passed
         results.append(finished(part, passed, passed.norms.view(-1), ratios))
     if len(results) == 1:
         return results[0]
-    back = torch.tensor([i for chosen, _ in _cut(bucket.layout) for i in chosen]).argsort()
+    back = _back(bucket.layout)
     return LayerNorms(*(torch.cat(values)[back] for values in zip(*results, strict=True)))
 
 
@@ -103,6 +105,14 @@ def _cut(layout: Layout) -> list[tuple[tuple[int, ...], Layout]]:
         layout.cache["parts"] = [(tuple(group), _of(layout, group)) for group in groups]
     found: list[tuple[tuple[int, ...], Layout]] = layout.cache["parts"]
     return found
+
+
+def _back(layout: Layout) -> Tensor:
+    """Where in the parts, one after another, each layer stands."""
+    if "parts_back" not in layout.cache:
+        layout.cache["parts_back"] = torch.tensor([i for chosen, _ in _cut(layout) for i in chosen]).argsort()
+    back: Tensor = layout.cache["parts_back"]
+    return back
 
 
 def _of(layout: Layout, chosen: Sequence[int]) -> Layout:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.compiled.rows import WIDTH, Run
+from lightning_scale.optim.kernels.compiled.rows import WIDTH, Plan, Run
 
 # No program is compiled for a single row.
 _FEWEST = 2
@@ -36,6 +36,11 @@ def parts_of(buffer: Tensor, runs: Sequence[Run]) -> list[Tensor]:
 def elements(tensors: Sequence[Tensor], runs: Iterable[Run]) -> list[Tensor]:
     """The runs where they lie, in contiguous local tensors: 1-D views."""
     return [tensors[run.tensor].view(-1)[run.start : run.start + run.length] for run in runs]
+
+
+def layer_elements(tensors: Sequence[Tensor], plan: Plan, layer: int) -> list[Tensor]:
+    """A layer's elements where they lie, as `elements`."""
+    return elements(tensors, [run for run in (*plan.whole, *plan.padded) if run.layer == layer])
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_scale.optim.codec import SIGNED, UNSIGNED
 from lightning_scale.optim.kernels.compiled.codec import absmax_of, cells, nearest, values
 from lightning_scale.optim.kernels.compiled.dtypes import called, variant
-from lightning_scale.optim.kernels.compiled.first import First, by_ratio, first_pass, nothing, skipped
+from lightning_scale.optim.kernels.compiled.first import Begin, First, by_ratio, first_pass, nothing, skipped
 from lightning_scale.optim.kernels.compiled.lamb import adam_numbers, gradient_scale
 from lightning_scale.optim.kernels.compiled.lars import clipped_norms
 from lightning_scale.optim.kernels.compiled.programs import Program, load
@@ -30,7 +30,7 @@ from lightning_scale.optim.kernels.eight_bit.work import (
 from lightning_scale.optim.kernels.work import FirstPass, Guard
 
 
-def lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass | None:
+def lamb8bit(bucket: CodedLambBucket, guard: Guard) -> Begin | None:
     """One LAMB step with 8-bit moments (see `eight_bit.reference_lamb.lamb`): its codes and scales bit for bit.
 
     Args:
@@ -52,7 +52,7 @@ def adamw8bit(bucket: CodedAdamBucket, guard: Guard) -> bool:
     return _without_ratios(bucket, _adam(bucket, guard))
 
 
-def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass | None:
+def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> Begin | None:
     """One LARS step with 8-bit momentum (see `eight_bit.reference_lars.lars`): its codes and scales bit for bit, where
     the norms agree, which are summed in float64 in another order.
 
@@ -69,7 +69,7 @@ def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass | None:
     if bucket.momentum_norm:
         averaged = _momentum(runs[0], bucket, lambda layer, _: (scale, decays[layer], 1 - mu, mu, 1.0, 0.0, 1.0))
         return by_ratio(bucket, averaged)
-    norms = clipped_norms(bucket, scale)
+    norms = clipped_norms(bucket, scale, exact=True)
     if norms is None:
         return None
     own, buffered = (1.0, mu) if bucket.nesterov else (0.0, 1.0)
@@ -80,9 +80,9 @@ def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass | None:
         step = _momentum(
             runs[0], bucket, lambda layer, _: (scale, decays[layer], inside[layer], mu, 1.0, own, buffered)
         )
-        first_pass(bucket, step)[1]([outside] * len(inside))
+        first_pass(bucket, step)()[1]([outside] * len(inside))
 
-    return FirstPass(norms, second)
+    return lambda: FirstPass(norms, second)
 
 
 def sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> bool:
@@ -104,13 +104,13 @@ def sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> bool:
     return _without_ratios(bucket, by_ratio(bucket, step))
 
 
-def _without_ratios(bucket: CodedBucket, first: FirstPass | None) -> bool:
-    if first is not None:
-        first.second(torch.ones(len(bucket.layout.layers), dtype=torch.float32))
-    return first is not None
+def _without_ratios(bucket: CodedBucket, begin: Begin | None) -> bool:
+    if begin is not None:
+        begin().second(torch.ones(len(bucket.layout.layers), dtype=torch.float32))
+    return begin is not None
 
 
-def _adam(bucket: CodedAdamBucket, guard: Guard) -> FirstPass | None:
+def _adam(bucket: CodedAdamBucket, guard: Guard) -> Begin | None:
     runs = load([_adam_program(variant(bucket.weights, bucket.grads))])
     if runs is None:
         return None

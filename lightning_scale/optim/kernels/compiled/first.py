@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,14 @@ from lightning_scale.optim.kernels.work import FirstPass, Guard
 
 UpdateBucket = Any
 """A `Bucket` or a `CodedBucket`: layout, params, weights, grads, lr."""
+Finish = Callable[[list[float]], None]
+"""Takes each layer's rate, and ends the step."""
+Begin = Callable[[], FirstPass]
+"""A first pass that is ready to run.
+
+All its tensors are put in place for all parts of a bucket before the first one runs: after a kernel that has emptied the
+caches each of these small operations takes ten times as long.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,15 +52,21 @@ class First:
     """Take rate · u off the weights as the plain operations do, not in one fused operation: two walks instead of one."""
 
 
-def by_ratio(bucket: UpdateBucket, first: First) -> FirstPass:
+def by_ratio(bucket: UpdateBucket, first: First) -> Begin:
     """`first_pass` where the rate is the ratio times the learning rate."""
-    norms, finish = first_pass(bucket, first)
-    return FirstPass(norms, lambda ratios: finish((ratios * bucket.lr).tolist()))
+    begin = first_pass(bucket, first)
+
+    def begun() -> FirstPass:
+        norms, finish = begin()
+        return FirstPass(norms, lambda ratios: finish((ratios * bucket.lr).tolist()))
+
+    return begun
 
 
-def nothing(bucket: UpdateBucket) -> FirstPass:
+def nothing(bucket: UpdateBucket) -> Begin:
     """Of a step that is left out."""
-    return FirstPass(torch.zeros(2, len(bucket.layout.layers), dtype=torch.float64), lambda ratios: None)
+    norms = torch.zeros(2, len(bucket.layout.layers), dtype=torch.float64)
+    return lambda: FirstPass(norms, lambda ratios: None)
 
 
 def skipped(guard: Guard) -> bool:
@@ -68,53 +84,60 @@ def layout_plan(bucket: UpdateBucket, grid: bool = False) -> Plan:
     return found
 
 
-def first_pass(bucket: UpdateBucket, first: First) -> tuple[Tensor, Callable[[list[float]], None]]:
-    """Run the program over all rows; its updates wait in scratch memory for the rates.
+def first_pass(bucket: UpdateBucket, first: First) -> Callable[[], tuple[Tensor, Finish]]:
+    """Make ready to run the program over all rows; its updates wait in scratch memory for the rates.
 
     Returns:
-        [2, L] float64, this rank's own ‖w‖ and ‖u‖ of each layer, and what takes each layer's rate and ends the step.
+        What runs it and returns [2, L] float64, this rank's own ‖w‖ and ‖u‖ of each layer, and what takes each layer's
+        rate and ends the step.
     """
     rows = layout_plan(bucket, first.grid)
+    ready = [_operands(bucket, first, run) for run in rows.whole]
+    return lambda: _begin(bucket, first, rows, ready)
+
+
+def _operands(bucket: UpdateBucket, first: First, run: Run) -> tuple[list[Tensor], Tensor]:
+    """A run's weights, gradients and states, where they lie, and its numbers."""
+    operands = [rows_of(tensors[run.tensor], run) for tensors in (bucket.weights, bucket.grads)]
+    for state in first.states:
+        operands += state.rows(run)
+    return operands, buffers.same_numbers(first.numbers(run.layer, run.tensor), run.rows)
+
+
+def _begin(
+    bucket: UpdateBucket, first: First, rows: Plan, ready: Sequence[tuple[list[Tensor], Tensor]]
+) -> tuple[Tensor, Finish]:
     update = update_rows(rows.rows + 1)  # a padded batch of one row is called with two
     sums: list[list[Tensor]] = []
-
-    def call(operands: list[Tensor], begin: int, count: int, numbers: Tensor) -> None:
-        here = first.run(*operands, update[begin : begin + numbers.shape[0]], numbers, *first.constants)
-        sums.append(here if count == numbers.shape[0] else [row_sums[:count] for row_sums in here])
-
-    for run in rows.whole:
-        operands = [rows_of(tensors[run.tensor], run) for tensors in (bucket.weights, bucket.grads)]
-        for state in first.states:
-            operands += state.rows(run)
-        numbers = buffers.same_numbers(first.numbers(run.layer, run.tensor), run.rows)
-        call(operands, run.row, run.rows, numbers)
+    updates = []
+    for run, (operands, numbers) in zip(rows.whole, ready, strict=True):
+        updates.append(update[run.row : run.row + run.rows])
+        sums.append(first.run(*operands, updates[-1], numbers, *first.constants))
     for batch in rows.batches:
         copies = [state.copies(batch) for state in first.states]
         read = [buffers.elements(tensors, batch) for tensors in (bucket.weights, bucket.grads)]
-        operands = [buffers.padded(parts, batch, 0.0) for parts in read]
+        operands = [buffers.padded(parts, batch, 0.0) for parts in read] + [t for held in copies for t in held]
         numbers = buffers.numbers_of([first.numbers(run.layer, run.tensor) for run in batch], batch)
-        call(operands + [t for held in copies for t in held], batch[0].row, sum(run.rows for run in batch), numbers)
+        here = update[batch[0].row : batch[0].row + numbers.shape[0]]
+        sums.append(first.run(*operands, here, numbers, *first.constants))
         for state, held in zip(first.states, copies, strict=True):
             state.keep(batch, held)
     norms = norms_of(bucket, rows, sums, update)
-    return norms, lambda rates: take_off(bucket, rows, update, rates, first.rounds_twice)
+    whole = [(operands[0], part) for (operands, _), part in zip(ready, updates, strict=True)]
+    return norms, lambda rates: take_off(bucket, rows, whole, update, rates, first.rounds_twice)
 
 
 def norms_of(bucket: UpdateBucket, rows: Plan, sums: Sequence[list[Tensor]], update: Tensor) -> Tensor:
     """[2, L] float64: ‖w‖ and ‖u‖."""
-    layers = len(bucket.layout.layers)
-    runs = (*rows.whole, *rows.padded)
-
-    def weights(layer: int) -> list[Tensor]:
-        return buffers.elements(bucket.weights, [run for run in runs if run.layer == layer])
 
     def updates(layer: int) -> list[Tensor]:
-        return [part for run in runs if run.layer == layer for part in update_parts(update, [run])]
+        runs = [run for run in (*rows.whole, *rows.padded) if run.layer == layer]
+        return [part for run in runs for part in update_parts(update, [run])]
 
-    squares = layer_squares(rows, layers, sums)
-    make_sure(squares[0], rows, weights)
+    squares = layer_squares(rows, len(bucket.layout.layers), sums)
+    make_sure(squares[0], rows, partial(buffers.layer_elements, bucket.weights, rows))
     make_sure(squares[1], rows, updates)
-    return squares.sqrt()
+    return torch.from_numpy(np.sqrt(squares))
 
 
 def update_parts(update: Tensor, runs: Sequence[Run]) -> list[Tensor]:
@@ -123,8 +146,24 @@ def update_parts(update: Tensor, runs: Sequence[Run]) -> list[Tensor]:
     return buffers.parts_of(update[first : runs[-1].row + runs[-1].rows], runs)
 
 
-def take_off(bucket: UpdateBucket, rows: Plan, update: Tensor, rates: list[float], rounds_twice: bool) -> None:
-    """``w -= rate · u``, each layer with its own rate; last rows first, for they are still in the cache."""
+def take_off(
+    bucket: UpdateBucket,
+    rows: Plan,
+    whole: Sequence[tuple[Tensor, Tensor]],
+    update: Tensor,
+    rates: list[float],
+    rounds_twice: bool,
+) -> None:
+    """``w -= rate · u``, each layer with its own rate; last rows first, for they are still in the cache.
+
+    Args:
+        bucket: What is stepped.
+        rows: Its rows.
+        whole: (w, u) of each of `Plan.whole`.
+        update: u of all rows.
+        rates: Of each layer.
+        rounds_twice: See `First`.
+    """
     for batch in reversed(rows.batches):
         parts = update_parts(update, batch)
         torch._foreach_mul_(parts, [rates[run.layer] for run in batch])
@@ -134,12 +173,8 @@ def take_off(bucket: UpdateBucket, rows: Plan, update: Tensor, rates: list[float
         else:
             torch._foreach_copy_(weights, [w.float() - part for w, part in zip(weights, parts, strict=True)])
         round_into(bucket, batch)
-    for run in reversed(rows.whole):
-        (weight,), (part,), rate = (
-            buffers.elements(bucket.weights, [run]),
-            update_parts(update, [run]),
-            rates[run.layer],
-        )
+    for run, (weight, part) in zip(reversed(rows.whole), reversed(whole), strict=True):
+        rate = rates[run.layer]
         if weight.dtype != torch.float32:
             weight.copy_(weight.float().sub_(part.mul_(rate)))
         elif rounds_twice:

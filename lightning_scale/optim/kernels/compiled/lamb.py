@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.kernels.compiled.dtypes import called, variant
-from lightning_scale.optim.kernels.compiled.first import First, UpdateBucket, by_ratio, nothing, skipped
+from lightning_scale.optim.kernels.compiled.first import Begin, First, UpdateBucket, by_ratio, nothing, skipped
 from lightning_scale.optim.kernels.compiled.programs import Program, load
 from lightning_scale.optim.kernels.compiled.rows import WIDTH
 from lightning_scale.optim.kernels.compiled.state import TensorState
-from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket
+from lightning_scale.optim.kernels.work import Guard, LambBucket
 
 _NUMBERS = 9
 
 
-def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | None:
+def lamb(bucket: LambBucket, guard: Guard) -> Begin | None:
     """One LAMB step (see `reference_lamb.lamb`) on contiguous CPU tensors, which differs from the plain one by rounding.
 
     Args:

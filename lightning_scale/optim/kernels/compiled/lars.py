@@ -9,7 +9,15 @@ from torch import Tensor
 
 from lightning_scale.optim.kernels.compiled import buffers
 from lightning_scale.optim.kernels.compiled.dtypes import called, variant
-from lightning_scale.optim.kernels.compiled.first import First, by_ratio, layout_plan, nothing, round_into, skipped
+from lightning_scale.optim.kernels.compiled.first import (
+    Begin,
+    First,
+    by_ratio,
+    layout_plan,
+    nothing,
+    round_into,
+    skipped,
+)
 from lightning_scale.optim.kernels.compiled.lamb import gradient_scale
 from lightning_scale.optim.kernels.compiled.look import look
 from lightning_scale.optim.kernels.compiled.programs import Program, load
@@ -22,7 +30,7 @@ from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
 _NUMBERS = 7
 
 
-def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | None:
+def lars(bucket: LarsBucket, guard: Guard) -> Begin | None:
     """One LARS step (see `reference_lars.lars`) on contiguous CPU tensors, which differs from the plain one by rounding.
 
     Args:
@@ -45,15 +53,15 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | None:
             return scale, bucket.weight_decay[layer], bucket.momentum, 1 - bucket.momentum
 
         return by_ratio(bucket, First(runs[0], numbers, [TensorState(bucket.momentum_buffer)]))
-    norms = clipped_norms(bucket, scale)
+    norms = clipped_norms(bucket, scale, exact=False)
     if norms is None:
         return None
-    return FirstPass(norms, lambda ratios: _second(bucket, runs[0], scale, ratios.tolist()))
+    return lambda: FirstPass(norms, lambda ratios: _second(bucket, runs[0], scale, ratios.tolist()))
 
 
-def clipped_norms(bucket: LarsBucket | CodedLarsBucket, scale: float) -> Tensor | None:
+def clipped_norms(bucket: LarsBucket | CodedLarsBucket, scale: float, exact: bool) -> Tensor | None:
     """[2, L] float64: ‖w‖ and that of the clipped gradient, from what was seen already where it was."""
-    norms = look(bucket) if bucket.norms is None else bucket.norms
+    norms = look(bucket, exact) if bucket.norms is None else bucket.norms
     return None if norms is None else norms * torch.tensor([[1.0], [abs(scale)]], dtype=torch.float64)
 
 
@@ -67,12 +75,16 @@ def _second(bucket: LarsBucket, run_program: Compiled, scale: float, ratios: lis
         return scale, bucket.weight_decay[layer], ratio * inside, bucket.momentum, own, buffered, outside
 
     rows = layout_plan(bucket)
-    for run in reversed(rows.whole):
-        operands = [rows_of(t[run.tensor], run) for t in (bucket.weights, bucket.grads, bucket.momentum_buffer)]
-        run_program(*operands, buffers.same_numbers(numbers(run.layer), run.rows))
+    tensors = (bucket.weights, bucket.grads, bucket.momentum_buffer)
+    ready = [
+        (run, [rows_of(t[run.tensor], run) for t in tensors], buffers.same_numbers(numbers(run.layer), run.rows))
+        for run in reversed(rows.whole)
+    ]
+    for run, operands, here in ready:
+        run_program(*operands, here)
         round_into(bucket, [run])
     for batch in rows.batches:
-        parts = [buffers.elements(t, batch) for t in (bucket.weights, bucket.grads, bucket.momentum_buffer)]
+        parts = [buffers.elements(t, batch) for t in tensors]
         held = [buffers.padded(p, batch, 0.0) for p in parts]
         run_program(*held, buffers.numbers_of([numbers(run.layer) for run in batch], batch))
         for part, buffer in ((parts[0], held[0]), (parts[2], held[2])):

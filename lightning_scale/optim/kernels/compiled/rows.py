@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from lightning_scale.optim.layout import Layout, Segment
@@ -58,16 +57,6 @@ class Plan:
     rows: int
     layers: tuple[int, ...]
     """The layers that have rows here."""
-
-    @cached_property
-    def run_layers(self) -> Tensor:
-        """The layer of each run."""
-        return torch.tensor([run.layer for run in (*self.whole, *self.padded)])
-
-    @cached_property
-    def first_rows(self) -> list[int]:
-        """The first row of each run."""
-        return [run.row for run in (*self.whole, *self.padded)]
 
     @cached_property
     def batches(self) -> tuple[tuple[Run, ...], ...]:
@@ -148,4 +137,6 @@ def _chunks(run: Run, most: int) -> Iterator[Run]:
 
 def rows_of(tensor: Tensor, run: Run) -> Tensor:
     """A run of whole rows of a contiguous local tensor, as a view."""
+    if run.length == tensor.numel():
+        return tensor.view(run.rows, WIDTH)
     return tensor.view(-1)[run.start : run.start + run.length].view(run.rows, WIDTH)

@@ -6,42 +6,49 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_scale.optim.kernels.compiled.rows import Plan
+
+Squares = NDArray[np.float64]
 
 # Below it, squares of float32 elements may be lost to underflow; at it, what a million million of them lose is nothing.
 _SMALLEST_SURE = 1e-24
 
 
-def layer_squares(plan: Plan, layers: int, sums: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Squared norms of all layers, [kinds, layers] float64.
+def layer_squares(plan: Plan, layers: int, sums: Sequence[Sequence[Tensor]]) -> Squares:
+    """Squared norms of all layers, [kinds, layers].
 
     Args:
         plan: The rows.
         layers: How many layers there are, those without rows here included.
-        sums: Of each call, in the plan's order, the sums over its rows of each kind.
+        sums: Of each call, in the plan's order, the sums over its rows of each kind; of padding after the last ones too.
     """
-    total = torch.zeros(2, layers, dtype=torch.float64, device="cpu")
-    if not sums:
-        return total
-    rows = torch.stack([torch.cat(list(kind)) for kind in zip(*sums, strict=True)]).double()
-    # numpy's, for torch brings a second thread to so few numbers and waits for it.
-    by_run = torch.from_numpy(np.add.reduceat(rows.numpy(), plan.first_rows, axis=1))
-    for own, kind in zip(total, by_run, strict=True):
-        own.index_add_(0, plan.run_layers, kind)
+    # By numpy, for torch brings a second thread to so few numbers and waits for it.
+    total = np.zeros((2, layers))
+    whole = len(plan.whole)
+    for run, kinds in zip(plan.whole, sums[:whole], strict=True):
+        for own, kind in zip(total, kinds, strict=True):
+            own[run.layer] += np.add.reduce(kind.numpy(), dtype=np.float64)
+    for batch, kinds in zip(plan.batches, sums[whole:], strict=True):
+        starts = [run.row - batch[0].row for run in batch]
+        count = sum(run.rows for run in batch)
+        for own, kind in zip(total, kinds, strict=True):
+            by_run = np.add.reduceat(kind.numpy()[:count], starts, dtype=np.float64)
+            np.add.at(own, [run.layer for run in batch], by_run)
     return total
 
 
-def make_sure(squares: Tensor, plan: Plan, exactly: Callable[[int], list[Tensor]]) -> None:
+def make_sure(squares: Squares, plan: Plan, exactly: Callable[[int], list[Tensor]]) -> None:
     """Sum again in float64 where float32 sums may not be right (overflow, underflow, NaN), in place.
 
     Args:
-        squares: Of each layer, 1-D float64.
+        squares: Of each layer, 1-D.
         plan: The rows that were summed.
         exactly: A layer's elements, in tensors of any floating-point dtype.
     """
-    for layer, square in enumerate(squares.tolist()):
-        if layer in plan.layers and not _SMALLEST_SURE <= square < float("inf"):
+    for layer in plan.layers:
+        if not _SMALLEST_SURE <= squares[layer] < float("inf"):
             parts = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in exactly(layer)]
-            squares[layer] = torch.stack(parts).square().sum()
+            squares[layer] = float(torch.stack(parts).square().sum())
