@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.optim import checks
+from lightning_scale.optim.by_name import mended
 from lightning_scale.optim.gather import Gathered, gather
 from lightning_scale.optim.group_keys import check_group_keys
 from lightning_scale.optim.kernels.choice import check_fused, pays_to_compile, way_of
@@ -251,7 +252,11 @@ class GuardedOptimizer(Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'."""
+        """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'.
+
+        Of a sharded run's whole state, blocks of 8-bit codes that ranks have cut in two get one scale, and are coded anew.
+        """
+        state_dict = {**state_dict, "state": {key: mended(own) for key, own in state_dict["state"].items()}}
         with keep_state_dtypes(self, self._expected_state):
             super().load_state_dict(state_dict)
         in_group = self.param_groups[0].pop("skipped_steps", None)

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_scale.optim.guarded import GuardedOptimizer
 from lightning_scale.strategies.zero.bf16 import Bf16
+from lightning_scale.strategies.zero.flat import Flat
 from lightning_scale.strategies.zero.partitions import Partitions, check_whole, insist
 from lightning_scale.strategies.zero.stage3 import Stage3
 from lightning_scale.strategies.zero.stage12 import Stage12
@@ -22,7 +23,7 @@ _KINDS: dict[str, type[Partitions]] = {
 }
 
 
-def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: float) -> Preparation:
+def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: float) -> tuple[list[Flat], Preparation]:
     """Make every step of an engine a step of whole layers; all ranks call it.
 
     Args:
@@ -30,6 +31,9 @@ def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: fl
         optimizer: The user's, which the engine has wrapped.
         names: What it called its parameters, by ``id``.
         clip: The largest global norm of gradients; 0: not clipped.
+
+    Returns:
+        The flat tensors that are stepped, and what runs ahead of every step.
 
     Raises:
         RuntimeError: where this version of DeepSpeed keeps something in another way; it names the version.
@@ -52,4 +56,4 @@ def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: fl
     preparation = Preparation(partitions, optimizer, clip)
     partitions.before_step(preparation)
     partitions.forget_with_zero_grad()
-    return preparation
+    return flats, preparation

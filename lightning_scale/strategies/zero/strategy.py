@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
@@ -24,8 +25,10 @@ from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.names import parameter_names
+from lightning_scale.strategies.whole_state import Param, params_of
 from lightning_scale.strategies.zero.attach import attach
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
+from lightning_scale.strategies.zero.flat import Flat
 from lightning_scale.strategies.zero.refusals import (
     refuse_config,
     refuse_optimizer,
@@ -34,6 +37,7 @@ from lightning_scale.strategies.zero.refusals import (
     refuse_unverified_nvme,
 )
 from lightning_scale.strategies.zero.step import Preparation
+from lightning_scale.strategies.zero.whole_file import collected, restore_optimizer, restore_weights
 
 
 class ZeROStrategy(DeepSpeedStrategy):
@@ -53,6 +57,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         allow_unverified_nvme: "nvme" is refused without it.
         config: Further options of DeepSpeed's, a mapping or a JSON file; what the strategy itself relies on wins, with a
             warning.
+        save_distributed_checkpoint: ``True``: checkpoints are DeepSpeed's folders, into which every rank writes its share;
+            ``False``: one file with whole weights and optimizer state, as DDP writes it. A run resumes from either, from
+            such a file of any strategy on any number of ranks.
         exclude_frozen_parameters: Leave frozen parameters out of checkpoints.
         load_full_weights: Stage 3: checkpoints to load are single files of whole weights.
         process_group_backend: As DDPStrategy's.
@@ -73,6 +80,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         allow_unverified_nvme: bool = False,
         config: dict[str, Any] | str | Path | None = None,
         *,
+        save_distributed_checkpoint: bool = True,
         exclude_frozen_parameters: bool = False,
         load_full_weights: bool = False,
         process_group_backend: str | None = None,
@@ -110,6 +118,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         )
         self._clip = 0.0
         self._preparation: Preparation | None = None
+        self._flats: list[Flat] = []
+        self._params: list[list[Param]] = []
+        self._save_distributed_checkpoint = save_distributed_checkpoint
 
     # -- devices -------------------------------------------------------------------------------------------------------
 
@@ -170,14 +181,58 @@ class ZeROStrategy(DeepSpeedStrategy):
             )
         return output
 
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        if self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        optimizer = self._users_optimizer()
+        weights, states = collected(self.deepspeed_engine, optimizer, self._flats, self._params)
+        if self.is_global_zero:
+            if self.exclude_frozen_parameters:
+                frozen = {k for k, p in self._module().named_parameters(remove_duplicate=False) if not p.requires_grad}
+                weights = {key: value for key, value in weights.items() if key not in frozen}
+            whole = {**checkpoint, "state_dict": weights, "optimizer_states": states}
+            self.checkpoint_io.save_checkpoint(whole, path, storage_options=storage_options)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         fits = self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_file() and not self.load_full_weights:
+            return self._load_file(path, weights_only, fits)
         if self.zero_stage_3 and not fits and not self.load_full_weights:
             raise ConfigurationError(
                 "DeepSpeed loads a stage 3 checkpoint for training only: make whole weights of it with"
                 " deepspeed.utils.zero_to_fp32, load them into the module, and leave ckpt_path out."
             )
         return super().load_checkpoint(checkpoint_path, weights_only)
+
+    def _load_file(self, path: Path, weights_only: bool | None, fits: bool) -> dict[str, Any]:
+        """A file as DDP, `FSDP2Strategy` and this strategy write it."""
+        checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
+        module = self._module()
+        if "state_dict" not in checkpoint:
+            raise ConfigurationError(f"{path} has no state_dict: it is not a checkpoint that Lightning has written.")
+        restore_weights(self.deepspeed_engine, module, checkpoint["state_dict"], module.strict_loading)
+        if fits:
+            states = checkpoint.get("optimizer_states", [])
+            if len(states) != 1:
+                raise ConfigurationError(
+                    f"{path} has the state of {len(states)} optimizers, and ZeRO steps one: resume from a checkpoint of a run"
+                    " with one, saved with save_weights_only=False."
+                )
+            restore_optimizer(self._users_optimizer(), self._flats, self._params, checkpoint["state_dict"], states[0])
+        return checkpoint
+
+    def _module(self) -> L.LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    def _users_optimizer(self) -> Any:
+        """What DeepSpeed's wrapper steps."""
+        return self.deepspeed_engine.optimizer.optimizer
 
     # -- before DeepSpeed is started -----------------------------------------------------------------------------------
 
@@ -210,8 +265,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         refuse_optimizer(optimizer)
         refuse_two_clips(optimizer, self._clip)
         names = parameter_names(optimizer)  # while it still has the parameters
+        self._params = params_of(optimizer, self._module())
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
-        self._preparation = attach(engine, optimizer, names, self._clip)
+        self._flats, self._preparation = attach(engine, optimizer, names, self._clip)
         return engine, wrapper
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_scale.optim import LAMB8bit
 from lightning_scale.optim.by_name import Piece, fill, pieces, whole
 from lightning_scale.optim.codec import BLOCK, SIGNED, UNSIGNED, block_count, dequantize, quantize
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
@@ -185,3 +186,25 @@ def test_errors() -> None:
     steps = {**wholes, "layer1": {**wholes["layer1"], "step": torch.tensor(4.0)}}
     with pytest.raises(ValueError, match=r"share one step count here, and have taken \[3\.0, 4\.0\] steps"):
         fill(layouts[1], new_state(layouts[1]), steps, FROM)
+
+
+def test_an_unsharded_optimizer_loads_blocks_that_were_cut() -> None:
+    """The block gets one scale; all others keep their bits."""
+    weight = torch.nn.Parameter(torch.randn(4, 1500, generator=torch.Generator().manual_seed(0)))
+    optimizer = LAMB8bit([weight])
+    weight.grad = torch.randn(4, 1500, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 0, 1500)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    own = saved["state"][0]
+    cut = {**own, "exp_avg_cut_starts": torch.tensor([700]), "exp_avg_cut_absmax": own["exp_avg_absmax"][2:3] * 3}
+    optimizer.load_state_dict({**saved, "state": {0: cut}})
+
+    loaded = optimizer.state[weight]
+    assert loaded.keys() == own.keys()
+    before, after = numbers(cut, "exp_avg", SIGNED), numbers(loaded, "exp_avg", SIGNED)
+    block = torch.arange(6000) // BLOCK == 2
+    assert torch.equal(before[~block], after[~block])
+    assert not torch.equal(loaded["exp_avg"].view(-1)[block], own["exp_avg"].view(-1)[block])
+    assert float(loaded["exp_avg_absmax"][2]) == float(before[block].abs().max())
+    assert (before - after)[block].abs().max() <= before[block].abs().max() * 0.04
+    assert torch.equal(loaded["exp_avg_sq"], own["exp_avg_sq"])

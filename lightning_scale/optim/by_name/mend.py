@@ -1,0 +1,26 @@
+"""Blocks of 8-bit codes that an edge between ranks has cut, for a run where layers are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_scale.optim.by_name.fill import fill
+from lightning_scale.optim.by_name.whole import CUT_ABSMAX, CUT_STARTS
+from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.moments import CODES
+
+
+def mended(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's whole state with one scale a block; itself where it has that."""
+    beside = {form.format(key) for key in CODES for form in (CUT_STARTS, CUT_ABSMAX)}
+    own = {key: value for key, value in state.items() if key not in beside}
+    if len(own) < len(state):
+        (codes, *_) = [own[key] for key in CODES if CUT_STARTS.format(key) in state]
+        layer = LayerInfo("", codes.numel(), codes.dim())
+        layout = Layout((layer,), (Segment(0, 0, 0, 0, codes.numel()),), (codes.numel(),))
+        own = {key: value.clone() if isinstance(value, Tensor) else value for key, value in own.items()}
+        fill(layout, own, {"": state}, eight_bit_from=0)
+    return own

@@ -1,0 +1,139 @@
+"""An optimizer's state as an unsharded run saves it, from shares on all ranks; and back, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.optim.by_name import Piece, pieces, whole
+from lightning_scale.optim.layout import Layout
+from lightning_scale.optim.names import names_of
+
+Wholes = dict[str, dict[str, Tensor]]
+"""Each layer's state, by the name that the optimizer's layouts give it."""
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter of an optimizer.
+
+    Args:
+        name: What the optimizer calls it, and its layouts.
+        keys: What the module's ``state_dict`` calls it: more than one where it is tied.
+        shape: Of the whole parameter.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def params_of(optimizer: Optimizer, module: nn.Module) -> list[list[Param]]:
+    """The optimizer's parameters, group by group, while it still has them.
+
+    Raises:
+        ConfigurationError: for a parameter that the module has not.
+    """
+    keys: dict[int, list[str]] = {}
+    for key, p in module.named_parameters(remove_duplicate=False):
+        keys.setdefault(id(p), []).append(key)
+    groups = []
+    for number, group in enumerate(optimizer.param_groups):
+        named = list(zip(names_of(group, number), group["params"], strict=True))
+        for name, p in named:
+            if id(p) not in keys:
+                raise ConfigurationError(f"the optimizer has a parameter {name!r} that is not one of the module's.")
+        groups.append([Param(name, tuple(keys[id(p)]), tuple(_shape(p))) for name, p in named])
+    return groups
+
+
+def _shape(p: Any) -> torch.Size:
+    """Of the whole parameter, also where ZeRO-3 has taken it apart already."""
+    shape: torch.Size = getattr(p, "ds_shape", p.shape)
+    return shape
+
+
+def gather(
+    shares: Iterable[tuple[Layout, Mapping[str, Tensor]]], groups: Sequence[Sequence[Param]], eight_bit_from: int
+) -> Wholes:
+    """All layers' whole state on rank 0, in its main memory; nothing on the others. Every rank calls it.
+
+    Args:
+        shares: This rank's local tensors: where their layers lie, and their state. As many on all ranks.
+        groups: The optimizer's parameters.
+        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+    """
+    found: dict[str, list[Piece]] = {}
+    for layout, state in shares:
+        for own in _on_rank_zero(pieces(layout, state, eight_bit_from)):
+            for name, piece in own:
+                found.setdefault(name, []).append(piece)
+    shapes = {p.name: p.shape for group in groups for p in group}
+    return {name: whole(name, shapes[name], parts) for name, parts in found.items()}
+
+
+def _on_rank_zero(value: Any) -> list[Any]:
+    """Every rank's, on rank 0."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return [value]
+    first = dist.get_rank() == 0
+    values: list[Any] | None = [None] * dist.get_world_size() if first else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def to_state_dict(
+    wholes: Wholes, groups: Sequence[Sequence[Param]], options: Sequence[Mapping[str, Any]], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A ``state_dict`` as the optimizer gives it where nothing is sharded.
+
+    Args:
+        wholes: Each layer's state.
+        groups: Its parameters.
+        options: Its groups.
+        more: What else stands beside ``state`` and ``param_groups``.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    saved = []
+    number = 0
+    for group, own in zip(groups, options, strict=True):
+        numbers = range(number, number + len(group))
+        number += len(group)
+        state |= {i: wholes[p.name] for i, p in zip(numbers, group, strict=True) if p.name in wholes}
+        saved.append({**own, "params": list(numbers)})
+    return {"state": state, "param_groups": saved, **more}
+
+
+def from_state_dict(state_dict: Mapping[str, Any], groups: Sequence[Sequence[Param]]) -> Wholes:
+    """The layers' state out of such a ``state_dict``, whose groups and parameters have the order of this optimizer's.
+
+    Raises:
+        ConfigurationError: where they have not.
+    """
+    saved = state_dict["param_groups"]
+    if [len(group["params"]) for group in saved] != [len(group) for group in groups]:
+        raise ConfigurationError(
+            f"the checkpoint's optimizer has groups of {[len(group['params']) for group in saved]} parameters, and this run's"
+            f" of {[len(group) for group in groups]}: resume with the same model and the same parameter groups."
+        )
+    found: Wholes = {}
+    for theirs, ours in zip(saved, groups, strict=True):
+        names = theirs.get("param_names") or [None] * len(ours)
+        for key, name, p in zip(theirs["params"], names, ours, strict=True):
+            # Where the user gave the optimizer no names, a group's order is all there is.
+            if name is not None and name not in (p.name, *p.keys):
+                raise ConfigurationError(
+                    f"the checkpoint's optimizer has {name!r} where this run's has {p.keys[0]!r}: resume with the same model"
+                    " and the same parameter groups."
+                )
+            if key in state_dict["state"]:
+                found[p.name] = dict(state_dict["state"][key])
+    return found

@@ -1,0 +1,131 @@
+"""Checkpoints as single files of whole weights and whole optimizer state, in float32: those that DDP writes and reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.optim.by_name import fill
+from lightning_scale.optim.eight_bit import EightBitOptimizer
+from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.moments import EIGHT_BIT_FROM
+from lightning_scale.strategies.whole_state import Param, Wholes, from_state_dict, gather, to_state_dict
+from lightning_scale.strategies.zero.flat import Flat
+from lightning_scale.strategies.zero.partitions import insist
+
+_WEIGHT = "weight"
+
+
+def collected(
+    engine: Any, optimizer: Any, flats: Sequence[Flat], groups: Sequence[Sequence[Param]]
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The module's ``state_dict`` and the optimizer's, as DDP would save them, on rank 0. Every rank calls it.
+
+    Args:
+        engine: DeepSpeed's.
+        optimizer: The user's.
+        flats: What it steps.
+        groups: Its parameters.
+    """
+    _check(optimizer, flats)
+    shares = [(flat.layout, {_WEIGHT: flat.tensor.detach(), **optimizer.state[flat.tensor]}) for flat in flats]
+    wholes = gather(shares, groups, _eight_bit_from(optimizer))
+    weights = _module_state(engine)
+    for p in (p for group in groups for p in group):
+        if p.name in wholes:
+            weight = wholes[p.name].pop(_WEIGHT)  # in float32, where the module's is rounded
+            weights.update(dict.fromkeys(p.keys, weight))
+    if not wholes:
+        return {}, []
+    more = {"skipped_steps": optimizer.skipped_steps}
+    return weights, [to_state_dict(wholes, groups, optimizer.param_groups, more)]
+
+
+def _module_state(engine: Any) -> dict[str, Tensor]:
+    if not engine.zero_optimization_partition_weights():
+        return {key: value.detach().cpu() for key, value in engine.module.state_dict().items()}
+    insist(hasattr(engine, "_zero3_consolidated_16bit_state_dict"), "the engine does not gather stage 3 weights")
+    whole: dict[str, Tensor] | None = engine._zero3_consolidated_16bit_state_dict()
+    return whole or {}  # on rank 0 alone
+
+
+def restore_weights(engine: Any, module: nn.Module, weights: Mapping[str, Tensor], strict: bool) -> None:
+    """Load a module's ``state_dict`` of whole tensors; every rank calls it."""
+    if not engine.zero_optimization_partition_weights():
+        module.load_state_dict(dict(weights), strict=strict)
+        return
+    import deepspeed
+
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    buffers = {key: value for key, value in module.state_dict(keep_vars=True).items() if key not in parameters}
+    expected = parameters.keys() | buffers.keys()
+    if strict and expected != weights.keys():
+        raise ConfigurationError(
+            f"the checkpoint's weights are not this module's: {sorted(expected - weights.keys())} are missing,"
+            f" {sorted(weights.keys() - expected)} are unknown."
+        )
+    for key, p in parameters.items():
+        if key in weights:
+            _same_shape(key, tuple(getattr(p, "ds_shape", p.shape)), weights[key])
+            with deepspeed.zero.GatheredParameters([p], modifier_rank=0), torch.no_grad():
+                if torch.distributed.get_rank() == 0:
+                    p.copy_(weights[key])
+    for key, buffer in buffers.items():
+        if key in weights:
+            _same_shape(key, tuple(buffer.shape), weights[key])
+            with torch.no_grad():
+                buffer.copy_(weights[key])
+
+
+def _same_shape(key: str, shape: tuple[int, ...], value: Tensor) -> None:
+    if tuple(value.shape) != shape:
+        raise ConfigurationError(f"{key} has shape {tuple(value.shape)} in the checkpoint, and {shape} in this module.")
+
+
+def restore_optimizer(
+    optimizer: Any,
+    flats: Sequence[Flat],
+    groups: Sequence[Sequence[Param]],
+    weights: Mapping[str, Tensor],
+    state_dict: Mapping[str, Any],
+) -> None:
+    """Fill the flat tensors, and their state, from whole ones; without collectives.
+
+    Args:
+        optimizer: The user's.
+        flats: What it steps.
+        groups: Its parameters.
+        weights: The module's ``state_dict``.
+        state_dict: The optimizer's.
+    """
+    _check(optimizer, flats)
+    wholes: Wholes = from_state_dict(state_dict, groups)
+    for p in (p for group in groups for p in group):
+        own = wholes.setdefault(p.name, {})
+        # A master copy, where the run kept one, is what the weights were rounded from.
+        own[_WEIGHT] = own.pop("master", weights[p.keys[0]]).float()
+    for flat in flats:
+        state = {_WEIGHT: flat.tensor.detach(), **optimizer.state[flat.tensor]}
+        fill(flat.layout, state, wholes, _eight_bit_from(optimizer))
+    for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        own.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
+    if "skipped_steps" in state_dict:
+        optimizer.skipped_steps = torch.as_tensor(state_dict["skipped_steps"]).clone()
+
+
+def _check(optimizer: Any, flats: Sequence[Flat]) -> None:
+    if not isinstance(optimizer, GuardedOptimizer):
+        raise ConfigurationError(
+            f"single-file checkpoints under ZeRO hold the state of this package's optimizers, and the optimizer is"
+            f" {type(optimizer).__name__}: save DeepSpeed's folders (leave save_distributed_checkpoint out)."
+        )
+    if not all(flat.loaded for flat in flats):
+        raise ConfigurationError("single-file checkpoints need the optimizer in memory, and it is offloaded to NVMe.")
+
+
+def _eight_bit_from(optimizer: GuardedOptimizer) -> int:
+    return optimizer._eight_bit_from if isinstance(optimizer, EightBitOptimizer) else EIGHT_BIT_FROM
