@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 
 import logging
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,6 +19,17 @@ import torch
 torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-deepspeed", action="store_true", help="fail where DeepSpeed is not installed, instead of skipping"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--require-deepspeed") and find_spec("deepspeed") is None:
+        raise pytest.UsageError("DeepSpeed is not installed, and --require-deepspeed asks for the tests of ZeRO.")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

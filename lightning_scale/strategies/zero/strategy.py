@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.names import parameter_names
 from lightning_scale.strategies.zero.attach import attach
+from lightning_scale.strategies.zero.backend import nothing_compiled
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
 from lightning_scale.strategies.zero.refusals import (
     refuse_config,
@@ -135,7 +136,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         if isinstance(self.accelerator, CPUAccelerator):  # whose devices have no index to compare with the rank
             reset_seed()  # type: ignore[no-untyped-call]
             self.set_world_ranks()
-            self._init_deepspeed_distributed()
+            with nothing_compiled():
+                self._init_deepspeed_distributed()
         else:
             super().setup_distributed()
 
