@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +56,11 @@ class ZeROStrategy(DeepSpeedStrategy):
             warning.
         exclude_frozen_parameters: Leave frozen parameters out of checkpoints.
         load_full_weights: Stage 3: checkpoints to load are single files of whole weights.
+        partition_while_building: Stage 3: each module of ``configure_model`` is taken apart as soon as it is built
+            (``deepspeed.zero.Init``), for models that the host cannot hold once for each of its processes. Weights that are
+            written to later than in their own module's constructor (by a parent's, say, or transformers' initialization)
+            must then be gathered around that, or nothing is written. ``False``: the model is built whole in the host's
+            memory, with the weights it has under DDP, and taken apart afterwards.
         process_group_backend: As DDPStrategy's.
         timeout: Of collectives.
         logging_level: DeepSpeed's.
@@ -76,6 +81,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         *,
         exclude_frozen_parameters: bool = False,
         load_full_weights: bool = False,
+        partition_while_building: bool = False,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
         logging_level: int = logging.WARNING,
@@ -109,6 +115,9 @@ class ZeROStrategy(DeepSpeedStrategy):
             timeout=timeout,
             exclude_frozen_parameters=exclude_frozen_parameters,
         )
+        if partition_while_building and stage != 3:
+            raise ConfigurationError(f"partition_while_building needs stage=3, and stage is {stage}.")
+        self._partition_while_building = partition_while_building
         self._clip = 0.0
         self._preparation: Preparation | None = None
 
@@ -180,6 +189,13 @@ class ZeROStrategy(DeepSpeedStrategy):
                 " deepspeed.utils.zero_to_fp32, load them into the module, and leave ckpt_path out."
             )
         return super().load_checkpoint(checkpoint_path, weights_only)
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Around ``configure_model``."""
+        self._init_config_if_needed()
+        with super().model_sharded_context() if self._partition_while_building else nullcontext():
+            yield
 
     # -- before DeepSpeed is started -----------------------------------------------------------------------------------
 
