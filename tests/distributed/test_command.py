@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.distributed.bert_fit import write_text
 from tests.distributed.launch import ROOT, run_ranks
 from tests.distributed.zero_runs import DEEPSPEED, needs_deepspeed
 
@@ -38,7 +38,13 @@ def _small(folder: Path) -> dict[str, Any]:
     """What examples/bert/two_stage.yaml is made small by: two stages, accumulation, LEGW's warmup, the ratios of each step."""
     stages = [
         {"sequence_length": 13, "micro_batch_size": 4, "batch_size": 16, "steps": STEPS[0], "power": 0.5},
-        {"sequence_length": 24, "micro_batch_size": 2, "batch_size": 8, "steps": STEPS[1], "bias_correction_step": "reset"},
+        {
+            "sequence_length": 24,
+            "micro_batch_size": 2,
+            "batch_size": 8,
+            "steps": STEPS[1],
+            "bias_correction_step": "reset",
+        },
     ]
     ours = "lightning_scale.callbacks"
     callbacks: list[Any] = [
@@ -52,9 +58,7 @@ def _small(folder: Path) -> dict[str, Any]:
     logger = "lightning.pytorch.loggers.CSVLogger"
     return {
         "model": {"init_args": {"layers": 2, "width": 16, "heads": 2, "max_positions": 32}},
-        "data": {
-            "init_args": {"files": [f"{folder}/text.txt"], "vocab_size": 128, "cache_dir": f"{folder}/prepared"}
-        },
+        "data": {"init_args": {"files": [f"{folder}/text.txt"], "vocab_size": 128, "cache_dir": f"{folder}/prepared"}},
         "trainer": {
             "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
@@ -82,7 +86,10 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        with (folder / "report/report.csv").open() as report, (folder / "logs/lightning_logs/run/metrics.csv").open() as log:
+        with (
+            (folder / "report/report.csv").open() as report,
+            (folder / "logs/lightning_logs/run/metrics.csv").open() as log,
+        ):
             table = {
                 (int(row["step"]), name): float(value)
                 for row in csv.DictReader(log)
@@ -110,10 +117,7 @@ def _typed(root: Path, strategy: str | None) -> Run:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the text, and what makes the example small."""
     folder = tmp_path_factory.mktemp("command")
-    draw = random.Random(0)
-    words = "the quick brown fox jumps over a lazy dog while rain falls on grey roofs and cats sleep".split()
-    texts = [" ".join(draw.choices(words, k=draw.randint(20, 120))) + "." for _ in range(60)]
-    (folder / "text.txt").write_text("\n\n".join(texts))
+    write_text(folder / "text.txt")
     (folder / "small.yaml").write_text(yaml.safe_dump(_small(folder)))
     return folder
 

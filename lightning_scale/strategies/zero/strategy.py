@@ -33,6 +33,7 @@ from lightning_scale.strategies.zero.refusals import (
     refuse_precision,
     refuse_two_clips,
     refuse_unverified_nvme,
+    unused_option,
 )
 from lightning_scale.strategies.zero.step import Preparation
 
@@ -227,6 +228,9 @@ class ZeROStrategy(DeepSpeedStrategy):
             raise ConfigurationError("ZeROStrategy needs an optimizer, and configure_optimizers returned none.")
         refuse_optimizer(optimizer)
         refuse_two_clips(optimizer, self._clip)
+        assert isinstance(self.config, dict)
+        if (warning := unused_option(optimizer, self.config)) is not None:
+            rank_zero_warn(warning)
         names = parameter_names(optimizer)  # while it still has the parameters
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         self._preparation = attach(engine, optimizer, names, self._clip)
