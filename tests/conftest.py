@@ -38,3 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if find_spec("deepspeed") is None:
+        terminalreporter.write_line("DeepSpeed is not installed: the tests of ZeRO were skipped.", yellow=True)
