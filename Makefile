@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test test-slow lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
-	@echo "make test   the whole test suite"
+	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's, and files"
+	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and what runs wrote"
 
@@ -26,12 +27,20 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.examples
 
+# Without DeepSpeed, too, there is much to test. It is pure Python here: what it could compile, the tests do not use.
+$(VENV)/.deepspeed: constraints.txt | $(VENV)/.dev
+	@if DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed; \
+	then touch $@; else echo "DeepSpeed cannot be installed here: the tests of ZeRO will be SKIPPED."; fi
+
 # One thread: the model is small, and threads that wait for a core that other work takes make it several times slower.
 demo: $(VENV)/.examples
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev $(VENV)/.deepspeed
+	$(BIN)/python -m pytest -m "not slow" $(TEST)
+
+test-slow: $(VENV)/.dev $(VENV)/.deepspeed
+	$(BIN)/python -m pytest -m slow $(TEST)
 
 # Without a GPU the parameters of the set "cpu", on two threads; with one, BERT-large's.
 bench: $(VENV)/.dev

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from lightning_scale.optim import LAMB
 from tests.toys import trainer
 
 _LENGTHS = (13, 24)
+_WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "many", "words", "make", "one"]
+
+
+def write_text(path: Path) -> None:
+    """60 documents of 20 to 120 words."""
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(_WORDS, k=draw.randint(20, 120))) + "." for _ in range(60)]
+    path.write_text("\n\n".join(texts))
 
 
 class Small(BertPretraining):

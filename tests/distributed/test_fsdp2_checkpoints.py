@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_scale.strategies import FSDP2Strategy
-from tests.distributed.bert_fit import fit
+from tests.distributed.bert_fit import fit, write_text
 from tests.distributed.launch import run_ranks
-
-_WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "many", "words", "make", "one"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With a small text."""
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(_WORDS, k=draw.randint(20, 120))) + "." for _ in range(60)]
-    (tmp_path / "text.txt").write_text("\n\n".join(texts))
+    write_text(tmp_path / "text.txt")
     return tmp_path
 
 

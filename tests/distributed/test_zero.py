@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.distributed.launch import run_ranks
 from tests.distributed.zero_cases import CASES, FEW, LAYERWISE, truth
 from tests.distributed.zero_runs import needs_deepspeed, result, train, worst
 
-pytestmark = [needs_deepspeed, pytest.mark.timeout(900)]  # DeepSpeed compiles its operations at first
+pytestmark = [needs_deepspeed, pytest.mark.timeout(900)]
 
 
 def ranks(folder: str) -> dict[str, Any]:
@@ -53,7 +54,15 @@ def test_on_more_ranks(world: int, tmp_path: Path) -> None:
         check(name, found, tmp_path)
 
 
-def ranks_naive(folder: str) -> dict[str, Any]:
+def few_naive_ranks(folder: str) -> dict[str, Any]:
+    return naive_weights(Path(folder), FEW)
+
+
+def naive_ranks(folder: str) -> dict[str, Any]:
+    return naive_weights(Path(folder), LAYERWISE)
+
+
+def naive_weights(folder: Path, names: list[str]) -> dict[str, Any]:
     """What happens where a flat tensor is taken for a layer."""
     from lightning_scale.strategies.zero import attach
     from lightning_scale.strategies.zero.flat import Flat
@@ -72,15 +81,15 @@ def ranks_naive(folder: str) -> dict[str, Any]:
 
     attach._KINDS = {name: taken_for_layers(kind) for name, kind in attach._KINDS.items()}
     attach.check_whole = lambda *args: None
-    return {name: result(Path(folder), replace(CASES[name], nan_at=None))["weights"] for name in LAYERWISE}
+    return {name: result(folder, replace(CASES[name], nan_at=None))["weights"] for name in names}
 
 
-@pytest.mark.slow
-def test_flat_tensors_taken_for_layers_are_noticed(tmp_path: Path) -> None:
-    for rank in run_ranks(__name__, "ranks_naive", tmp_path, 2, timeout=600):
-        for name in LAYERWISE:
+@pytest.mark.parametrize("function", ["few_naive_ranks", pytest.param("naive_ranks", marks=pytest.mark.slow)])
+def test_flat_tensors_taken_for_layers_are_noticed(function: str, tmp_path: Path) -> None:
+    for rank in run_ranks(__name__, function, tmp_path, 2, timeout=600):
+        for name, found in rank.items():
             expected = truth(name, tmp_path)
-            weights, _ = worst({**expected, "weights": rank[name]}, expected)
+            weights, _ = worst({**expected, "weights": found}, expected)
             assert weights > 1e-4, name
 
 
@@ -135,3 +144,23 @@ def ranks_counting(folder: str) -> dict[str, list[int]]:
 def test_collectives_of_a_step(tmp_path: Path) -> None:
     for counts in run_ranks(__name__, "ranks_counting", tmp_path, 2, timeout=600):
         assert counts == {name: [number] * 3 for name, number in COUNTED.items()}
+
+
+def ranks_on_nan(folder: str) -> list[list[bool]]:
+    """Of each stage: how often the warning came, and whether it was right."""
+    found = []
+    for stage in (1, 2, 3):
+        case = replace(CASES[f"LAMB-plain, stage {stage}"], steps=3, nan_at=1)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            weights = result(Path(folder), case)["weights"]
+        told = [w for w in seen if "skip_nonfinite=False is not used under ZeRO" in str(w.message)]
+        found.append(
+            [len(told) == (torch.distributed.get_rank() == 0), all(w.isfinite().all() for w in weights.values())]
+        )
+    return found
+
+
+def test_deepspeed_does_not_step_on_nan(tmp_path: Path) -> None:
+    for found in run_ranks(__name__, "ranks_on_nan", tmp_path):
+        assert found == [[True, True]] * 3

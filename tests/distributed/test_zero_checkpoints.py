@@ -10,15 +10,28 @@ import lightning.pytorch as L
 import pytest
 import torch
 
+from lightning_scale.errors import ConfigurationError
 from tests.distributed.launch import run_ranks
 from tests.distributed.zero_cases import CASES
-from tests.distributed.zero_runs import Case, Language, needs_deepspeed, result, stats_of, train, users_optimizer, whole
+from tests.distributed.zero_runs import (
+    Case,
+    Language,
+    data,
+    needs_deepspeed,
+    options,
+    result,
+    stats_of,
+    train,
+    users_optimizer,
+    whole,
+)
+from tests.toys import trainer
 
 pytestmark = [needs_deepspeed, pytest.mark.timeout(900)]
 
+FEW = [f"LAMB{offloaded}, stage {stage}" for offloaded in ("", ", offloaded") for stage in (1, 2, 3)]
 SAVED = [
-    *(f"LAMB, stage {stage}" for stage in (1, 2, 3)),
-    *(f"LAMB, offloaded, stage {stage}" for stage in (1, 2, 3)),
+    *FEW,
     *(f"ramp, stage {stage}" for stage in (1, 2, 3)),
     *(f"LAMB8bit, stage {stage}" for stage in (1, 2, 3)),
     *(f"bfloat16, stage {stage}" for stage in (1, 2, 3)),
@@ -69,6 +82,10 @@ def _fits_a_plain_module(path: Path, case: Case, weights: dict[str, torch.Tensor
     return same and not unexpected and missing in ([], frozen if "stage 1" in path.name else [])
 
 
+def few_ranks(folder: str) -> dict[str, list[bool]]:
+    return {name: _resumed(Path(folder), name, 1) for name in FEW}
+
+
 def ranks(folder: str) -> dict[str, list[bool]]:
     return {
         f"{name}, {late} late": _resumed(Path(folder), name, late)
@@ -77,7 +94,50 @@ def ranks(folder: str) -> dict[str, list[bool]]:
     }
 
 
-def test_a_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("function", ["few_ranks", pytest.param("ranks", marks=pytest.mark.slow)])
+def test_a_resumed_run_has_the_same_bits(function: str, tmp_path: Path) -> None:
     """Weights, and the last step's statistics; and what DeepSpeed's own tool makes of a checkpoint fits a plain module."""
-    for found in run_ranks(__name__, "ranks", tmp_path, 2, timeout=600):
+    for found in run_ranks(__name__, function, tmp_path, 2, timeout=600):
         assert {name: result for name, result in found.items() if not all(result)} == {}
+
+
+class Validated(Language):
+    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+        step = self.training_step(batch, batch_idx)
+        self.log("val_loss", step["loss"], batch_size=int(step["num_items"]), sync_dist=True)
+
+
+def _validated(folder: Path, case: Case, weights: dict[str, torch.Tensor] | None = None, **ckpt_path: Any) -> float:
+    module = Validated(case)
+    if weights is not None:
+        module.load_state_dict(weights, strict=False)
+    run = trainer(folder, [], **options(case))
+    (metrics,) = run.validate(module, data(replace(case, batch=None, zero=None)), verbose=False, **ckpt_path)
+    return float(metrics["val_loss"])
+
+
+def ranks_validating(folder: str) -> list[Any]:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    found: list[Any] = []
+    for stage in (2, 3):
+        case, path = CASES[f"LAMB, stage {stage}"], Path(folder) / f"{stage}.ckpt"
+        run, module = train(Path(folder), case)
+        run.save_checkpoint(path)
+        weights = whole(module)
+        loaded = get_fp32_state_dict_from_zero_checkpoint(str(path), tag="checkpoint")
+        alone = _validated(Path(folder), replace(case, zero=None), weights)
+        try:
+            taken = _validated(Path(folder), case, ckpt_path=path)
+        except ConfigurationError as error:
+            found.append(str(error))
+            taken = _validated(Path(folder), case, loaded)
+        found.append(abs(taken - alone) < 1e-6 < alone)
+    return found
+
+
+def test_a_stage_3_checkpoint_is_for_training(tmp_path: Path) -> None:
+    """Validation of one is refused, and what the sentence says to do instead gives the loss of the whole weights."""
+    for of_stage_2, sentence, of_stage_3 in run_ranks(__name__, "ranks_validating", tmp_path):
+        assert of_stage_2 and of_stage_3
+        assert "loads a stage 3 checkpoint for training only: make whole weights of it" in sentence

@@ -106,6 +106,8 @@ def _cases() -> dict[str, Case]:
         "built late, stage 2": Case("LAMB", _zero(2), late=True),
         "built late, stage 3": Case("LAMB", _zero(3), late=True),
         "built late, offloaded, stage 3": Case("LAMB", _zero(3, offload=True), late=True),
+        "built in parts": Case("LAMB", {**_zero(3), "partition_while_building": True}, late=True),
+        "built in parts, offloaded": Case("LAMB", {**_zero(3, True), "partition_while_building": True}, late=True),
         "DeepSpeed's clip": Case(
             "LARS", {"stage": 2, "config": {"gradient_clipping": 0.1}}, fit={"gradient_clip_val": 0.1}
         ),

@@ -23,7 +23,8 @@ from tests.toys import trainer
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also where there is a GPU; before DeepSpeed is imported
 
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+DEEPSPEED = find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(not DEEPSPEED, reason="DeepSpeed is not installed")
 
 STEPS = 10
 SAMPLES = 118  # windows of 24, and a last one of 22, which is a step of its own

@@ -15,7 +15,13 @@ from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB, AdamW8bit
 from lightning_scale.strategies.zero import strategy as module
 from lightning_scale.strategies.zero.config import merged, needed, read
-from lightning_scale.strategies.zero.refusals import refuse_config, refuse_optimizer, refuse_precision, refuse_two_clips
+from lightning_scale.strategies.zero.refusals import (
+    refuse_config,
+    refuse_optimizer,
+    refuse_precision,
+    refuse_two_clips,
+    unused_option,
+)
 from tests.distributed.zero_runs import needs_deepspeed
 from tests.toys import trainer
 
@@ -110,6 +116,20 @@ def test_two_clips_and_float16_are_refused() -> None:
         refuse_precision("16-mixed")
 
 
+def test_stepping_on_nan_is_said_to_be_out_of_reach() -> None:
+    """Except where DeepSpeed was told not to look."""
+    optimizer = LAMB(_parameters(), skip_nonfinite=False)
+    for stage in (1, 2, 3):
+        zero = {"zero_optimization": {"stage": stage}}
+        assert "skip_nonfinite=False is not used" in (unused_option(optimizer, zero) or "")
+        assert unused_option(optimizer, {**zero, "bf16": {"enabled": True}})
+        assert unused_option(LAMB(_parameters()), zero) is None
+        assert unused_option(torch.optim.AdamW(_parameters()), zero) is None
+        blind = {"zero_optimization": {"stage": stage, "compute_grad_norm": False}}
+        assert bool(unused_option(optimizer, blind)) == (stage == 3)
+        assert unused_option(optimizer, {**blind, "bf16": {"enabled": True}})
+
+
 def test_without_deepspeed_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'lightning_scale\[deepspeed\]'"):
@@ -128,6 +148,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"stage": 4}, "ZeRO has the stages 1, 2 and 3"),
     ({"offload_optimizer": "disk"}, 'write "cpu" or "nvme"'),
     ({"offload_parameters": "cpu"}, "needs stage=3"),
+    ({"partition_while_building": True}, "needs stage=3"),
     ({"offload_optimizer": "nvme", "nvme_path": "/x"}, "allow_unverified_nvme=True"),
     ({"config": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}}, "allow_unverified_nvme=True"),
     ({"stage": 3, "offload_optimizer": "nvme", "allow_unverified_nvme": True}, "needs nvme_path"),

@@ -1,4 +1,4 @@
-"""What cannot run, or was never tried, refused before DeepSpeed is started."""
+"""What cannot run, or was never tried, refused before DeepSpeed is started; what is not used, said."""
 
 from __future__ import annotations
 
@@ -88,6 +88,21 @@ def refuse_optimizer(optimizer: Optimizer) -> None:
                 " it slices that cut through them, so that its steps would be wrong without a word: use LAMB, LARS,"
                 " LAMB8bit or LARS8bit of lightning_scale.optim, or a strategy that keeps layers whole (ddp)."
             )
+
+
+def unused_option(optimizer: Optimizer, config: Mapping[str, Any]) -> str | None:
+    """A warning where the optimizer is told to step on NaN, and DeepSpeed, which measures gradients, will not let it."""
+    if not isinstance(optimizer, GuardedOptimizer) or optimizer.skip_nonfinite:
+        return None
+    zero, bf16 = config.get("zero_optimization", {}), config.get("bf16", {})
+    by_test = bf16.get("enabled", False) and bf16.get("check_grad_overflow", True)
+    by_norm = zero.get("compute_grad_norm", True) and not bf16.get("enabled", False)
+    if zero.get("stage") != 3 and not by_test and not by_norm:
+        return None
+    return (
+        "skip_nonfinite=False is not used under ZeRO: DeepSpeed itself leaves out every step with a NaN or Inf gradient (and"
+        " skipped_steps does not count them). Leave skip_nonfinite out."
+    )
 
 
 def refuse_two_clips(optimizer: Optimizer, clip: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.names import parameter_names
 from lightning_scale.strategies.whole_state import Param, params_of
 from lightning_scale.strategies.zero.attach import attach
+from lightning_scale.strategies.zero.backend import nothing_compiled
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
 from lightning_scale.strategies.zero.flat import Flat
 from lightning_scale.strategies.zero.refusals import (
@@ -35,6 +36,7 @@ from lightning_scale.strategies.zero.refusals import (
     refuse_precision,
     refuse_two_clips,
     refuse_unverified_nvme,
+    unused_option,
 )
 from lightning_scale.strategies.zero.step import Preparation
 from lightning_scale.strategies.zero.whole_file import collected, restore_optimizer, restore_weights
@@ -62,6 +64,11 @@ class ZeROStrategy(DeepSpeedStrategy):
             such a file of any strategy on any number of ranks.
         exclude_frozen_parameters: Leave frozen parameters out of checkpoints.
         load_full_weights: Stage 3: checkpoints to load are single files of whole weights.
+        partition_while_building: Stage 3: each module of ``configure_model`` is taken apart as soon as it is built
+            (``deepspeed.zero.Init``), for models that the host cannot hold once for each of its processes. Weights that are
+            written to later than in their own module's constructor (by a parent's, say, or transformers' initialization)
+            must then be gathered around that, or nothing is written. ``False``: the model is built whole in the host's
+            memory, with the weights it has under DDP, and taken apart afterwards.
         process_group_backend: As DDPStrategy's.
         timeout: Of collectives.
         logging_level: DeepSpeed's.
@@ -83,6 +90,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         save_distributed_checkpoint: bool = True,
         exclude_frozen_parameters: bool = False,
         load_full_weights: bool = False,
+        partition_while_building: bool = False,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
         logging_level: int = logging.WARNING,
@@ -116,6 +124,9 @@ class ZeROStrategy(DeepSpeedStrategy):
             timeout=timeout,
             exclude_frozen_parameters=exclude_frozen_parameters,
         )
+        if partition_while_building and stage != 3:
+            raise ConfigurationError(f"partition_while_building needs stage=3, and stage is {stage}.")
+        self._partition_while_building = partition_while_building
         self._clip = 0.0
         self._preparation: Preparation | None = None
         self._flats: list[Flat] = []
@@ -146,7 +157,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         if isinstance(self.accelerator, CPUAccelerator):  # whose devices have no index to compare with the rank
             reset_seed()  # type: ignore[no-untyped-call]
             self.set_world_ranks()
-            self._init_deepspeed_distributed()
+            with nothing_compiled():
+                self._init_deepspeed_distributed()
         else:
             super().setup_distributed()
 
@@ -236,6 +248,13 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     # -- before DeepSpeed is started -----------------------------------------------------------------------------------
 
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Around ``configure_model``."""
+        self._init_config_if_needed()
+        with super().model_sharded_context() if self._partition_while_building else nullcontext():
+            yield
+
     def _format_batch_size_and_grad_accum_config(self) -> None:
         assert isinstance(self.config, dict)
         if self.lightning_module is None:
@@ -264,6 +283,9 @@ class ZeROStrategy(DeepSpeedStrategy):
             raise ConfigurationError("ZeROStrategy needs an optimizer, and configure_optimizers returned none.")
         refuse_optimizer(optimizer)
         refuse_two_clips(optimizer, self._clip)
+        assert isinstance(self.config, dict)
+        if (warning := unused_option(optimizer, self.config)) is not None:
+            rank_zero_warn(warning)
         names = parameter_names(optimizer)  # while it still has the parameters
         self._params = params_of(optimizer, self._module())
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
