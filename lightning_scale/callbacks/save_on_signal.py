@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_scale.saves.folders import checkpoint_folders
+from lightning_scale.saves.signal_access import after_lightnings_handlers
 
 _NAME = "signal-step={step}.ckpt"
 
@@ -57,16 +58,12 @@ class SaveOnSignal(L.Callback):
         self._group = None
         if trainer.world_size > 1 and "gloo" not in torch.distributed.get_backend():
             self._group = torch.distributed.new_group(backend="gloo")
-
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._register()
+        after_lightnings_handlers(trainer, self._register)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last_step = trainer.global_step
-        self._register()
 
     def _register(self) -> None:
-        """After Lightning's, which `fit` puts in place before the first batch; its end puts back what was before all."""
         if threading.current_thread() is not threading.main_thread():
             rank_zero_warn("SaveOnSignal does nothing, for only a process's main thread gets signals.")
             return

@@ -74,7 +74,10 @@ def test_the_job_goes_on_after_its_time_limit(tmp_path: Path) -> None:
     assert "signal-step=" in (job / "logs/124711/rank-0.log").read_text()
 
 
-@pytest.mark.parametrize(("status", "requeue_on", "again"), [(0, "", 0), (1, "", 0), (143, "", 0), (138, "", 1), (143, "138 143", 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "requeue_on", "again"),
+    [(0, "", 0), (1, "", 0), (143, "", 0), (138, "", 1), (143, "138 143", 1)],
+)
 def test_which_statuses_queue_the_job_again(tmp_path: Path, status: int, requeue_on: str, again: int) -> None:
     path = put_commands(tmp_path, srun=f'#!/bin/sh\necho "$@" > srun.txt\nexit {status}\n', scontrol=SCONTROL)
     more = {"REQUEUE_ON": requeue_on} if requeue_on else {}
