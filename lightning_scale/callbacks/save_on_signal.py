@@ -89,7 +89,7 @@ class SaveOnSignal(L.Callback):
             return
         folder = checkpoint_folders(trainer)[0]
         path = folder / _NAME.format(step=trainer.global_step)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             earlier = sorted(folder.glob(_NAME.format(step="*")), key=lambda saved: saved.stat().st_mtime_ns)
             for old in earlier[: -self.keep]:

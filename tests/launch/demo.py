@@ -137,18 +137,18 @@ def ended(processes: list[subprocess.Popen[bytes]], timeout: float = 120) -> lis
     finally:
         for process in processes:
             if process.poll() is None:
-                for pid in _tree(process.pid):
+                for pid in [process.pid, *descendants(process.pid)]:
                     os.kill(pid, signal.SIGKILL)
                 process.wait()
 
 
-def _tree(pid: int) -> list[int]:
-    """A process and its descendants: torchrun's ranks are in sessions of their own, and outlive it."""
+def descendants(pid: int) -> list[int]:
+    """What a process has started, and those: torchrun's ranks are in sessions of their own, and outlive it."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
         return []
-    return [pid, *(below for child in children for below in _tree(int(child)))]
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = 90) -> None:

@@ -1,14 +1,17 @@
-"""``examples/launch/torchrun.sh`` as two nodes on this machine: the bits of two ranks on one node."""
+"""``examples/launch/torchrun.sh``: two nodes on this machine have the bits of two ranks on one; ranks are started anew."""
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
-from tests.launch.demo import ROOT, ended, logs, same, start, weights, write_config
+from tests.launch.demo import ROOT, descendants, ended, logs, same, start, wait_until, weights, write_config
 
 SCRIPT = str(ROOT / "examples/launch/torchrun.sh")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
@@ -21,17 +24,19 @@ def free_port() -> int:
     return port
 
 
-def run(folder: Path, strategy: str, nodes: int) -> None:
-    """Two ranks, on so many nodes."""
-    config = write_config(folder)
+def launch(
+    folder: Path, strategy: str, nodes: int, restarts: int = 0, slow_at: int | None = None
+) -> list[Popen[bytes]]:
+    """Start two ranks, on so many nodes."""
+    config = write_config(folder, slow_at=slow_at)
     variables = {
         "NNODES": str(nodes),
         "NPROC_PER_NODE": str(2 // nodes),
         "RDZV_ENDPOINT": f"127.0.0.1:{free_port()}",
         "LOCAL_ADDR": "127.0.0.1",
-        "MAX_RESTARTS": "0",
+        "MAX_RESTARTS": str(restarts),
     }
-    processes = [
+    return [
         start(
             [SCRIPT, "--config", str(config), "--config", f"strategies/{strategy}.yaml"],
             folder,
@@ -41,6 +46,11 @@ def run(folder: Path, strategy: str, nodes: int) -> None:
         )
         for node in range(nodes)
     ]
+
+
+def run(folder: Path, strategy: str, nodes: int) -> None:
+    """Two ranks, to their end."""
+    processes = launch(folder, strategy, nodes)
     assert ended(processes, 300) == [0] * nodes, logs(folder)  # DeepSpeed may have to compile first
 
 
@@ -69,6 +79,24 @@ def test_two_nodes_have_the_bits_of_one(tmp_path: Path, strategy: str) -> None:
     assert f"going on from {saved[0]} (step 4)" in said
     assert weights(two)["first"] == 4
     assert same(weights(two)["weights"], before)
+
+
+def test_ranks_that_have_ended_early_are_started_anew(tmp_path: Path) -> None:
+    """SIGTERM to a rank alone: all save and end, and torchrun starts them where they were."""
+    alone, signalled = tmp_path / "alone", tmp_path / "signalled"
+    alone.mkdir(), signalled.mkdir()
+    run(alone, "ddp", 1)
+    processes = launch(signalled, "ddp", 1, restarts=1, slow_at=3)
+    try:
+        wait_until(lambda: all((signalled / f"started-{rank}").exists() for rank in range(2)))
+        os.kill(descendants(processes[0].pid)[-1], signal.SIGTERM)
+    finally:
+        statuses = ended(processes, 120)
+    assert statuses == [0], logs(signalled)
+    assert "going on from" in (signalled / "logs/rank-0.log").read_text()
+    for rank in range(2):
+        assert weights(signalled, rank)["first"] in (4, 5)
+        assert same(weights(signalled, rank)["weights"], weights(alone, rank)["weights"])
 
 
 def damage(checkpoint: Path) -> None:
