@@ -25,7 +25,8 @@ from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Sorting, compute_dtype, refuse_unsupported
 from lightning_scale.optim.proof import triton_is_right
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
-from lightning_scale.optim.sharding import is_sharded
+from lightning_scale.optim.saved_moments import refuse_codes
+from lightning_scale.optim.sharding import is_sharded, local
 from lightning_scale.optim.state_dict import keep_state_dtypes
 
 
@@ -252,17 +253,22 @@ class GuardedOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'."""
-        with keep_state_dtypes(self, self._expected_state):
+        with keep_state_dtypes(self, self._expected_state, self._loaded_state):
             super().load_state_dict(state_dict)
         in_group = self.param_groups[0].pop("skipped_steps", None)
         skipped = state_dict.get("skipped_steps", in_group)
         if skipped is not None:
             self.skipped_steps = torch.as_tensor(skipped).clone()
 
+    def _loaded_state(self, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        """A parameter's state in the form that steps take it in, of one that ``state_dict()`` gave."""
+        refuse_codes(type(self).__name__, p, state)
+        return state
+
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """A parameter's state as it is before the first step, without memory."""
         dtype = compute_dtype(p) if group["master_weights"] else p.dtype
-        return self._init_state(group, torch.empty_like(p, dtype=dtype, device="meta"), self._sorting.layout_of(p))
+        return self._init_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), self._sorting.layout_of(p))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}
