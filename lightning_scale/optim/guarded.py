@@ -268,7 +268,9 @@ class GuardedOptimizer(Optimizer):
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """A parameter's state as it is before the first step, without memory."""
         dtype = compute_dtype(p) if group["master_weights"] else p.dtype
-        return self._init_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), self._sorting.layout_of(p))
+        return self._init_state(
+            group, torch.empty_like(local(p), dtype=dtype, device="meta"), self._sorting.layout_of(p)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}

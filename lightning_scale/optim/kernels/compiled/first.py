@@ -75,7 +75,7 @@ def first_pass(bucket: UpdateBucket, first: First) -> tuple[Tensor, Callable[[li
         [2, L] float64, this rank's own ‖w‖ and ‖u‖ of each layer, and what takes each layer's rate and ends the step.
     """
     rows = layout_plan(bucket, first.grid)
-    update = update_rows(rows.rows + 1)  # a padded batch of one row is called with two
+    update = update_rows(rows.rows + 1, bucket.place)  # a padded batch of one row is called with two
     sums: list[list[Tensor]] = []
 
     def call(operands: list[Tensor], begin: int, count: int, numbers: Tensor) -> None:
