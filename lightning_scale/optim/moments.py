@@ -12,9 +12,9 @@ key_small          only where a flat partition holds small layers beside large o
                    in compute dtype, 1-D; their codes are not used
 =================  ==================================================================================================
 
-In ``state_dict()`` of sharded parameters (FSDP2) ``key_codes`` and ``key_scales`` stand in their place, DTensors sharded as
-the parameter: `lightning_scale.optim.saved_moments`. A local tensor of small layers alone has ``key`` in compute dtype and shape, and nothing else. ``load_state_dict`` keeps
-these dtypes, whatever the parameter's (`state_dict.keep_state_dtypes`).
+In ``state_dict()`` of sharded parameters (FSDP2) ``key_codes`` and ``key_scales`` stand in their place:
+`lightning_scale.optim.saved_moments`. A local tensor of small layers alone has ``key`` in compute dtype and shape, and
+nothing else. ``load_state_dict`` keeps these dtypes, whatever the parameter's (`state_dict.keep_state_dtypes`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_scale.optim import AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
 from lightning_scale.optim.codec import BLOCK
+from lightning_scale.optim.moments import EIGHT_BIT_FROM
 from lightning_scale.optim.row_scales import Rows
 
 SHAPES = {
@@ -106,15 +107,15 @@ def numbers(p: Tensor, state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
             read = read.view(own.shape)
             yield key, whole(like(p, read)) if is_sharded(p) else read
         elif key in state:
-            yield key, whole(state[key])
+            yield key, whole(state[key]).clone()
 
 
 def in_cut_blocks(shape: tuple[int, ...], ranks: int) -> Tensor:
-    """Of each element, in the parameter's shape: whether a shard's edge cuts its block."""
+    """Of each element, in the parameter's shape: whether a shard's edge cuts its block of 8-bit state."""
     length = torch.Size(shape[1:]).numel()
     most = -(-shape[0] // ranks)
     found = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool)
-    for rank in range(1, ranks):
+    for rank in range(1, ranks if found.numel() >= EIGHT_BIT_FROM else 1):
         edge = Rows(min(rank * most, shape[0]), 0, length).start
         if edge % BLOCK and edge < found.numel():
             found[edge // BLOCK * BLOCK : (edge // BLOCK + 1) * BLOCK] = True

@@ -2,9 +2,10 @@
 
 Those have a scale for each part, so they are rounded otherwise. A rounding moves a number by half of a code's width, 0.7 % of
 its block's largest at most; two roundings differ by a width, and with decay 0.9 ten of them add up to 6.5 widths, 9 %, where
-all fall to one side. `STATE` is half of that, `WEIGHTS` what such a difference of momentum does to weights at these rates. A layer's norm can
-differ by `STATE` times the share of its elements that lie in cut blocks (here one block of 18 at least, 0.26 %) if all
-differences point along the update; they do not, so `STATS` is less than half of that.
+all fall to one side. `STATE` is half of that, `WEIGHTS` what such a difference of momentum does to weights at these rates.
+
+A layer's norm can differ by `STATE` times the share of its elements that lie in cut blocks (here one block of 18 at least,
+0.26 %) if all differences point along the update; they do not, so `STATS` is less than half of that.
 """
 
 from __future__ import annotations

@@ -253,9 +253,13 @@ def test_segments_of_a_flat_partition() -> None:
 def test_updates_of_several_groups_wait_for_the_collective(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where layers are shared with other ranks, all first passes come before all second ones."""
     results, real = [], members.whole_layout
+
+    def shared_layout(*args: Any) -> Layout:
+        return replace(real(*args), all_reduce=lambda t: None)
+
     for shared in (False, True):
         if shared:
-            monkeypatch.setattr(members, "whole_layout", lambda *a: replace(real(*a), all_reduce=lambda t: None))
+            monkeypatch.setattr(members, "whole_layout", shared_layout)
         params = parameters(shapes=[(64, 300), (100, 64), (5000,)])
         optimizer = KINDS[name]([{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.3}])
         for step in range(2):
