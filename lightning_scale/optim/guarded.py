@@ -66,6 +66,7 @@ class GuardedOptimizer(Optimizer):
         self.skipped_steps = torch.zeros((), dtype=torch.int64)
         self._sorting = Sorting()
         self._decided: list[Guard | None] = []  # by `decide`, for all calls of a step
+        self._lost_layouts = False  # of flat tensors: a copy has others, which say nothing of layers
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -118,6 +119,7 @@ class GuardedOptimizer(Optimizer):
             closure: Evaluates the model anew and returns the loss.
         """
         loss = None
+        self._check_layouts()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -212,10 +214,20 @@ class GuardedOptimizer(Optimizer):
         for flat, layout in layouts.items():
             assert flat.dim() == 1 and len(layout.tensor_numels) == 1, "a layout of one flat tensor"
         self._sorting.flat.update(layouts)
+        self._lost_layouts = False
+
+    def _check_layouts(self) -> None:
+        if self._lost_layouts:
+            raise RuntimeError(
+                f"this {type(self).__name__} is a copy of one that stepped flat tensors (ZeRO's), and does not know which layers"
+                " lie in its own: it would take each for one layer. Let the strategy make the optimizer and load a"
+                " checkpoint, or call attach_layouts() with the copy's tensors."
+            )
 
     @torch.no_grad()
     def init_state(self, group: dict[str, Any], flat: Tensor) -> None:
         """Make the state of a flat tensor of ``group`` now, where it has none, and not at its first step."""
+        self._check_layouts()
         if not self.state[flat]:
             self.state[flat].update(self._init_state(group, flat, self._sorting.flat[flat]))
 
@@ -226,6 +238,7 @@ class GuardedOptimizer(Optimizer):
         Args:
             gradients: Of every flat tensor: this rank's, with a layout that says where in them gradients are.
         """
+        self._check_layouts()
         result = guard(gradients, test_finite=self.skip_nonfinite, max_grad_norm=self.max_grad_norm)
         self._decided = [self._counted(result)]
 
@@ -273,7 +286,8 @@ class GuardedOptimizer(Optimizer):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}
+        lost = self._lost_layouts or bool(self._sorting.flat)
+        return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}, "_lost_layouts": lost}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -49,7 +49,7 @@ def like(p: Tensor, own: Tensor) -> Tensor:
     shape = p.shape if same else torch.Size([*p.shape[:1], *own.shape[1:]])
     stride = p.stride() if same else torch.empty(shape, device="meta").stride()
     spec = DTensorSpec(p.device_mesh, p.placements, TensorMeta(shape, stride, own.dtype))
-    return DTensor(own, spec, requires_grad=False)
+    return DTensor(own, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -157,6 +158,26 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         shape = (self._replicas, self.world_size // self._replicas)
         return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint of any number of ranks, a folder or a file.
+
+        Raises:
+            ValueError: where it is a folder that an optimizer of another kind has left.
+        """
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            return super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        except CheckpointException as error:
+            missing = re.search(r"Missing key in checkpoint state_dict: optimizer_\d+\.state\.(\S+)\.", str(error))
+            if missing is None:
+                raise
+            kinds = ", ".join(type(getattr(o, "optimizer", o)).__name__ for o in self.optimizers)
+            raise ValueError(
+                f"the checkpoint {checkpoint_path} has no {missing[1]}, which {kinds} keeps: another kind of optimizer, or one of"
+                " other parameters, has saved it. Train with that one."
+            ) from error
 
     def model_to_device(self) -> None:
         """Move the module to this rank's device, unless its parameters stay on the host."""
