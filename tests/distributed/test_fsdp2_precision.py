@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_scale.optim import LAMB, LARS, AdamW8bit
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.launch import run_ranks
 from tests.distributed.sharded import groups, relative
@@ -90,6 +90,10 @@ CASES = {
     ),
     "LAMB, bfloat16": Case(lambda p: LAMB(p, lr=0.02, weight_decay=0.1), "bf16-true"),
     "AdamW8bit, autocast": Case(lambda p: AdamW8bit(p, lr=0.01), "bf16-mixed"),
+    "AdamW8bit, bfloat16 with master weights": Case(lambda p: AdamW8bit(p, lr=0.01, master_weights=True), "bf16-true"),
+    "LAMB8bit, offloaded, gathered in bfloat16 under autocast": Case(
+        lambda p: LAMB8bit(p, lr=0.02), "bf16-mixed", {**CPU, **BF16, "reduce_dtype": "float32"}
+    ),
     "LAMB, offloaded": Case(options=CPU),
     "LAMB, offloaded, gathered in bfloat16 under autocast": Case(
         precision="bf16-mixed", options={**CPU, **BF16, "reduce_dtype": "float32"}
