@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,8 @@ from lightning_scale.optim.kernels.eight_bit.moment import Moment
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.moments import EIGHT_BIT_FROM, moments, new_moment, whole_moment
-from lightning_scale.optim.sharding import is_sharded
+from lightning_scale.optim.saved_moments import loaded, saved
+from lightning_scale.optim.sharding import check_rows, is_sharded
 
 
 class EightBitOptimizer(GuardedOptimizer):
@@ -34,13 +34,28 @@ class EightBitOptimizer(GuardedOptimizer):
         """One kind of moment of every segment; for the Triton kernels there is `_common`'s ``whole``."""
         return [] if g.way is Way.TRITON else moments(key, g.layout, g.states, _compute_dtype(g), self._eight_bit_from)
 
-    def _way_of(self, group: dict[str, Any], pays: Callable[[], bool], p: Tensor) -> Way:
-        if is_sharded(p):
-            raise ValueError(
-                f"{type(self).__name__} does not take parameters sharded as DTensors (FSDP2) in this version: use"
-                f" {type(self).__name__.removesuffix('8bit')}, or the DDP strategy."
-            )
-        return super()._way_of(group, pays, p)
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        for p in group["params"]:
+            check_rows(type(self).__name__, p)
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``.
+
+        Of sharded parameters (FSDP2) also in the first group, for torch.distributed.checkpoint keeps only these two; and
+        their moments in a form that any number of ranks can load.
+        """
+        found = super().state_dict()
+        params = [p for group in self.param_groups for p in group["params"]]
+        if any(map(is_sharded, params)):
+            numbers = [number for group in found["param_groups"] for number in group["params"]]
+            state = found["state"]
+            saved_ones = {n: saved(p, state[n]) for n, p in zip(numbers, params, strict=True) if n in state}
+            found["state"] = {**state, **saved_ones}
+        return found
+
+    def _loaded_state(self, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        return loaded(p, state)
 
     def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
         """Small parameters, whose moments are not in 8 bits, go the plain way."""

@@ -14,6 +14,7 @@ from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import TrustRatio
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Members, Sorting, WayOf, compute_dtype
+from lightning_scale.optim.moments import of_blocks
 from lightning_scale.optim.names import names_of
 from lightning_scale.optim.sharding import is_sharded, like, local
 
@@ -143,7 +144,7 @@ def _filled(
     for i, (whole, p, own) in enumerate(zip(wholes, params, kept, strict=True)):
         if not own or (len(own) == 1 and "master" in own):
             new = init_state(group, local(own.get("master", p)), members.layout.part(i))
-            own.update({key: like(whole, t) for key, t in new.items()})
+            own.update({key: like(whole, t) if _of_elements(t, p, key) else t for key, t in new.items()})
     if not plain:  # these go through memory
         lying = _row_major if in_order else _lying_as
         grads = [lying(p, g) for p, g in zip(params, grads, strict=True)]
@@ -151,7 +152,7 @@ def _filled(
             for whole, p, own in zip(wholes, params, kept, strict=True):
                 for key, value in own.items():
                     if (there := lying(p, local(value))) is not local(value):
-                        own[key] = like(whole, there)
+                        own[key] = like(whole, there) if is_sharded(value) else there
     states = [{key: local(t) for key, t in own.items()} for own in kept] if is_sharded(wholes[0]) else kept
     weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
     if convert and plain:
@@ -159,6 +160,11 @@ def _filled(
         grads = [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
         grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
     return Gathered(group, members.names, members.layout, members.way, params, weights, grads, states)
+
+
+def _of_elements(t: Tensor, p: Tensor, key: str) -> bool:
+    """Whether a state tensor has an element for each of a local tensor's; scales may be as many by chance."""
+    return t.shape == p.shape and not of_blocks(key)
 
 
 def _row_major(p: Tensor, t: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Sorting, compute_dtype, refuse_unsupported
 from lightning_scale.optim.proof import triton_is_right
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
-from lightning_scale.optim.sharding import is_sharded
+from lightning_scale.optim.saved_moments import refuse_codes
+from lightning_scale.optim.sharding import is_sharded, local
 from lightning_scale.optim.state_dict import keep_state_dtypes
 
 
@@ -66,6 +67,7 @@ class GuardedOptimizer(Optimizer):
         self.skipped_steps = torch.zeros((), dtype=torch.int64)
         self._sorting = Sorting()
         self._decided: list[Guard | None] = []  # by `decide`, for all calls of a step
+        self._lost_layouts = False  # of flat tensors: a copy has others, which say nothing of layers
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -118,6 +120,7 @@ class GuardedOptimizer(Optimizer):
             closure: Evaluates the model anew and returns the loss.
         """
         loss = None
+        self._check_layouts()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -212,10 +215,20 @@ class GuardedOptimizer(Optimizer):
         for flat, layout in layouts.items():
             assert flat.dim() == 1 and len(layout.tensor_numels) == 1, "a layout of one flat tensor"
         self._sorting.flat.update(layouts)
+        self._lost_layouts = False
+
+    def _check_layouts(self) -> None:
+        if self._lost_layouts:
+            raise RuntimeError(
+                f"this {type(self).__name__} is a copy of one that stepped flat tensors (ZeRO's), and does not know which layers"
+                " lie in its own: it would take each for one layer. Let the strategy make the optimizer and load a"
+                " checkpoint, or call attach_layouts() with the copy's tensors."
+            )
 
     @torch.no_grad()
     def init_state(self, group: dict[str, Any], flat: Tensor) -> None:
         """Make the state of a flat tensor of ``group`` now, where it has none, and not at its first step."""
+        self._check_layouts()
         if not self.state[flat]:
             self.state[flat].update(self._init_state(group, flat, self._sorting.flat[flat]))
 
@@ -226,6 +239,7 @@ class GuardedOptimizer(Optimizer):
         Args:
             gradients: Of every flat tensor: this rank's, with a layout that says where in them gradients are.
         """
+        self._check_layouts()
         result = guard(gradients, test_finite=self.skip_nonfinite, max_grad_norm=self.max_grad_norm)
         self._decided = [self._counted(result)]
 
@@ -257,20 +271,28 @@ class GuardedOptimizer(Optimizer):
         Of a sharded run's whole state, blocks of 8-bit codes that ranks have cut in two get one scale, and are coded anew.
         """
         state_dict = {**state_dict, "state": {key: mended(own) for key, own in state_dict["state"].items()}}
-        with keep_state_dtypes(self, self._expected_state):
+        with keep_state_dtypes(self, self._expected_state, self._loaded_state):
             super().load_state_dict(state_dict)
         in_group = self.param_groups[0].pop("skipped_steps", None)
         skipped = state_dict.get("skipped_steps", in_group)
         if skipped is not None:
             self.skipped_steps = torch.as_tensor(skipped).clone()
 
+    def _loaded_state(self, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        """A parameter's state in the form that steps take it in, of one that ``state_dict()`` gave."""
+        refuse_codes(type(self).__name__, p, state)
+        return state
+
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """A parameter's state as it is before the first step, without memory."""
         dtype = compute_dtype(p) if group["master_weights"] else p.dtype
-        return self._init_state(group, torch.empty_like(p, dtype=dtype, device="meta"), self._sorting.layout_of(p))
+        return self._init_state(
+            group, torch.empty_like(local(p), dtype=dtype, device="meta"), self._sorting.layout_of(p)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}}
+        lost = self._lost_layouts or bool(self._sorting.flat)
+        return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}, "_lost_layouts": lost}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -72,8 +72,9 @@ class Layout:
         """What one of the local tensors holds, as a layout of its own."""
         if len(self.tensor_numels) == 1:
             return self
-        own = tuple(replace(s, tensor=0) for s in self.segments if s.tensor == tensor)
-        return Layout(self.layers, own, (self.tensor_numels[tensor],), self.all_reduce)
+        assert all(s.layer == s.tensor for s in self.segments), "of several tensors, each holds one layer"
+        own = tuple(replace(s, layer=0, tensor=0) for s in self.segments if s.tensor == tensor)
+        return Layout((self.layers[tensor],), own, (self.tensor_numels[tensor],), self.all_reduce)
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The segments of these local tensors, as views: the tensors themselves where the layout is whole."""

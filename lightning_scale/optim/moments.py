@@ -12,8 +12,9 @@ key_small          only where a flat partition holds small layers beside large o
                    in compute dtype, 1-D; their codes are not used
 =================  ==================================================================================================
 
-A local tensor of small layers alone has ``key`` in compute dtype and shape, and nothing else. ``load_state_dict`` keeps
-these dtypes, whatever the parameter's (`state_dict.keep_state_dtypes`).
+In ``state_dict()`` of sharded parameters (FSDP2) ``key_codes`` and ``key_scales`` stand in their place:
+`lightning_scale.optim.saved_moments`. A local tensor of small layers alone has ``key`` in compute dtype and shape, and
+nothing else. ``load_state_dict`` keeps these dtypes, whatever the parameter's (`state_dict.keep_state_dtypes`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ def absmax_key(key: str) -> str:
     return f"{key}_absmax"
 
 
+def of_blocks(key: str) -> bool:
+    """Whether a state tensor holds the blocks' scales."""
+    return any(key == absmax_key(moment) for moment in CODES)
+
+
 def small_key(key: str) -> str:
     """Where the small layers' elements of a mixed partition stand."""
     return f"{key}_small"
@@ -62,7 +68,9 @@ def new_moment(
     """
     compute = torch.promote_types(weight.dtype, torch.float32)
     coded = [s for s in segments if in_eight_bits(layers[s.layer], compute, eight_bit_from)]
-    if not coded:
+    # An empty share of a large layer has codes, too: none. All ranks' states must be of one kind.
+    empty = not segments and len(layers) == 1 and in_eight_bits(layers[0], compute, eight_bit_from)
+    if not coded and not empty:
         return {key: torch.zeros(weight.shape, dtype=compute, device=weight.device)}
     count = sum(block_count(s.layer_start, s.length) for s in coded)
     state = {

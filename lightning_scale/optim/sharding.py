@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_scale.optim.collective import AllReduce
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.row_scales import Rows
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -35,12 +36,20 @@ def sharding(t: Tensor) -> Hashable:
 
 
 def like(p: Tensor, own: Tensor) -> Tensor:
-    """A tensor of this rank's share of a parameter as a DTensor of the same sharding; itself for a plain parameter."""
-    if not is_sharded(p) or own.shape != p.to_local().shape:
+    """A tensor of this rank's share of a parameter, row for row, as a DTensor of the same sharding, the same memory; itself
+    for a plain parameter.
+    """
+    if not is_sharded(p):
         return own
     from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
-    return DTensor.from_local(own, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+    # Not from_local(): to the mesh's device, which that moves it to, an offloaded share does not belong.
+    same = own.shape == p.to_local().shape
+    shape = p.shape if same else torch.Size([*p.shape[:1], *own.shape[1:]])
+    stride = p.stride() if same else torch.empty(shape, device="meta").stride()
+    spec = DTensorSpec(p.device_mesh, p.placements, TensorMeta(shape, stride, own.dtype))
+    return DTensor(own, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:
@@ -56,6 +65,29 @@ def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:
         tensor_numels=tuple(length for _, length in shares),
         all_reduce=_all_reduce(params[0]),
     )
+
+
+def rows_of(p: Tensor) -> Rows:
+    """The rows of a parameter (of one dimension and more, with elements) that lie on this rank."""
+    length = p.numel() // p.shape[0]
+    if not is_sharded(p):
+        return Rows(0, p.shape[0], length)
+    start, count = _share("", p)
+    return Rows(start // length, count // length, length)
+
+
+def check_rows(name: str, p: Tensor) -> None:
+    """Raises ValueError for a DTensor whose shards are not runs of whole rows."""
+    if not is_sharded(p):
+        return
+    from torch.distributed.tensor import Shard
+
+    sharded = [placement for placement in p.placements if not placement.is_replicate()]
+    if len(sharded) > 1 or any(type(placement) is not Shard or placement.dim != 0 for placement in sharded):
+        raise ValueError(
+            f"{name} takes parameters sharded along their first dimension alone, as fully_shard does it, and one of shape"
+            f" {tuple(p.shape)} is sharded as {p.placements}: use {name.removesuffix('8bit')} for it."
+        )
 
 
 def check_gradient(name: str, p: Tensor) -> None:

@@ -9,10 +9,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_scale.optim.sharding import local
+
 
 @contextmanager
 def keep_state_dtypes(
-    optimizer: Optimizer, expected: Callable[[dict[str, Any], Tensor], dict[str, Tensor]]
+    optimizer: Optimizer,
+    expected: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
+    taken: Callable[[Tensor, dict[str, Any]], dict[str, Any]],
 ) -> Iterator[None]:
     """Within, ``optimizer.load_state_dict`` keeps each state tensor's dtype, and refuses another optimizer's state.
 
@@ -21,29 +25,35 @@ def keep_state_dtypes(
 
     Args:
         optimizer: Whose.
-        expected: The state that it would make for a parameter of one of its groups.
+        expected: The state that it would make for a parameter of one of its groups, of this rank's share.
+        taken: A parameter's state in the form that it works with, of a loaded one.
 
     Raises:
         ValueError: (from ``load_state_dict``, before anything is loaded) for state of other dtypes or shapes.
     """
     loaded: dict[str, Any] = {}
 
-    def remember(_: Optimizer, state_dict: dict[str, Any]) -> None:
+    def remember(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         loaded.update(state_dict)
-        for group, p, state in pairs():
-            _check(type(optimizer).__name__, p, state, expected(group, p))
+        state = dict(loaded["state"])
+        for number, group, p in pairs():
+            if number in state:
+                state[number] = taken(p, state[number])
+                _check(type(optimizer).__name__, p, state[number], expected(group, p))
+        loaded["state"] = state
+        return {**state_dict, "state": state}
 
-    def pairs() -> Iterator[tuple[dict[str, Any], Tensor, dict[str, Any]]]:
+    def pairs() -> Iterator[tuple[Any, dict[str, Any], Tensor]]:
         groups, own = loaded["param_groups"], optimizer.param_groups
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own]:
             return  # torch has a sentence for that
         for theirs, ours in zip(groups, own, strict=True):
             for number, p in zip(theirs["params"], ours["params"], strict=True):
-                yield ours, p, loaded["state"].get(number, {})
+                yield number, ours, p
 
     def restore(_: Optimizer) -> None:
-        for _group, p, state in pairs():
-            for key, value in state.items():
+        for number, _group, p in pairs():
+            for key, value in loaded["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
                     optimizer.state[p][key] = value.detach().to(p.device, copy=True)
 
@@ -59,7 +69,10 @@ def keep_state_dtypes(
 def _check(name: str, p: Tensor, state: dict[str, Any], expected: dict[str, Tensor]) -> None:
     for key, belongs in expected.items():
         value = state.get(key)
-        if isinstance(value, Tensor) and (value.dtype, value.shape) != (belongs.dtype, belongs.shape):
+        if not isinstance(value, Tensor):
+            continue
+        value = local(value)
+        if (value.dtype, value.shape) != (belongs.dtype, belongs.shape):
             raise ValueError(
                 f"{key} of a parameter of shape {tuple(p.shape)} is {_of(value)} in this state_dict, and {name} keeps it as"
                 f" {_of(belongs)}: load a state_dict that the same kind of optimizer gave for the same parameters."

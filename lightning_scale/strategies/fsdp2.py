@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
@@ -24,13 +28,21 @@ class FSDP2Strategy(ModelParallelStrategy):
         layers: Names of the classes whose modules are gathered one by one, instead of those in ``nn.ModuleList``.
         replicas: How many copies of the parameters all ranks hold together (HSDP): each copy is sharded over
             ``ranks / replicas``.
-        offload_parameters: ``"cpu"`` keeps parameters, gradients and optimizer state in the host's memory.
+        offload_parameters: ``"cpu"`` keeps parameters, gradients and optimizer state in the host's memory. On GPUs the
+            process group is then "cpu:gloo,cuda:nccl", unless ``process_group_backend`` says otherwise: the Trainer's clip
+            adds up norms there.
+        param_dtype: ``"bfloat16"``: parameters are gathered and layers computed in bfloat16, while the optimizer steps on
+            what it was given (float32 with ``precision: 32-true``). With ``precision: bf16-mixed`` losses and norms stay
+            in float32; alone everything between the parameters is bfloat16, the module's floating-point inputs too.
+        reduce_dtype: ``"float32"`` or ``"bfloat16"``: what gradients are averaged over ranks in; ``None``: what they are
+            computed in, which is ``param_dtype`` where that is given and the parameters' own dtype otherwise.
         save_distributed_checkpoint: ``True``: checkpoints are folders into which every rank writes its share; ``False``: one
             file with whole tensors.
         process_group_backend: As at `ModelParallelStrategy`.
 
     Raises:
-        ValueError: where ``replicas`` does not divide the number of ranks, or no module is of a class in ``layers``.
+        ValueError: where ``replicas`` does not divide the number of ranks, no module is of a class in ``layers``, or float16
+            is asked for, by these options or by the Trainer's ``precision``: nothing would scale the loss.
     """
 
     def __init__(
@@ -38,6 +50,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         layers: Sequence[str] | None = None,
         replicas: int = 1,
         offload_parameters: Literal["cpu"] | None = None,
+        param_dtype: Literal["bfloat16"] | None = None,
+        reduce_dtype: Literal["float32", "bfloat16"] | None = None,
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
     ) -> None:
@@ -52,9 +66,13 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
         if offload_parameters not in (None, "cpu"):
             raise ValueError(f'offload_parameters is {offload_parameters!r}: write "cpu", or leave it out.')
+        _check_dtype("param_dtype", param_dtype, ("bfloat16",))
+        _check_dtype("reduce_dtype", reduce_dtype, ("float32", "bfloat16"))
         self._layers = tuple(layers) if layers is not None else None
         self._replicas = replicas
         self._offload_parameters = offload_parameters
+        self._param_dtype = param_dtype
+        self._reduce_dtype = reduce_dtype
 
     def setup_environment(self) -> None:
         """Set up the process group and the mesh of all ranks."""
@@ -64,21 +82,52 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = ranks
         super().setup_environment()
 
+    def _get_process_group_backend(self) -> str:
+        if self._process_group_backend is None and self._offload_parameters and self.root_device.type == "cuda":
+            return "cpu:gloo,cuda:nccl"
+        return super()._get_process_group_backend()
+
     def setup(self, trainer: L.Trainer) -> None:
         """Shard the module, unless it has done so itself, and set up optimizers."""
         module = self.lightning_module
         assert module is not None
         from torch.distributed.fsdp import FSDPModule
 
+        if str(trainer.precision).startswith("16"):
+            raise ValueError(
+                f"precision={trainer.precision!r} computes in float16, and FSDP2Strategy has nothing that scales the loss: write"
+                ' "bf16-mixed", "bf16-true" or "32-true".'
+            )
         if any(isinstance(m, FSDPModule) for m in module.modules()):
+            self._warn_of_unused_options()
             super().setup(trainer)
             return
-        self._shard(module)
+        self._shard(self.precision_plugin.convert_module(module))
         with _configures_itself(module):
             super().setup(trainer)
 
-    def _shard(self, module: L.LightningModule) -> None:
-        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+    def _warn_of_unused_options(self) -> None:
+        options = {
+            "layers": self._layers is not None,
+            "replicas": self._replicas != 1,
+            "offload_parameters": self._offload_parameters is not None,
+            "param_dtype": self._param_dtype is not None,
+            "reduce_dtype": self._reduce_dtype is not None,
+        }
+        if unused := ", ".join(name for name, given in options.items() if given):
+            rank_zero_warn(
+                f"FSDP2Strategy's {unused} will not be used: the module shards itself in configure_model, and says there what"
+                " fully_shard is to do."
+            )
+
+    def _shard(self, module: nn.Module) -> None:
+        from torch.distributed.fsdp import (
+            CPUOffloadPolicy,
+            MixedPrecisionPolicy,
+            OffloadPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
 
         offload = (
             CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
@@ -87,9 +136,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         if not self._offload_parameters:
             module.to(self.root_device)
+        options = {
+            "mesh": self._mesh(),
+            "offload_policy": offload,
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=_DTYPES[self._param_dtype] if self._param_dtype else None,
+                reduce_dtype=_DTYPES[self._reduce_dtype] if self._reduce_dtype else None,
+            ),
+        }
         for layer in layers_of(module, self._layers):
-            fully_shard(layer, mesh=self._mesh(), offload_policy=offload)
-        fully_shard(module, mesh=self._mesh(), offload_policy=offload)
+            fully_shard(layer, **options)
+        fully_shard(module, **options)
         # Lightning calls these, not forward: parameters are gathered around them.
         for step in _STEPS:
             register_fsdp_forward_method(module, step)
@@ -102,10 +159,37 @@ class FSDP2Strategy(ModelParallelStrategy):
         shape = (self._replicas, self.world_size // self._replicas)
         return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
 
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint of any number of ranks, a folder or a file.
+
+        Raises:
+            ValueError: where it is a folder that an optimizer of another kind has left.
+        """
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            return super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        except CheckpointException as error:
+            missing = re.search(r"Missing key in checkpoint state_dict: optimizer_\d+\.state\.(\S+)\.", str(error))
+            if missing is None:
+                raise
+            kinds = ", ".join(type(getattr(o, "optimizer", o)).__name__ for o in self.optimizers)
+            raise ValueError(
+                f"the checkpoint {checkpoint_path} has no {missing[1]}, which {kinds} keeps: another kind of optimizer, or one of"
+                " other parameters, has saved it. Train with that one."
+            ) from error
+
     def model_to_device(self) -> None:
         """Move the module to this rank's device, unless its parameters stay on the host."""
         if not self._offload_parameters:
             super().model_to_device()
+
+
+def _check_dtype(option: str, value: str | None, allowed: Sequence[str]) -> None:
+    if value is not None and value not in allowed:
+        choices = " or ".join(f'"{name}"' for name in allowed)
+        why = ", and nothing here scales the loss, as float16 needs it" if value == "float16" else ""
+        raise ValueError(f"{option} is {value!r}{why}: write {choices}, or leave it out.")
 
 
 def layers_of(module: nn.Module, classes: Sequence[str] | None) -> list[nn.Module]:

@@ -144,22 +144,3 @@ def ranks_naive(folder: str) -> float:
 def test_norms_of_shares_alone_are_noticed(tmp_path: Path) -> None:
     for worst in run_ranks(__name__, "ranks_naive", tmp_path):
         assert worst > 1e-3
-
-
-def ranks_in_8_bits(folder: str) -> str:
-    from lightning_scale.optim import LAMB8bit
-
-    torch.distributed.init_process_group("gloo")
-    model = _shard(network(), _mesh((2,)))
-    backward(model, 0)
-    try:
-        LAMB8bit(model.parameters()).step()
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def test_8_bits_are_refused(tmp_path: Path) -> None:
-    for sentence in run_ranks(__name__, "ranks_in_8_bits", tmp_path):
-        assert "LAMB8bit does not take parameters sharded as DTensors (FSDP2)" in sentence
-        assert "use LAMB, or the DDP strategy" in sentence

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit, members
 from lightning_scale.optim.codec import SIGNED, UNSIGNED, Code, nearest_by_search
 from lightning_scale.optim.kernels import choice, parts
 from lightning_scale.optim.kernels.compiled import codec, lamb, programs, rows, scratch
@@ -247,6 +248,27 @@ def test_segments_of_a_flat_partition() -> None:
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-7, atol=0)
     exact = torch.stack([torch.linalg.vector_norm(w, dtype=torch.float64) for w in values["w"]])
     torch.testing.assert_close(results[0][1][0], exact, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("name", ["LAMB", "LARS-momentum", "LAMB8bit"])
+def test_updates_of_several_groups_wait_for_the_collective(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where layers are shared with other ranks, all first passes come before all second ones."""
+    results, real = [], members.whole_layout
+
+    def shared_layout(*args: Any) -> Layout:
+        return replace(real(*args), all_reduce=lambda t: None)
+
+    for shared in (False, True):
+        if shared:
+            monkeypatch.setattr(members, "whole_layout", shared_layout)
+        params = parameters(shapes=[(64, 300), (100, 64), (5000,)])
+        optimizer = KINDS[name]([{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.3}])
+        for step in range(2):
+            set_gradients(params, step)
+            optimizer.step()
+        results.append(params)
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=TOLERANCE)
 
 
 def test_scratch_is_the_largest_tensors() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_scale.optim import LAMB
+from lightning_scale.optim import LAMB, AdamW8bit
 from lightning_scale.optim.layout import LayerInfo, Layout
 from lightning_scale.strategies.zero.flat import Flat, shard_layout, slice_layout
 from lightning_scale.strategies.zero.partitions import check_whole
@@ -71,6 +75,36 @@ def test_elements_that_no_rank_holds_are_noticed() -> None:
         check_whole([Flat(torch.zeros(5), 0, half)], cpu)
     with pytest.raises(RuntimeError, match=r"a flat tensor has 6 elements where 5 belong"):
         check_whole([Flat(torch.zeros(6), 0, slice_layout([LayerInfo("w", 5, 1)], [0], 0, 5, lambda t: None))], cpu)
+
+
+@pytest.mark.parametrize("make", [LAMB, AdamW8bit])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_without_layouts_is_refused(make: Any, copied: Any) -> None:
+    """It would take a flat tensor for one layer; a copy of the copy, too."""
+
+    def layouts(optimizer: Any) -> Any:
+        return {optimizer.param_groups[0]["params"][0]: slice_layout([layer], [0], 0, 5000, lambda t: None)}
+
+    layer = LayerInfo("weight", 5000, 2)
+    optimizer = make([torch.ones(5000, requires_grad=True)])
+    other = copied(optimizer)
+    other.step()  # one that never had layouts goes on
+    optimizer.attach_layouts(layouts(optimizer))
+    for twin in (copied(optimizer), copied(copied(optimizer))):
+        (flat,) = twin.param_groups[0]["params"]
+        flat.grad, before = torch.ones(5000), flat.detach().clone()
+        for step in (twin.step, lambda: twin.decide([]), lambda: twin.init_state(twin.param_groups[0], flat)):  # noqa: B023
+            with pytest.raises(RuntimeError, match=r"is a copy of one that stepped flat tensors.*attach_layouts"):
+                step()
+        assert torch.equal(flat, before)
+        twin.load_state_dict(optimizer.state_dict())
+        with pytest.raises(RuntimeError, match="is a copy of one"):
+            twin.step()
+        own = layouts(twin)
+        twin.attach_layouts(own)
+        twin.decide([(own[flat], [flat.grad])])
+        twin.step()
+        assert flat.lt(before).all()
 
 
 def test_a_step_that_nobody_decided_on_is_refused() -> None:

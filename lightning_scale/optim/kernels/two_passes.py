@@ -31,6 +31,9 @@ def two_passes(
     Returns:
         Norms and ratios of each bucket's layers, in its compute dtype (inf where a norm itself is beyond it).
     """
+    # All first passes come before the collective, and all second ones after it.
+    for place, bucket in enumerate(b for b in buckets if b.layout.all_reduce is not None):
+        bucket.place = place
     passes = [first_pass(bucket, guard) for bucket in buckets]
     halves = [(bucket, p) for bucket, p in zip(buckets, passes, strict=True) if isinstance(p, FirstPass)]
     norms = iter(over_ranks([(bucket.layout, p.norms.view(-1)) for bucket, p in halves]))

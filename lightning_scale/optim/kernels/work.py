@@ -52,6 +52,9 @@ class LayerwiseBucket(Protocol):
 
     layout: Layout
 
+    place: int
+    """Which memory its updates wait in between the two passes."""
+
     @property
     def compute(self) -> torch.dtype:
         """What steps are computed in."""
@@ -93,6 +96,8 @@ class Bucket:
     """Other ways take weights and gradients as they are, not converted."""
     maximize: bool = False
     """Of buckets that go another way than the plain one, whose gradients are not negated: step uphill."""
+    place: int = 0
+    """Which memory its updates wait in between the two passes."""
 
     @property
     def compute(self) -> torch.dtype:

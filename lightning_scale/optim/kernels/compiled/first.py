@@ -107,7 +107,7 @@ def _operands(bucket: UpdateBucket, first: First, run: Run) -> tuple[list[Tensor
 def _begin(
     bucket: UpdateBucket, first: First, rows: Plan, ready: Sequence[tuple[list[Tensor], Tensor]]
 ) -> tuple[Tensor, Finish]:
-    update = update_rows(rows.rows + 1)  # a padded batch of one row is called with two
+    update = update_rows(rows.rows + 1, bucket.place)  # a padded batch of one row is called with two
     sums: list[list[Tensor]] = []
     updates = []
     for run, (operands, numbers) in zip(rows.whole, ready, strict=True):

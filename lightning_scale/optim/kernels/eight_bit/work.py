@@ -52,6 +52,8 @@ class CodedBucket:
     way: Way = field(default=Way.PLAIN, kw_only=True)
     """For the Triton kernels moments are in ``whole``, by their keys, and not in segments."""
     whole: dict[str, WholeMoment] = field(default_factory=dict, kw_only=True)
+    place: int = field(default=0, kw_only=True)
+    """Which memory its updates wait in between the two passes."""
 
     @property
     def device(self) -> torch.device:

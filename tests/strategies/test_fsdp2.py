@@ -1,0 +1,98 @@
+"""Options of FSDP2Strategy that are refused, unused, or decided by the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader
+
+from lightning_scale.optim import LAMB, LAMB8bit
+from lightning_scale.strategies import FSDP2Strategy
+from tests.toys import trainer
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"param_dtype": "float16"}, r"param_dtype is 'float16', and nothing here scales the loss.*write \"bfloat16\""),
+        ({"param_dtype": "bf16"}, r"param_dtype is 'bf16': write \"bfloat16\", or leave it out"),
+        ({"reduce_dtype": "half"}, r"reduce_dtype is 'half': write \"float32\" or \"bfloat16\""),
+        ({"offload_parameters": "nvme"}, "offload_parameters is 'nvme'"),
+    ],
+)
+def test_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        FSDP2Strategy(**options)
+
+
+class Module(L.LightningModule):
+    def __init__(self, shards_itself: bool = False, make: Any = LAMB) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+        self._shards_itself = shards_itself
+        self._make = make
+
+    def configure_model(self) -> None:
+        if self._shards_itself:
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.layer.weight.square().sum()
+
+    def configure_optimizers(self) -> Any:
+        return self._make(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A process group of this process alone, for as long as a test."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _fit(root: Path, module: Module, strategy: FSDP2Strategy, **options: Any) -> L.Trainer:
+    run = trainer(root, [], max_steps=1, devices=1, strategy=strategy, **options)
+    run.fit(module, DataLoader(range(1)))
+    return run
+
+
+def test_float16_is_refused_before_training(one_rank: None, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"precision='16-true' computes in float16.*\"bf16-mixed\""):
+        _fit(tmp_path, Module(), FSDP2Strategy(), precision="16-true")
+
+
+def test_unused_options_bring_a_warning(one_rank: None, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="FSDP2Strategy's offload_parameters, param_dtype will not be used"):
+        _fit(tmp_path, Module(True), FSDP2Strategy(offload_parameters="cpu", param_dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(("saves", "loads"), [(LAMB8bit, LAMB), (LAMB, LAMB8bit)])
+def test_a_folder_of_another_optimizer_is_refused(saves: Any, loads: Any, one_rank: None, tmp_path: Path) -> None:
+    """8-bit codes would fit where float32 moments belong."""
+    _fit(tmp_path, Module(make=saves), FSDP2Strategy()).save_checkpoint(tmp_path / "saved.ckpt")
+    run = trainer(tmp_path, [], max_steps=2, devices=1, strategy=FSDP2Strategy())
+    with pytest.raises(ValueError, match=rf"has no layer.weight.exp_avg.*, which {loads.__name__} keeps"):
+        run.fit(Module(make=loads), DataLoader(range(1)), ckpt_path=str(tmp_path / "saved.ckpt"))
+
+
+def test_the_group_of_offloaded_shards_reduces_on_the_host_too() -> None:
+    for offload, expected in (("cpu", "cpu:gloo,cuda:nccl"), (None, "nccl")):
+        strategy = FSDP2Strategy(offload_parameters=offload)
+        strategy.parallel_devices = [torch.device("cuda", 0)]
+        strategy.cluster_environment = LightningEnvironment()
+        assert strategy._get_process_group_backend() == expected
+    assert FSDP2Strategy(offload_parameters="cpu", process_group_backend="nccl")._get_process_group_backend() == "nccl"
