@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types bench clean
+.PHONY: demo test test-slow faults lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's, and files"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint"
+	@echo "make faults   a training killed 20 times under each strategy, and every other fault: half an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and what runs wrote"
 
@@ -37,10 +38,14 @@ demo: $(VENV)/.examples
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
 
 test: $(VENV)/.dev $(VENV)/.deepspeed
-	$(BIN)/python -m pytest -m "not slow" $(TEST)
+	$(BIN)/python -m pytest -m "not slow and not faults" $(TEST)
 
 test-slow: $(VENV)/.dev $(VENV)/.deepspeed
 	$(BIN)/python -m pytest -m slow $(TEST)
+
+faults: test_faults = tests/faults tests/saves tests/callbacks/test_resume.py
+faults: $(VENV)/.dev $(VENV)/.deepspeed
+	$(BIN)/python -m pytest -m "not gpu" $(test_faults) $(TEST)
 
 # Without a GPU the parameters of the set "cpu", on two threads; with one, BERT-large's.
 bench: $(VENV)/.dev
