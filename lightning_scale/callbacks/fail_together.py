@@ -14,7 +14,9 @@ from lightning_scale.together import Failure, Watch, connect
 FIRST = "_lightning_scale_first_failure"
 """Attribute of an exception that only follows from another rank's failure: that one, as a string."""
 
-_OF_A_LOST_RANK = re.compile(r"[Cc]onnection (closed|reset)|[Tt]imed out|Broken pipe|recvValue|heartbeat|NCCL|Gloo|gloo")
+_OF_A_LOST_RANK = re.compile(
+    r"[Cc]onnection (closed|reset)|[Tt]imed out|Broken pipe|recvValue|heartbeat|NCCL|Gloo|gloo"
+)
 
 
 class FailTogether(L.Callback):

@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 _CHUNK = 1 << 16  # bytes
@@ -29,10 +30,8 @@ class Connection:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one line; where the other side has gone, the next `receive` says so."""
-        try:
+        with suppress(OSError):
             self._link.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            pass
 
     def receive(self) -> list[dict[str, Any]] | None:
         """What has come; None where nothing more will come."""

@@ -215,9 +215,17 @@ class Watch(threading.Thread):
                 if now - (seen.left or now) > _LAST:
                     self._say(Failure(rank, f"has ended with status {seen.status}, and the others went on"))
             elif seen.gone and seen.state == "running" and not self._arriving:
-                self._say(Failure(rank, f"ended without a word (last heard of at {seen.place}): it was killed, or has crashed"))
+                self._say(
+                    Failure(
+                        rank, f"ended without a word (last heard of at {seen.place}): it was killed, or has crashed"
+                    )
+                )
             elif rank != self._rank and not seen.gone and now - seen.heard > self._silent_seconds:
-                self._say(Failure(rank, f"has not been heard of for {self._silent_seconds:g} s: its machine is lost, or stuck"))
+                self._say(
+                    Failure(
+                        rank, f"has not been heard of for {self._silent_seconds:g} s: its machine is lost, or stuck"
+                    )
+                )
         if self._rank == 0 and self._first is None:
             self._look_for_hang(now)
 
