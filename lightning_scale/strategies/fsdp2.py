@@ -187,8 +187,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             ) from error
 
     def _load_file(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """Of whole tensors. Lightning's own way takes the optimizer's parameters to be in the module's order, and moments go
-        to other layers where they are not, as with two groups."""
+        """Of whole tensors. Lightning's own way takes the optimizer's parameters to be in the module's order: where they are
+        not, as with two groups, it fails, or moments go to other layers of the same shape."""
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             set_model_state_dict,
