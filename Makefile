@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# A worker for each core, and one of them for all tests that start processes of their own.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --dist loadgroup
+
 .PHONY: demo test test-slow lint types bench clean
 .DEFAULT_GOAL := help
 
@@ -37,10 +40,10 @@ demo: $(VENV)/.examples
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
 
 test: $(VENV)/.dev $(VENV)/.deepspeed
-	$(BIN)/python -m pytest -m "not slow" $(TEST)
+	$(PYTEST) -m "not slow" $(TEST)
 
 test-slow: $(VENV)/.dev $(VENV)/.deepspeed
-	$(BIN)/python -m pytest -m slow $(TEST)
+	$(PYTEST) -m slow $(TEST)
 
 # Without a GPU the parameters of the set "cpu", on two threads; with one, BERT-large's.
 bench: $(VENV)/.dev
