@@ -30,6 +30,7 @@ from lightning_scale.strategies.zero.attach import attach
 from lightning_scale.strategies.zero.backend import nothing_compiled
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
 from lightning_scale.strategies.zero.flat import Flat
+from lightning_scale.strategies.zero.folder import refuse_other_ranks
 from lightning_scale.strategies.zero.refusals import (
     refuse_config,
     refuse_optimizer,
@@ -219,7 +220,9 @@ class ZeROStrategy(DeepSpeedStrategy):
                 "DeepSpeed loads a stage 3 checkpoint for training only: make whole weights of it with"
                 " deepspeed.utils.zero_to_fp32, load them into the module, and leave ckpt_path out."
             )
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        if fits and path.is_dir():
+            refuse_other_ranks(path, self.world_size)
+        return super().load_checkpoint(path, weights_only)
 
     def _load_file(self, path: Path, weights_only: bool | None, fits: bool) -> dict[str, Any]:
         """A file as DDP, `FSDP2Strategy` and this strategy write it."""
