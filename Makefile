@@ -4,15 +4,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# A worker for each core, and one of them for all tests that start processes of their own.
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --dist loadgroup
+# Tests that start processes of their own come one after another; of the others as many at once as there are cores.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+PROCESSES := tests/distributed tests/examples tests/launch
 
 .PHONY: demo test test-slow lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
-	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's, and files"
+	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and what runs wrote"
@@ -40,7 +41,8 @@ demo: $(VENV)/.examples
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
 
 test: $(VENV)/.dev $(VENV)/.deepspeed
-	$(PYTEST) -m "not slow" $(TEST)
+	$(PYTEST) -n auto -m "not slow" $(addprefix --ignore=,$(PROCESSES)) $(TEST)
+	$(PYTEST) -m "not slow" $(PROCESSES) $(TEST)
 
 test-slow: $(VENV)/.dev $(VENV)/.deepspeed
 	$(PYTEST) -m slow $(TEST)

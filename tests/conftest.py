@@ -12,7 +12,6 @@ if not torch.cuda.is_available():
 import logging
 import warnings
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,15 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("DeepSpeed is not installed, and --require-deepspeed asks for the tests of ZeRO.")
 
 
-_PROCESSES = ("distributed", "examples", "launch")
-"""Folders of tests that start processes of their own, which would wait for each other's cores: one after another."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in _PROCESSES:
-            item.add_marker(pytest.mark.xdist_group("processes"))
     if torch.cuda.is_available():
         return
     for item in items:
