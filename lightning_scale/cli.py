@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import lightning_scale.strategies  # noqa: F401 (their names are registered)
 from lightning_scale.cli_errors import repeated_callback, sentence
+from lightning_scale.cli_resume import HELP, bring_callbacks, check_resume
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.fragments import find_configs
 
@@ -35,13 +36,14 @@ class ScaleArgumentParser(LightningArgumentParser):
 
 
 class ScaleCLI(LightningCLI):
-    """LightningCLI, with four differences.
+    """LightningCLI, with five differences.
 
     - Optimizer and scheduler are built inside ``configure_optimizers``, from ``named_parameters()``: after
       ``configure_model`` and after sharding, and with the parameters' own names.
     - ``lr_scheduler_interval`` ("step" by default) says how often the scheduler advances.
     - The configuration saved beside the logs may be overwritten, so that the same command runs twice.
     - ``--config callbacks/x.yaml`` also finds the shipped fragments; a configuration error is one sentence.
+    - ``fit --resume auto`` goes on from the newest whole checkpoint of the run, or starts it.
 
     Args:
         args: The command line, a list or a dict; None for ``sys.argv``.
@@ -70,6 +72,12 @@ class ScaleCLI(LightningCLI):
                 help="Advance the learning-rate scheduler after every optimizer step, or every epoch.",
             )
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--resume", type=str | None, default=None, help=HELP)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         if args is None:
             args = sys.argv[1:]
@@ -79,7 +87,9 @@ class ScaleCLI(LightningCLI):
             super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:
-        checkpoint = self._get(self.config, "ckpt_path")
+        checkpoint, resume = self._get(self.config, "ckpt_path"), self._get(self.config, "resume")
+        if resume is not None:
+            check_resume(resume, checkpoint)
         if checkpoint and checkpoint not in _CHECKPOINT_WORDS and not _exists(str(checkpoint)):
             raise ConfigurationError(
                 f"ckpt_path: there is no checkpoint {checkpoint}: give an existing one, or leave ckpt_path out."
@@ -91,6 +101,8 @@ class ScaleCLI(LightningCLI):
         except (ValueError, TypeError) as error:
             # What a class says of its own arguments; an error in its code shows in the chained traceback.
             raise ConfigurationError(sentence(str(error))) from error
+        if resume is not None:
+            bring_callbacks(self.trainer, resume, self._get(self.config_init, "trainer.default_root_dir"))
         optimizer = self._get(self.config_init, "optimizer") if self._own_optimizers else None
         if optimizer:
             self._build_optimizer_late(optimizer)

@@ -7,6 +7,8 @@ from lightning_scale.callbacks.exact_resume import ExactResume
 from lightning_scale.callbacks.gradient_accumulation import GradientAccumulation
 from lightning_scale.callbacks.legw import LEGWWarmup
 from lightning_scale.callbacks.progress_bar import StepProgressBar
+from lightning_scale.callbacks.resume import Resume
+from lightning_scale.callbacks.save_on_signal import SaveOnSignal
 from lightning_scale.callbacks.stages import SequenceLengthStages
 from lightning_scale.callbacks.trust_ratio import TrustRatioMonitor
 from lightning_scale.callbacks.validate_every import ValidateEvery
@@ -17,6 +19,8 @@ __all__ = [
     "ExactResume",
     "GradientAccumulation",
     "LEGWWarmup",
+    "Resume",
+    "SaveOnSignal",
     "SequenceLengthStages",
     "Stage",
     "StepProgressBar",

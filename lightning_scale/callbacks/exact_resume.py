@@ -31,18 +31,22 @@ class ExactResume(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._trainer, self._states = trainer, {}
+            self._trainer, self._states, self._streams = trainer, {}, None
             LoopAdapter.attach(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._streams = RandomStreams(trainer.strategy.root_device, self._loaded(trainer))
+        LoopAdapter.attach(trainer).draw_from(self._streams)
+
+    def _loaded(self, trainer: L.Trainer) -> RandomState | None:
+        """This rank's state in the checkpoint; None where nothing was loaded, or not for this rank."""
         state = self._states.get(trainer.global_rank)
         if self._states and (state is None or len(self._states) != trainer.world_size):
             rank_zero_warn(
                 f"the checkpoint holds the random states of ranks {sorted(self._states)} and there are"
                 f" {trainer.world_size} ranks now: random numbers will not be those of the uninterrupted run."
             )
-        self._streams = RandomStreams(trainer.strategy.root_device, state)
-        LoopAdapter.attach(trainer).draw_from(self._streams)
+        return state
 
     def state_dict(self) -> dict[str, Any]:
         if self._streams is None or self._trainer is None:
@@ -59,3 +63,8 @@ class ExactResume(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         states = state_dict.get("random_states", {})
         self._states = {int(rank): RandomState.from_state_dict(state) for rank, state in states.items()}
+        # Where parameters are sharded, Lightning loads after on_fit_start.
+        if self._streams is not None and self._trainer is not None:
+            state = self._loaded(self._trainer)
+            if state is not None:
+                self._streams.go_on_from(state)

@@ -23,10 +23,14 @@ class RandomStreams:
 
     def __init__(self, device: torch.device, state: RandomState | None = None) -> None:
         self._device = device
-        self.kept = state if state is not None else RandomState.capture(device)
+        self._outside: RandomState | None = None  # while the training stream is drawn from
+        self.go_on_from(state if state is not None else RandomState.capture(device))
+
+    def go_on_from(self, state: RandomState) -> None:
+        """Let the training stream be at ``state``, between two steps, and the outside stream at another that follows from it."""
+        self.kept = state
         """Where the training stream stood at the last step's end: what a checkpoint holds, also inside a window."""
         self._next = self.kept  # where the next micro-batch goes on
-        self._outside: RandomState | None = None  # while the training stream is drawn from
         self.kept.seed_another()
 
     def begin_micro_batch(self) -> None:

@@ -10,6 +10,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -64,6 +65,20 @@ def test_a_resume_after_any_micro_batch_has_the_same_bits(tmp_path: Path) -> Non
         rest = run(tmp_path, ckpt=path)
         assert rest.steps == whole.steps[done:], micro_batch
         assert same(rest, whole), micro_batch
+
+
+class LoadsLate(SingleDeviceStrategy):
+    """As strategies do that shard parameters: Lightning then loads after ``on_fit_start``."""
+
+    restore_checkpoint_after_setup = True
+
+
+def test_a_strategy_that_loads_late(tmp_path: Path) -> None:
+    path = tmp_path / "9.ckpt"
+    whole = run(tmp_path, SaveAt(path, 9), strategy=LoadsLate("cpu"))
+    rest = run(tmp_path, ckpt=path, strategy=LoadsLate("cpu"))
+    assert 0 < len(rest.steps) < len(whole.steps)
+    assert same(rest, whole)
 
 
 def test_without_it_the_bits_differ(tmp_path: Path) -> None:

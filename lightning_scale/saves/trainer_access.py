@@ -1,0 +1,93 @@
+"""Where a Trainer saves, removes and loads checkpoints.
+
+For checkpoints, the only place that touches private parts of Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as L
+
+
+class CheckpointAccess:
+    """What is replaced in one Trainer while it fits, and how it is put back.
+
+    It is the strategy that saves, whatever asked for it: files by one rank, or folders by all of them.
+
+    Args:
+        trainer: The Trainer, in ``fit``.
+
+    Raises:
+        RuntimeError: where this version of Lightning lacks the part that is relied on; it names the version.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._trainer = trainer
+        self._connector: Any = getattr(trainer, "_checkpoint_connector", None)
+        if not hasattr(self._connector, "resume_start"):
+            raise RuntimeError(
+                f"lightning {lightning.__version__} has no _CheckpointConnector.resume_start, which lightning_scale"
+                " relies on: use a version of lightning that its metadata names, or report this."
+            )
+        self._undo: list[Callable[[], object]] = []
+
+    def _replace(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+        setattr(owner, name, make(getattr(owner, name)))
+        self._undo.append(lambda: vars(owner).pop(name, None))
+
+    def after_saving(self, note: Callable[[Path, int, bool], None]) -> None:
+        """On rank 0, call ``note(checkpoint, step, training_state)`` when all ranks have written their share.
+
+        ``training_state`` is False for weights alone.
+        """
+        strategy = self._trainer.strategy
+
+        def make(original: Callable[..., None]) -> Callable[..., None]:
+            def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+                step, training_state = int(checkpoint["global_step"]), "optimizer_states" in checkpoint
+                original(checkpoint, filepath, storage_options=storage_options)
+                strategy.barrier("checkpoint written")
+                if self._trainer.is_global_zero:
+                    note(Path(filepath), step, training_state)
+
+            return save_checkpoint
+
+        self._replace(strategy, "save_checkpoint", make)
+
+    def before_removing(self, note: Callable[[Path], None]) -> None:
+        """On rank 0, call ``note(checkpoint)`` before one is removed."""
+
+        def make(original: Callable[..., None]) -> Callable[..., None]:
+            def remove_checkpoint(filepath: Any) -> None:
+                if self._trainer.is_global_zero:
+                    note(Path(filepath))
+                original(filepath)
+
+            return remove_checkpoint
+
+        self._replace(self._trainer.strategy, "remove_checkpoint", make)
+
+    def choose_checkpoint(self, choose: Callable[[str | None], str | None]) -> None:
+        """Let ``choose(path)`` say what is loaded in place of what ``fit`` was told; it is called on all ranks.
+
+        At that time there is a process group; when ``fit`` takes its ``ckpt_path`` there is none yet.
+        """
+
+        def make(original: Callable[..., None]) -> Callable[..., None]:
+            def resume_start(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
+                given = None if checkpoint_path is None else str(checkpoint_path)
+                original(choose(given), *args, **kwargs)
+
+            return resume_start
+
+        self._replace(self._connector, "resume_start", make)
+
+    def restore(self) -> None:
+        """Put back everything that was replaced."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()

@@ -1,0 +1,1 @@
+"""Launchers: torchrun on several nodes, SLURM, signals."""
