@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+
+from lightning_scale.saves.plain import refusing
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -101,6 +104,23 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         shape = (self._replicas, self.world_size // self._replicas)
         return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a folder or a file; ``weights_only=False``: with whatever code they ask for.
+
+        Raises:
+            UnsafeCheckpointError: where it holds more than tensors and plain values; nothing was loaded.
+        """
+        if weights_only is False:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        from lightning_scale.strategies.plain_folder import is_folder, load_folder
+
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.model is not None and self.lightning_module is not None
+        if is_folder(path):
+            return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+        with refusing(path):
+            return super().load_checkpoint(path, True)
 
     def model_to_device(self) -> None:
         """Move the module to this rank's device, unless its parameters stay on the host."""

@@ -24,8 +24,10 @@ from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.names import parameter_names
+from lightning_scale.saves.plain import refusing
 from lightning_scale.strategies.zero.attach import attach
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
+from lightning_scale.strategies.zero.loading import check_folder, load_plainly
 from lightning_scale.strategies.zero.refusals import (
     refuse_config,
     refuse_optimizer,
@@ -171,13 +173,25 @@ class ZeROStrategy(DeepSpeedStrategy):
         return output
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a folder; ``weights_only=False``: with whatever code it asks for.
+
+        Raises:
+            UnsafeCheckpointError: where it holds more than tensors, plain values and what DeepSpeed itself puts there;
+                nothing was loaded.
+        """
         fits = self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
         if self.zero_stage_3 and not fits and not self.load_full_weights:
             raise ConfigurationError(
                 "DeepSpeed loads a stage 3 checkpoint for training only: make whole weights of it with"
                 " deepspeed.utils.zero_to_fp32, load them into the module, and leave ckpt_path out."
             )
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        if weights_only is False:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        if not (self.zero_stage_3 and self.load_full_weights):
+            check_folder(Path(checkpoint_path))
+            load_plainly(self.deepspeed_engine)
+        with refusing(checkpoint_path):
+            return super().load_checkpoint(checkpoint_path, True)
 
     # -- before DeepSpeed is started -----------------------------------------------------------------------------------
 
