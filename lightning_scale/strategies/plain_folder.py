@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, load
 from torch.distributed.checkpoint import filesystem as torchs_filesystem
 from torch.distributed.checkpoint import metadata as torchs_metadata
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
 from lightning_scale.errors import UnsafeCheckpointError
@@ -62,7 +64,7 @@ def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], 
     """
     rest: dict[str, Any] = load_plain(path / _REST)
     values = [name for name, kind in _read_metadata(path).state_dict_metadata.items() if type(kind) is _VALUE]
-    _load(path, {name: None for name in values}, Planner(flatten_state_dict=False), no_dist=True)
+    _load(path, dict.fromkeys(values), Planner(flatten_state_dict=False), no_dist=True)
 
     state: dict[str, Any] = {"state_dict": get_model_state_dict(module)}
     _load(path, state, Planner())

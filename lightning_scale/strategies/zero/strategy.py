@@ -37,6 +37,8 @@ from lightning_scale.strategies.zero.refusals import (
 )
 from lightning_scale.strategies.zero.step import Preparation
 
+_WRAPPED = "_forward_module."  # Lightning's, around the module
+
 
 class ZeROStrategy(DeepSpeedStrategy):
     """ZeRO stages 1, 2 and 3 (Rajbhandari et al. 2019, arXiv 1910.02054), with the optimizer and the parameters in CPU memory
@@ -112,6 +114,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         )
         self._clip = 0.0
         self._preparation: Preparation | None = None
+        self._names: dict[str, str] = {}  # the module's, by the optimizer's
 
     # -- devices -------------------------------------------------------------------------------------------------------
 
@@ -162,6 +165,16 @@ class ZeROStrategy(DeepSpeedStrategy):
         """Divide the gradients of the step that follows, before they are clipped."""
         assert self._preparation is not None, "there is no optimizer yet"
         self._preparation.divisor = divisor
+
+    def watch_gradients(self) -> list[str]:
+        """From the next step on, note which layers' gradients are not finite; the layers' names, in the module."""
+        assert self._preparation is not None, "there is no optimizer yet"
+        self._preparation.watching = True
+        return [self._names.get(name, name) for name in self._preparation.layers]
+
+    def nonfinite_layers(self) -> Tensor | None:
+        """What was noted of the last step, on this rank: [layers] bool."""
+        return self._preparation.nonfinite if self._preparation is not None else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         output = super().training_step(*args, **kwargs)
@@ -224,6 +237,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         refuse_optimizer(optimizer)
         refuse_two_clips(optimizer, self._clip)
         names = parameter_names(optimizer)  # while it still has the parameters
+        own = {id(p): name.removeprefix(_WRAPPED) for name, p in model.named_parameters()}
+        self._names = {name: own.get(key, name) for key, name in names.items()}
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         self._preparation = attach(engine, optimizer, names, self._clip)
         return engine, wrapper
