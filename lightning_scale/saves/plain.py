@@ -40,11 +40,17 @@ def unsafe(name: Any, reason: str) -> UnsafeCheckpointError:
         reason: The unpickler's message, or ``GLOBAL`` and what the file asks for.
     """
     found = _NAME.search(reason)
-    what = f"it asks for {found[1]}" if found else (reason.splitlines() or ["it is no pickle"])[0].rstrip(". ")
+    what = f"it asks for {found[1]}" if found else _last_words(reason)
     return UnsafeCheckpointError(
         f"{name} was not loaded, nor anything beside it, for it may hold code: {what}, and checkpoints hold tensors and plain"
-        " values. If you trust whoever wrote it, load it with weights_only=False (of the Trainer's fit, or of the command)."
+        " values. If you trust whoever wrote it, allow what it asks for with torch.serialization.add_safe_globals."
     )
+
+
+def _last_words(reason: str) -> str:
+    """What matters of torch's page of advice."""
+    told = re.search(r"WeightsUnpickler error:\s*(.+)", reason)
+    return (told[1] if told else (reason.splitlines() or ["it is no pickle"])[0]).strip().rstrip(".")
 
 
 def load_plain(

@@ -44,15 +44,15 @@ def test_a_malicious_file_is_refused(tmp_path: Path) -> None:
             UnsafeCheckpointError, match=r"step=4\.ckpt was not loaded, .* it asks for posix\.system"
         ) as e:
             fit(tmp_path, resume, steps=6)
-        assert "weights_only=False" in str(e.value) and "\n" not in str(e.value)
+        assert "add_safe_globals" in str(e.value) and "\n" not in str(e.value)
     assert not trap.exists()
     fit(tmp_path, steps=6, weights_only=False)  # somebody who trusts it
     assert trap.exists()
 
 
-def test_other_pickles_and_rubbish(tmp_path: Path) -> None:
+def test_other_pickles(tmp_path: Path) -> None:
     trap, file = tmp_path / "sprung", tmp_path / "x.ckpt"
-    for content in (pickle.dumps(Trap(trap)), b"cposix\nsystem\n(S'touch %s'\ntR." % str(trap).encode(), b"rubbish"):
+    for content in (pickle.dumps(Trap(trap)), b"cposix\nsystem\n(S'touch %s'\ntR." % str(trap).encode()):
         file.write_bytes(content)
         with pytest.raises(UnsafeCheckpointError, match=r"x\.ckpt was not loaded"):
             WholeFileIO().load_checkpoint(file)

@@ -43,7 +43,7 @@ def refuse_config(config: Mapping[str, Any]) -> None:
         parts.append("zero_optimization.offload_optimizer.ratio (partial offload)")
     checkpoint = config.get("checkpoint") or {}
     parts += [f"checkpoint.{key}" for key in ("writer", "load_universal") if checkpoint.get(key)]
-    if _enabled(config, "datastates_ckpt"):
+    if config.get("datastates_ckpt"):
         parts.append("datastates_ckpt")
     if _enabled(config, "torch_autocast"):
         parts.append("torch_autocast")
