@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_scale.saves.plain import load_plain, refusing
 from lightning_scale.strategies.whole_state import params_of, with_keys
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -165,17 +167,30 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint of any number of ranks: a folder, or a file of any strategy.
 
+        Args:
+            checkpoint_path: The checkpoint.
+            weights_only: ``False``: run whatever code it asks for.
+
         Raises:
+            UnsafeCheckpointError: where it holds more than tensors and plain values; nothing was loaded.
             ValueError: where another kind of optimizer has saved it.
             ConfigurationError: where it is a file of another model, or of other parameter groups.
         """
         from torch.distributed.checkpoint.api import CheckpointException
 
+        from lightning_scale.strategies.plain_folder import is_folder, load_folder
+
         path = Path(self.broadcast(checkpoint_path))
         if path.is_file():
             return self._load_file(path, weights_only)
+        assert self.model is not None and self.lightning_module is not None
         try:
-            return super().load_checkpoint(path, weights_only)
+            if weights_only is False:
+                return super().load_checkpoint(path, weights_only)
+            if is_folder(path):
+                return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+            with refusing(path):
+                return super().load_checkpoint(path, True)
         except CheckpointException as error:
             missing = re.search(r"Missing key in checkpoint state_dict: optimizer_\d+\.state\.(\S+)\.", str(error))
             if missing is None:
@@ -197,7 +212,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         module = self.lightning_module
         assert module is not None
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        load = partial(torch.load, map_location="cpu", weights_only=False) if weights_only is False else load_plain
+        checkpoint: dict[str, Any] = load(path, mmap=True)
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=module.strict_loading)
         set_model_state_dict(module, checkpoint["state_dict"], options=whole)
         states = checkpoint.get("optimizer_states", [])
