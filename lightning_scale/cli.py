@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import lightning_scale.strategies  # noqa: F401 (their names are registered)
+from lightning_scale.callbacks import FailTogether
+from lightning_scale.callbacks.fail_together import first_failure
 from lightning_scale.cli_errors import repeated_callback, sentence
 from lightning_scale.cli_resume import HELP, bring_callbacks, check_resume
 from lightning_scale.errors import ConfigurationError
@@ -45,6 +47,7 @@ class ScaleCLI(LightningCLI):
     - ``lr_scheduler_interval`` ("step" by default) says how often the scheduler advances.
     - The configuration saved beside the logs may be overwritten, so that the same command runs twice.
     - ``--config callbacks/x.yaml`` also finds the shipped fragments; a configuration error is one sentence.
+    - On several ranks all end when one has failed (`FailTogether`).
     - ``fit --resume auto`` goes on from the newest whole checkpoint of the run, or starts it.
     - Checkpoints are loaded without running anything in them, and do not choose the model's class or arguments: those are
       what the configuration says.
@@ -110,6 +113,9 @@ class ScaleCLI(LightningCLI):
             raise ConfigurationError(sentence(str(error))) from error
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = WholeFileIO()  # refuses code, also from addresses of the web
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1 and not any(isinstance(callback, FailTogether) for callback in callbacks):
+            callbacks.insert(0, FailTogether())  # tells the others before any other callback acts on an error
         if resume is not None:
             bring_callbacks(self.trainer, resume, self._get(self.config_init, "trainer.default_root_dir"))
         optimizer = self._get(self.config_init, "optimizer") if self._own_optimizers else None
@@ -170,11 +176,23 @@ def main(args: ArgsType = None) -> None:
     try:
         ScaleCLI(args=args, trainer_class=L.Trainer)
     except (ConfigurationError, MisconfigurationException, RuntimeError) as error:
-        said = repeated_callback(str(error)) if type(error) is RuntimeError else str(error)
+        _end_after_another_rank(error)
+        said = repeated_callback(str(error)) if isinstance(error, RuntimeError) else str(error)
         if said is None:
             raise
         print(f"lightning-scale: {' '.join(said.split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        _end_after_another_rank(error)
+        raise
+
+
+def _end_after_another_rank(error: Exception) -> None:
+    """One sentence, not a second traceback, where an error only follows from another rank's."""
+    first = first_failure(error)
+    if first is not None:
+        print(f"lightning-scale: {first}; this rank ends too.", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

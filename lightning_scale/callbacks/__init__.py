@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_scale.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_scale.callbacks.exact_resume import ExactResume
+from lightning_scale.callbacks.fail_together import FailTogether
 from lightning_scale.callbacks.gradient_accumulation import GradientAccumulation
 from lightning_scale.callbacks.legw import LEGWWarmup
 from lightning_scale.callbacks.nonfinite import NonfiniteMonitor
@@ -18,6 +19,7 @@ from lightning_scale.schedule import Stage
 __all__ = [
     "BatchSizeRamp",
     "ExactResume",
+    "FailTogether",
     "GradientAccumulation",
     "LEGWWarmup",
     "NonfiniteMonitor",

@@ -12,6 +12,8 @@ from typing import Any
 import lightning
 import lightning.pytorch as L
 
+from lightning_scale.saves.save_error import said_of
+
 
 class CheckpointAccess:
     """What is replaced in one Trainer while it fits, and how it is put back.
@@ -42,17 +44,19 @@ class CheckpointAccess:
     def after_saving(self, note: Callable[[Path, int, bool], None]) -> None:
         """On rank 0, call ``note(checkpoint, step, training_state)`` when all ranks have written their share.
 
-        ``training_state`` is False for weights alone.
+        ``training_state`` is False for weights alone. Where a rank cannot write, that rank raises `SaveError`.
         """
         strategy = self._trainer.strategy
 
         def make(original: Callable[..., None]) -> Callable[..., None]:
             def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
                 step, training_state = int(checkpoint["global_step"]), "optimizer_states" in checkpoint
-                original(checkpoint, filepath, storage_options=storage_options)
+                with said_of(filepath):
+                    original(checkpoint, filepath, storage_options=storage_options)
                 strategy.barrier("checkpoint written")
                 if self._trainer.is_global_zero:
-                    note(Path(filepath), step, training_state)
+                    with said_of(filepath):
+                        note(Path(filepath), step, training_state)
 
             return save_checkpoint
 
