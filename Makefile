@@ -4,12 +4,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Tests that start processes of their own come one after another; of the others as many at once as there are cores.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+PROCESSES := tests/distributed tests/examples tests/faults tests/launch
+
 .PHONY: demo test test-slow faults lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
-	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's, and files"
+	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint"
 	@echo "make faults   a training killed 20 times under each strategy, and every other fault: half an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
@@ -38,14 +42,15 @@ demo: $(VENV)/.examples
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
 
 test: $(VENV)/.dev $(VENV)/.deepspeed
-	$(BIN)/python -m pytest -m "not slow and not faults" $(TEST)
+	$(PYTEST) -n auto -m "not slow and not faults" $(addprefix --ignore=,$(PROCESSES)) $(TEST)
+	$(PYTEST) -m "not slow and not faults" $(PROCESSES) $(TEST)
 
 test-slow: $(VENV)/.dev $(VENV)/.deepspeed
-	$(BIN)/python -m pytest -m slow $(TEST)
+	$(PYTEST) -m slow $(TEST)
 
 faults: test_faults = tests/faults tests/saves tests/callbacks/test_resume.py
 faults: $(VENV)/.dev $(VENV)/.deepspeed
-	$(BIN)/python -m pytest -m "not gpu" $(test_faults) $(TEST)
+	$(PYTEST) -m "not gpu" $(test_faults) $(TEST)
 
 # Without a GPU the parameters of the set "cpu", on two threads; with one, BERT-large's.
 bench: $(VENV)/.dev

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import (
     LRSchedulerTypeTuple,
     instantiate_class,
 )
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -26,6 +27,7 @@ from lightning_scale.cli_errors import repeated_callback, sentence
 from lightning_scale.cli_resume import HELP, bring_callbacks, check_resume
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.fragments import find_configs
+from lightning_scale.saves import WholeFileIO
 
 _CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
 
@@ -47,6 +49,8 @@ class ScaleCLI(LightningCLI):
     - ``--config callbacks/x.yaml`` also finds the shipped fragments; a configuration error is one sentence.
     - On several ranks all end when one has failed (`FailTogether`).
     - ``fit --resume auto`` goes on from the newest whole checkpoint of the run, or starts it.
+    - Checkpoints are loaded without running anything in them, and do not choose the model's class or arguments: those are
+      what the configuration says.
 
     Args:
         args: The command line, a list or a dict; None for ``sys.argv``.
@@ -89,6 +93,9 @@ class ScaleCLI(LightningCLI):
         else:
             super().parse_arguments(parser, args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would take the model's class path and arguments from a checkpoint that has hyper-parameters."""
+
     def instantiate_classes(self) -> None:
         checkpoint, resume = self._get(self.config, "ckpt_path"), self._get(self.config, "resume")
         if resume is not None:
@@ -104,6 +111,8 @@ class ScaleCLI(LightningCLI):
         except (ValueError, TypeError) as error:
             # What a class says of its own arguments; an error in its code shows in the chained traceback.
             raise ConfigurationError(sentence(str(error))) from error
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = WholeFileIO()  # refuses code, also from addresses of the web
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         if self.trainer.world_size > 1 and not any(isinstance(callback, FailTogether) for callback in callbacks):
             callbacks.insert(0, FailTogether())  # tells the others before any other callback acts on an error

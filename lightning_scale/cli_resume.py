@@ -13,7 +13,7 @@ from lightning_scale.errors import ConfigurationError
 HELP = (
     "Go on from a checkpoint: auto for the newest whole one of this run (a fresh start where there is none), or a path."
     " Every checkpoint gets a manifest, and SIGTERM or SIGUSR1 end the run with a checkpoint. Not together with ckpt_path,"
-    " which loads what it names, unchecked."
+    " which loads what it names without a look at its manifest."
 )
 
 

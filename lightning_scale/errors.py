@@ -1,4 +1,4 @@
-"""The one error for what a user configured wrongly."""
+"""The errors that a user of this package sees by name."""
 
 from __future__ import annotations
 
@@ -8,3 +8,11 @@ class ConfigurationError(ValueError):
 
     Raised before training starts. The ``lightning-scale`` command prints the sentence alone, without a traceback.
     """
+
+
+class UnsafeCheckpointError(RuntimeError):
+    """A checkpoint holds more than tensors and plain values, so that to load it could run code; nothing was loaded."""
+
+
+class NonfiniteGradientsError(RuntimeError):
+    """Too many steps in a row had a NaN or Inf gradient; raised on all ranks at the same step."""

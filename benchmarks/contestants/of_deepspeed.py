@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.contestants.contestant import Contestant
+from benchmarks.contestants.contestant import Contestant, NotAvailable
 from benchmarks.contestants.groups import groups
 from benchmarks.contestants.imports import load
 from benchmarks.equations.hyper import BETAS, EPS, RATES
@@ -25,4 +25,6 @@ def contestants() -> list[Contestant]:
 
 def _lamb(parameters: Sequence[nn.Parameter], lr: float) -> Any:
     options = {"betas": BETAS, "eps": EPS["LAMB"], "max_coeff": 1e9, "min_coeff": 0.0}
+    if load("deepspeed.accelerator").get_accelerator().device_name() == "cpu":
+        raise NotAvailable("is for CUDA devices")
     return load("deepspeed.ops.lamb").FusedLamb(groups(parameters), lr=lr, **options)

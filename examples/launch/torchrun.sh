@@ -33,8 +33,8 @@ fi
 
 mkdir -p "$LOG_DIR"
 export LOG_DIR TORCH_ELASTIC_SHUTDOWN_TIMEOUT="$GRACE_SECONDS"
-# Ranks that are started anew meet in a store of their own: in the one that torchrun shares with them they find what the
-# ended ones have left, and hang or fail (torch 2.13).
+# Ranks meet in a store of their own: with the one that torchrun otherwise shares with them, ranks that were started anew
+# hung or failed to connect (torch 2.13).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # `exec`: signals reach the training process itself. The last options win over what the configuration says.
 # shellcheck disable=SC2016  # $RANK is torchrun's, known only inside

@@ -23,7 +23,8 @@ class SaveOnSignal(L.Callback):
 
     The process ends with status 128 + the signal's number: 143 after SIGTERM, 138 after SIGUSR1. The checkpoint is
     ``signal-step=N.ckpt`` in the folder of the first ModelCheckpoint, or in ``checkpoints`` in ``default_root_dir``; the
-    last ``keep`` of them stay. The loggers' row of that last step is not written.
+    last ``keep`` of them stay. The loggers' row of that last step is not written. Put it last: what a callback after it
+    would have noted of that step is not in the checkpoint.
 
     Ranks ask each other after every step whether one of them was signalled: one number, over gloo between the hosts, also
     where gradients go over NCCL, so that no GPU is waited for. During validation there is no answer; at its end there is:

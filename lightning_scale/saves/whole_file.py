@@ -1,4 +1,4 @@
-"""Checkpoint files that appear whole or not at all."""
+"""Checkpoint files that appear whole or not at all, and run nothing when they are loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lightning_scale.saves.plain import refusing
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -15,6 +18,9 @@ class WholeFileIO(TorchCheckpointIO):
 
     Lightning's own writes to the system's temporary folder, which may be another disk: moving from there is copying, and
     a copy can end half-way. It also holds the whole file in memory twice; this one writes straight to disk.
+
+    Loads tensors and plain values only, unless it is told ``weights_only=False``. Lightning leaves that to torch (which a
+    variable of the environment changes), and loads addresses of the web with whatever they hold.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -34,3 +40,15 @@ class WholeFileIO(TorchCheckpointIO):
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load from a local path, or from wherever Lightning can.
+
+        Raises:
+            UnsafeCheckpointError: for a file that holds more than tensors and plain values.
+        """
+        with refusing(path):
+            loaded: dict[str, Any] = _load(path, map_location, weights_only is not False)
+        return loaded

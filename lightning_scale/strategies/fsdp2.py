@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
@@ -12,6 +14,9 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+
+from lightning_scale.saves.plain import load_plain, refusing
+from lightning_scale.strategies.whole_state import params_of, with_keys
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
@@ -159,16 +164,33 @@ class FSDP2Strategy(ModelParallelStrategy):
         shape = (self._replicas, self.world_size // self._replicas)
         return init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
 
-    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint of any number of ranks, a folder or a file.
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint of any number of ranks: a folder, or a file of any strategy.
+
+        Args:
+            checkpoint_path: The checkpoint.
+            weights_only: ``False``: run whatever code it asks for.
 
         Raises:
-            ValueError: where it is a folder that an optimizer of another kind has left.
+            UnsafeCheckpointError: where it holds more than tensors and plain values; nothing was loaded.
+            ValueError: where another kind of optimizer has saved it.
+            ConfigurationError: where it is a file of another model, or of other parameter groups.
         """
         from torch.distributed.checkpoint.api import CheckpointException
 
+        from lightning_scale.strategies.plain_folder import is_folder, load_folder
+
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_file():
+            return self._load_file(path, weights_only)
+        assert self.model is not None and self.lightning_module is not None
         try:
-            return super().load_checkpoint(checkpoint_path, *args, **kwargs)
+            if weights_only is False:
+                return super().load_checkpoint(path, weights_only)
+            if is_folder(path):
+                return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
+            with refusing(path):
+                return super().load_checkpoint(path, True)
         except CheckpointException as error:
             missing = re.search(r"Missing key in checkpoint state_dict: optimizer_\d+\.state\.(\S+)\.", str(error))
             if missing is None:
@@ -178,6 +200,27 @@ class FSDP2Strategy(ModelParallelStrategy):
                 f"the checkpoint {checkpoint_path} has no {missing[1]}, which {kinds} keeps: another kind of optimizer, or one of"
                 " other parameters, has saved it. Train with that one."
             ) from error
+
+    def _load_file(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        """Of whole tensors. Lightning's own way takes the optimizer's parameters to be in the module's order: where they are
+        not, as with two groups, it fails, or moments go to other layers of the same shape."""
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
+
+        module = self.lightning_module
+        assert module is not None
+        load = partial(torch.load, map_location="cpu", weights_only=False) if weights_only is False else load_plain
+        checkpoint: dict[str, Any] = load(path, mmap=True)
+        whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=module.strict_loading)
+        set_model_state_dict(module, checkpoint["state_dict"], options=whole)
+        states = checkpoint.get("optimizer_states", [])
+        for optimizer, state in zip(self.optimizers, states, strict=bool(states)):
+            keyed = with_keys(state, params_of(optimizer, module))
+            set_optimizer_state_dict(module, optimizer, optim_state_dict=keyed, options=whole)
+        return checkpoint
 
     def model_to_device(self) -> None:
         """Move the module to this rank's device, unless its parameters stay on the host."""

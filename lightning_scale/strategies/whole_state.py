@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.by_name import Piece, pieces, whole
+from lightning_scale.optim.by_name import Piece, by_blocks, mended, pieces, whole
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.names import names_of
 
@@ -118,22 +118,45 @@ def from_state_dict(state_dict: Mapping[str, Any], groups: Sequence[Sequence[Par
     Raises:
         ConfigurationError: where they have not.
     """
+    pairs = _pairs(state_dict, groups)
+    return {p.name: by_blocks(state_dict["state"][key]) for key, p in pairs if key in state_dict["state"]}
+
+
+def with_keys(state_dict: Mapping[str, Any], groups: Sequence[Sequence[Param]]) -> dict[str, Any]:
+    """Such a ``state_dict`` with the module's keys in place of numbers, as torch.distributed.checkpoint has it.
+
+    Raises:
+        ConfigurationError: where groups or parameters have not the order of this optimizer's.
+    """
+    pairs = _pairs(state_dict, groups)
+    state = {p.keys[0]: mended(state_dict["state"][key]) for key, p in pairs if key in state_dict["state"]}
+    saved = [
+        {**theirs, "params": [p.keys[0] for p in ours]}
+        for theirs, ours in zip(state_dict["param_groups"], groups, strict=True)
+    ]
+    if "skipped_steps" in state_dict:  # where `GuardedOptimizer.state_dict` of sharded parameters has it
+        saved[0]["skipped_steps"] = int(state_dict["skipped_steps"])
+    return {"state": state, "param_groups": saved}
+
+
+def _pairs(state_dict: Mapping[str, Any], groups: Sequence[Sequence[Param]]) -> list[tuple[Any, Param]]:
+    """What the ``state_dict`` calls each parameter."""
     saved = state_dict["param_groups"]
     if [len(group["params"]) for group in saved] != [len(group) for group in groups]:
         raise ConfigurationError(
             f"the checkpoint's optimizer has groups of {[len(group['params']) for group in saved]} parameters, and this run's"
             f" of {[len(group) for group in groups]}: resume with the same model and the same parameter groups."
         )
-    found: Wholes = {}
+    found = []
     for theirs, ours in zip(saved, groups, strict=True):
         names = theirs.get("param_names") or [None] * len(ours)
         for key, name, p in zip(theirs["params"], names, ours, strict=True):
-            # Where the user gave the optimizer no names, a group's order is all there is.
-            if name is not None and name not in (p.name, *p.keys):
-                raise ConfigurationError(
-                    f"the checkpoint's optimizer has {name!r} where this run's has {p.keys[0]!r}: resume with the same model"
-                    " and the same parameter groups."
-                )
-            if key in state_dict["state"]:
-                found[p.name] = dict(state_dict["state"][key])
+            # Where the user gave the optimizer no names, and nothing is sharded, a group's order is all there is.
+            for said in (name, key if isinstance(key, str) else None):
+                if said is not None and said not in (p.name, *p.keys):
+                    raise ConfigurationError(
+                        f"the checkpoint's optimizer has {said!r} where this run's has {p.keys[0]!r}: resume with the same"
+                        " model and the same parameter groups."
+                    )
+            found.append((key, p))
     return found

@@ -17,6 +17,12 @@ class KeepsGradients(Protocol):
     def divide_gradients(self, divisor: float | Tensor) -> None:
         """Divide the gradients of the step that follows, before anything is computed of them."""
 
+    def watch_gradients(self) -> list[str]:
+        """From the next step on, note which layers' gradients are not finite; the layers' names."""
+
+    def nonfinite_layers(self) -> Tensor | None:
+        """What was noted of the last step, on this rank: [layers] bool."""
+
 
 def divide(divisor: float | Tensor, optimizer: Optimizer, trainer: L.Trainer) -> None:
     """Divide the gradients of the step that follows, in place."""

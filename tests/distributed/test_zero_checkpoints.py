@@ -116,6 +116,30 @@ def _validated(folder: Path, case: Case, weights: dict[str, torch.Tensor] | None
     return float(metrics["val_loss"])
 
 
+def saving_folders(folder: str) -> None:
+    for stage in (1, 2, 3):
+        train(
+            Path(folder),
+            replace(CASES[f"LAMB, stage {stage}"], steps=2),
+            [SaveAfter(Path(folder) / f"{stage}.ckpt", 1, 0)],
+        )
+
+
+def loading_folders(folder: str) -> list[str]:
+    said = []
+    for stage in (1, 2, 3):
+        with pytest.raises(ConfigurationError) as refused:
+            train(Path(folder), CASES[f"LAMB, stage {stage}"], ckpt_path=Path(folder) / f"{stage}.ckpt")
+        said.append(str(refused.value))
+    return said
+
+
+def test_folders_of_another_number_of_ranks_are_refused(tmp_path: Path) -> None:
+    run_ranks(__name__, "saving_folders", tmp_path, 2)
+    for said in run_ranks(__name__, "loading_folders", tmp_path, 1):
+        assert all("has the shares of 2 ranks, and this run has 1" in sentence for sentence in said)
+
+
 def ranks_validating(folder: str) -> list[Any]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

@@ -32,7 +32,7 @@ SAMPLES = 118  # windows of 24, and a last one of 22, which is a step of its own
 
 @dataclass
 class Case:
-    """One training; without ``zero`` in one process."""
+    """One training; without ``zero`` and ``fsdp2`` in one process."""
 
     optimizer: str = "LAMB"
     zero: dict[str, Any] | None = None
@@ -51,6 +51,7 @@ class Case:
     nan_at: int | None = None
     """The step at which the last rank's loss is NaN."""
     more: Callable[[], list[L.Callback]] = list
+    fsdp2: dict[str, Any] | None = None
 
 
 class Directions(nn.Module):
@@ -150,7 +151,7 @@ def data(case: Case) -> DataLoader[Any]:
     dataset = TensorDataset(tokens, torch.randint(1, 7, (SAMPLES,), generator=draw))
     if case.batch is None:
         return DataLoader(dataset, batch_size=24, drop_last=True)
-    micro = 24 if case.zero is None else {1: 12, 2: 4, 3: 4, 4: 3}[int(os.environ["WORLD_SIZE"])]
+    micro = 24 if case.zero is case.fsdp2 is None else {1: 12, 2: 4, 3: 4, 4: 3}[int(os.environ["WORLD_SIZE"])]
     return DataLoader(dataset, batch_sampler=ResumableBatchSampler(SAMPLES, micro, seed=3))
 
 
@@ -188,7 +189,7 @@ def whole(module: nn.Module) -> dict[str, Tensor]:
             with deepspeed.zero.GatheredParameters([p]):
                 found[name] = p.detach().clone()
         else:
-            found[name] = p.detach().clone()
+            found[name] = (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
     return found
 
 
@@ -200,11 +201,12 @@ def stats_of(optimizer: Any) -> dict[str, list[float]]:
 
 def options(case: Case) -> dict[str, Any]:
     """Of the Trainer."""
-    if case.zero is None:
+    if case.zero is case.fsdp2 is None:
         return {**case.fit, **case.whole_fit}
-    from lightning_scale.strategies import ZeROStrategy
+    from lightning_scale.strategies import FSDP2Strategy, ZeROStrategy
 
-    return {**case.fit, "strategy": ZeROStrategy(**case.zero), "devices": int(os.environ["WORLD_SIZE"])}
+    strategy = ZeROStrategy(**case.zero) if case.zero is not None else FSDP2Strategy(**(case.fsdp2 or {}))
+    return {**case.fit, "strategy": strategy, "devices": int(os.environ["WORLD_SIZE"])}
 
 
 def train(root: Path, case: Case, callbacks: Sequence[L.Callback] = (), **fit: Any) -> tuple[L.Trainer, Language]:

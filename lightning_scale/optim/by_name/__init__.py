@@ -9,8 +9,8 @@ each, ``<key>_cut_starts`` (int64) and ``<key>_cut_absmax`` (float32) say where 
 from __future__ import annotations
 
 from lightning_scale.optim.by_name.fill import fill
-from lightning_scale.optim.by_name.mend import mended
+from lightning_scale.optim.by_name.mend import by_blocks, mended
 from lightning_scale.optim.by_name.pieces import Piece, pieces
 from lightning_scale.optim.by_name.whole import whole
 
-__all__ = ["Piece", "fill", "mended", "pieces", "whole"]
+__all__ = ["Piece", "by_blocks", "fill", "mended", "pieces", "whole"]

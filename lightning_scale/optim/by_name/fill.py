@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.by_name.kinds import STEP, kinds
-from lightning_scale.optim.by_name.scales import Scales, from_state
-from lightning_scale.optim.by_name.whole import CUT_ABSMAX, CUT_STARTS
+from lightning_scale.optim.by_name.scales import CUT_ABSMAX, CUT_STARTS, Scales, from_state
 from lightning_scale.optim.codec import BLOCK, Code, blocks, quantize
 from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment
 from lightning_scale.optim.layout import LayerInfo, Layout

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.codec import BLOCK, block_count
+from lightning_scale.optim.moments import absmax_key
+
+CUT_STARTS = "{}_cut_starts"
+CUT_ABSMAX = "{}_cut_absmax"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,14 @@ class Scales:
     def cut(self) -> Tensor:
         """Which runs begin inside a block."""
         return self.starts % BLOCK != 0
+
+    def entries(self, key: str) -> dict[str, Tensor]:
+        """As a layer's whole state has them; see the package."""
+        found = {absmax_key(key): self.absmax[~self.cut]}
+        if self.cut.any():
+            found[CUT_STARTS.format(key)] = self.starts[self.cut]
+            found[CUT_ABSMAX.format(key)] = self.absmax[self.cut]
+        return found
 
     def at(self, elements: Tensor) -> Tensor:
         """The scale of each element (int64, 1-D)."""
@@ -51,6 +63,20 @@ def from_state(absmax: Tensor, cut_starts: Tensor | None, cut_absmax: Tensor | N
     starts = torch.cat([starts, cut_starts.cpu()])
     order = starts.argsort()
     return Scales(starts[order], torch.cat([absmax.cpu(), cut_absmax.cpu()])[order])
+
+
+def from_rows(scales: Tensor, length: int) -> Scales:
+    """The runs of a layer whose scales are written row by row (see `lightning_scale.optim.row_scales`).
+
+    Args:
+        scales: [rows, columns] float32.
+        length: Elements of a row.
+    """
+    rows, columns = scales.shape
+    row = torch.arange(rows, dtype=torch.int64)[:, None] * length
+    block = row // BLOCK + torch.arange(columns, dtype=torch.int64)
+    touched = block * BLOCK < row + length
+    return _merged(torch.maximum(row, block * BLOCK)[touched], scales.cpu()[touched])
 
 
 def _starts(start: int, length: int) -> Tensor:

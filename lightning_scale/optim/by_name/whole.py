@@ -9,10 +9,6 @@ from torch import Tensor
 
 from lightning_scale.optim.by_name.pieces import Piece
 from lightning_scale.optim.by_name.scales import from_pieces
-from lightning_scale.optim.moments import absmax_key
-
-CUT_STARTS = "{}_cut_starts"
-CUT_ABSMAX = "{}_cut_absmax"
 
 
 def whole(name: str, shape: Sequence[int], parts: Sequence[Piece]) -> dict[str, Tensor]:
@@ -35,10 +31,7 @@ def whole(name: str, shape: Sequence[int], parts: Sequence[Piece]) -> dict[str, 
         state[key] = torch.cat([p.values[key] for p in ordered]).view(tuple(shape))
         if key in first.scales:
             runs = from_pieces([(p.start, p.length) for p in ordered], [p.scales[key] for p in ordered])
-            state[absmax_key(key)] = runs.absmax[~runs.cut]
-            if runs.cut.any():
-                state[CUT_STARTS.format(key)] = runs.starts[runs.cut]
-                state[CUT_ABSMAX.format(key)] = runs.absmax[runs.cut]
+            state |= runs.entries(key)
     return state
 
 

@@ -53,7 +53,7 @@ def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: fl
         for flat in flats:
             if flat.loaded:  # before the first step, or DeepSpeed would not link those of later groups
                 optimizer.init_state(optimizer.param_groups[flat.group], flat.tensor)
-    preparation = Preparation(partitions, optimizer, clip)
+    preparation = Preparation(partitions, optimizer, clip, [flat.layout for flat in flats])
     partitions.before_step(preparation)
     partitions.forget_with_zero_grad()
     return flats, preparation

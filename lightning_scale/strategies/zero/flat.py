@@ -68,6 +68,26 @@ def shard_layout(
     return Layout(tuple(layers), tuple(segments), (offset,), all_reduce)
 
 
+def shares_of(layout: Layout, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Each layer's elements, as views.
+
+    Args:
+        layout: Of one flat tensor.
+        pieces: 1-D tensors that follow one another in its place, cut anywhere.
+    """
+    found: list[list[Tensor]] = [[] for _ in layout.layers]
+    begin = 0
+    for piece in pieces:
+        end = begin + piece.numel()
+        for segment in layout.segments:
+            first = max(segment.tensor_start, begin)
+            last = min(segment.tensor_start + segment.length, end)
+            if first < last:
+                found[segment.layer].append(piece.view(-1)[first - begin : last - begin])
+        begin = end
+    return found
+
+
 def pieces_layout(pieces: Sequence[Tensor], all_reduce: Callable[[Tensor], None] | None) -> Layout:
     """A layout of tensors whose layers do not matter: all of their elements."""
     numels = tuple(t.numel() for t in pieces)

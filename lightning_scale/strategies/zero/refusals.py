@@ -41,6 +41,10 @@ def refuse_config(config: Mapping[str, Any]) -> None:
         parts.append("zero_optimization.offload_optimizer.super_offload (SuperOffload)")
     if offload.get("ratio", 1.0) != 1.0:
         parts.append("zero_optimization.offload_optimizer.ratio (partial offload)")
+    checkpoint = config.get("checkpoint") or {}
+    parts += [f"checkpoint.{key}" for key in ("writer", "load_universal") if checkpoint.get(key)]
+    if config.get("datastates_ckpt"):
+        parts.append("datastates_ckpt")
     if _enabled(config, "torch_autocast"):
         parts.append("torch_autocast")
     if _enabled(config, "fp16"):

@@ -25,11 +25,14 @@ from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.names import parameter_names
+from lightning_scale.saves.plain import refusing
 from lightning_scale.strategies.whole_state import Param, params_of
 from lightning_scale.strategies.zero.attach import attach
 from lightning_scale.strategies.zero.backend import nothing_compiled
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
 from lightning_scale.strategies.zero.flat import Flat
+from lightning_scale.strategies.zero.folder import refuse_other_ranks
+from lightning_scale.strategies.zero.loading import check_folder, load_plainly
 from lightning_scale.strategies.zero.refusals import (
     refuse_config,
     refuse_optimizer,
@@ -40,6 +43,8 @@ from lightning_scale.strategies.zero.refusals import (
 )
 from lightning_scale.strategies.zero.step import Preparation
 from lightning_scale.strategies.zero.whole_file import collected, restore_optimizer, restore_weights
+
+_WRAPPED = "_forward_module."  # Lightning's, around the module
 
 
 class ZeROStrategy(DeepSpeedStrategy):
@@ -132,6 +137,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         self._flats: list[Flat] = []
         self._params: list[list[Param]] = []
         self._save_distributed_checkpoint = save_distributed_checkpoint
+        self._names: dict[str, str] = {}  # the module's, by the optimizer's
 
     # -- devices -------------------------------------------------------------------------------------------------------
 
@@ -184,6 +190,16 @@ class ZeROStrategy(DeepSpeedStrategy):
         assert self._preparation is not None, "there is no optimizer yet"
         self._preparation.divisor = divisor
 
+    def watch_gradients(self) -> list[str]:
+        """From the next step on, note which layers' gradients are not finite; the layers' names, in the module."""
+        assert self._preparation is not None, "there is no optimizer yet"
+        self._preparation.watching = True
+        return [self._names.get(name, name) for name in self._preparation.layers]
+
+    def nonfinite_layers(self) -> Tensor | None:
+        """What was noted of the last step, on this rank: [layers] bool."""
+        return self._preparation.nonfinite if self._preparation is not None else None
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         output = super().training_step(*args, **kwargs)
         if output is None:
@@ -210,6 +226,12 @@ class ZeROStrategy(DeepSpeedStrategy):
             self.checkpoint_io.save_checkpoint(whole, path, storage_options=storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a folder or a file; ``weights_only=False``: with whatever code it asks for.
+
+        Raises:
+            UnsafeCheckpointError: where it holds more than tensors, plain values and what DeepSpeed itself puts there;
+                nothing was loaded.
+        """
         fits = self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
         path = Path(self.broadcast(checkpoint_path))
         if path.is_file() and not self.load_full_weights:
@@ -219,11 +241,22 @@ class ZeROStrategy(DeepSpeedStrategy):
                 "DeepSpeed loads a stage 3 checkpoint for training only: make whole weights of it with"
                 " deepspeed.utils.zero_to_fp32, load them into the module, and leave ckpt_path out."
             )
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        if fits and path.is_dir():
+            refuse_other_ranks(path, self.world_size)
+        if weights_only is False:
+            return super().load_checkpoint(path, weights_only)
+        if not (self.zero_stage_3 and self.load_full_weights):
+            check_folder(path)
+            load_plainly(self.deepspeed_engine)
+        with refusing(path):
+            return super().load_checkpoint(path, True)
 
     def _load_file(self, path: Path, weights_only: bool | None, fits: bool) -> dict[str, Any]:
         """A file as DDP, `FSDP2Strategy` and this strategy write it."""
-        checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(path, weights_only=weights_only)
+        with refusing(path):
+            checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(
+                path, weights_only=weights_only is not False
+            )
         module = self._module()
         if "state_dict" not in checkpoint:
             raise ConfigurationError(f"{path} has no state_dict: it is not a checkpoint that Lightning has written.")
@@ -288,6 +321,8 @@ class ZeROStrategy(DeepSpeedStrategy):
             rank_zero_warn(warning)
         names = parameter_names(optimizer)  # while it still has the parameters
         self._params = params_of(optimizer, self._module())
+        own = {id(p): name.removeprefix(_WRAPPED) for name, p in model.named_parameters()}
+        self._names = {name: own.get(key, name) for key, name in names.items()}
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         self._flats, self._preparation = attach(engine, optimizer, names, self._clip)
         return engine, wrapper

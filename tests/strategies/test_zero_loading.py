@@ -1,0 +1,67 @@
+"""DeepSpeed's checkpoint engine loads without code, or the error says which version has another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_scale.errors import ConfigurationError, UnsafeCheckpointError
+from lightning_scale.strategies.zero import loading
+from lightning_scale.strategies.zero.refusals import refuse_config
+from tests.distributed.zero_runs import needs_deepspeed
+from tests.saves.traps import Trap
+
+
+@needs_deepspeed
+def test_loads_what_deepspeed_stores_and_nothing_else(tmp_path: Path) -> None:
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    engine = SimpleNamespace(checkpoint_engine=TorchCheckpointEngine())
+    loading.load_plainly(engine)
+    stored = {"stage": ZeroStageEnum.gradients, "place": fragment_address(3, 4), "scale": LossScaler(1.0)}
+    file, trap = tmp_path / "x.pt", tmp_path / "sprung"
+    torch.save({**stored, "weights": torch.arange(3.0)}, file)
+    loading.check_folder(tmp_path)
+    found = engine.checkpoint_engine.load(str(file), map_location="cpu")
+    assert found["stage"] is ZeroStageEnum.gradients and found["place"] == fragment_address(3, 4)
+    assert found["scale"].cur_scale == 1.0 and found["weights"].tolist() == [0, 1, 2]
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        torch.save({**stored, "more": Trap(trap)}, file, **options)
+        with pytest.raises(UnsafeCheckpointError, match=r"x\.pt was not loaded, .* asks for posix\.system"):
+            engine.checkpoint_engine.load(str(file), map_location=lambda storage, place: storage)
+        with pytest.raises(UnsafeCheckpointError, match=r"x\.pt was not loaded, .* asks for posix\.system"):
+            loading.check_folder(tmp_path)
+    assert not trap.exists()
+    assert torch.serialization.get_safe_globals() == []  # nothing stays allowed
+
+
+@needs_deepspeed
+def test_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+: SimpleNamespace has no checkpoint_engine"):
+        loading.load_plainly(SimpleNamespace())
+    with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+: checkpoints are loaded by SimpleNamespace"):
+        loading.load_plainly(SimpleNamespace(checkpoint_engine=SimpleNamespace()))
+    monkeypatch.setattr(loading, "_STORED", (("deepspeed.runtime.zero.config", "Moved"),))
+    with pytest.raises(RuntimeError, match=r"there is no deepspeed\.runtime\.zero\.config\.Moved"):
+        loading._stored()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"checkpoint": {"writer": {"type": "fast"}}},
+        {"checkpoint": {"load_universal": True}},
+        {"datastates_ckpt": {"a": 1}},
+    ],
+)
+def test_other_ways_of_loading_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="which lightning_scale has not tested"):
+        refuse_config(config)
+    refuse_config({"checkpoint": {"tag_validation": "Ignore"}})
