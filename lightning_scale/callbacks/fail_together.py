@@ -81,8 +81,9 @@ class FailTogether(L.Callback):
         if isinstance(exception, SystemExit):
             watch.leave(exception.code if isinstance(exception.code, int) else int(exception.code is not None))
             return
-        first = watch.fail(f"raised {_told(exception)}", _follows(exception))
-        if first.rank != trainer.global_rank:
+        follows = _follows(exception)
+        first = watch.fail(f"raised {_told(exception)}", follows)
+        if follows and first.rank != trainer.global_rank:  # an error of this rank's own is told as it is
             _augment(exception, first)
 
     # -- how far this rank has come; all ranks come the same way -------------------------------------------------------
