@@ -25,10 +25,11 @@ from lightning_scale.callbacks import FailTogether
 from lightning_scale.callbacks.fail_together import first_failure
 from lightning_scale.cli_errors import repeated_callback, sentence
 from lightning_scale.cli_resume import HELP, bring_callbacks, check_resume
-from lightning_scale.errors import ConfigurationError
+from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError, UnsafeCheckpointError
 from lightning_scale.fragments import find_configs
 from lightning_scale.saves import WholeFileIO
 
+_SENTENCES = (ConfigurationError, MisconfigurationException, UnsafeCheckpointError, NonfiniteGradientsError)
 _CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
 
 
@@ -175,16 +176,13 @@ def main(args: ArgsType = None) -> None:
         sys.path.insert(0, os.getcwd())
     try:
         ScaleCLI(args=args, trainer_class=L.Trainer)
-    except (ConfigurationError, MisconfigurationException, RuntimeError) as error:
+    except Exception as error:
         _end_after_another_rank(error)
-        said = repeated_callback(str(error)) if isinstance(error, RuntimeError) else str(error)
+        said = str(error) if isinstance(error, _SENTENCES) else repeated_callback(str(error))
         if said is None:
             raise
         print(f"lightning-scale: {' '.join(said.split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except Exception as error:
-        _end_after_another_rank(error)
-        raise
 
 
 def _end_after_another_rank(error: Exception) -> None:
