@@ -15,7 +15,7 @@ help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint"
-	@echo "make faults   a training killed 20 times under each strategy, and every other fault: half an hour"
+	@echo "make faults   a training killed 20 times under each strategy, and every other fault: an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and what runs wrote"
 

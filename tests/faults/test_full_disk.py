@@ -69,7 +69,7 @@ def check_stops_and_goes_on(alone: Path, full: Path, strategy: str, more: bool, 
         assert same(one, other)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
     for name in ("alone", "full"):
         (tmp_path / name).mkdir()

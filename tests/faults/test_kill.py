@@ -116,13 +116,13 @@ def check_survives(root: Path, strategy: str, kills: int, steps: int, seed: int)
         assert same(one, other)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_three_times(tmp_path: Path) -> None:
     check_survives(tmp_path, "ddp", kills=3, steps=30, seed=1)
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
 def test_twenty_times(tmp_path: Path, strategy: str) -> None:
     kills = int(os.environ.get("KILLS", "20"))
