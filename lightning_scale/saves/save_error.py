@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
@@ -23,9 +25,17 @@ def said_of(path: Any) -> Iterator[None]:
         yield
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise SaveError(
-            f"{path} could not be saved ({_cause(error)}): training stops here. Earlier checkpoints are whole; once there is"
+            f"{path} could not be saved ({_cause(error)}; {_free(path)}): training stops here. Earlier checkpoints are whole; once there is"
             " room, the same command line with --resume auto goes on from the newest."
         ) from error
+
+
+def _free(path: Any) -> str:
+    """How much room there is: what ranks tell each other of an error leaves out the system's reason."""
+    try:
+        return f"{shutil.disk_usage(Path(path).parent).free / 1e6:.1f} MB are free there"
+    except OSError:
+        return "its folder cannot be seen"
 
 
 def _cause(error: BaseException) -> str:

@@ -83,4 +83,5 @@ def test_a_disk_that_is_full(tmp_path: Path, disk: Path, strategy: str) -> None:
     if strategy == "zero2" and find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
     (tmp_path / "alone").mkdir()
-    check_stops_and_goes_on(tmp_path / "alone", tmp_path / "full", strategy, False, "No space left on device")
+    reason = "RuntimeError: .*" if strategy == "fsdp2" else "No space left on device"  # torch passes on no more
+    check_stops_and_goes_on(tmp_path / "alone", tmp_path / "full", strategy, False, reason)
