@@ -25,8 +25,8 @@ def said_of(path: Any) -> Iterator[None]:
         yield
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise SaveError(
-            f"{path} could not be saved ({_cause(error)}; {_free(path)}): training stops here. Earlier checkpoints are whole; once there is"
-            " room, the same command line with --resume auto goes on from the newest."
+            f"{path} could not be saved ({_cause(error)}; {_free(path)}): training stops here. Earlier checkpoints are"
+            " whole; once there is room, the same command line with --resume auto goes on from the newest."
         ) from error
 
 
