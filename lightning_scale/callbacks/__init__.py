@@ -6,6 +6,7 @@ from lightning_scale.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_scale.callbacks.exact_resume import ExactResume
 from lightning_scale.callbacks.gradient_accumulation import GradientAccumulation
 from lightning_scale.callbacks.legw import LEGWWarmup
+from lightning_scale.callbacks.noise_scale import GradientNoiseScale
 from lightning_scale.callbacks.progress_bar import StepProgressBar
 from lightning_scale.callbacks.resume import Resume
 from lightning_scale.callbacks.save_on_signal import SaveOnSignal
@@ -18,6 +19,7 @@ __all__ = [
     "BatchSizeRamp",
     "ExactResume",
     "GradientAccumulation",
+    "GradientNoiseScale",
     "LEGWWarmup",
     "Resume",
     "SaveOnSignal",
