@@ -8,6 +8,7 @@ from lightning_scale.callbacks.fail_together import FailTogether
 from lightning_scale.callbacks.gradient_accumulation import GradientAccumulation
 from lightning_scale.callbacks.legw import LEGWWarmup
 from lightning_scale.callbacks.nonfinite import NonfiniteMonitor
+from lightning_scale.callbacks.noise_scale import GradientNoiseScale
 from lightning_scale.callbacks.progress_bar import StepProgressBar
 from lightning_scale.callbacks.resume import Resume
 from lightning_scale.callbacks.save_on_signal import SaveOnSignal
@@ -21,6 +22,7 @@ __all__ = [
     "ExactResume",
     "FailTogether",
     "GradientAccumulation",
+    "GradientNoiseScale",
     "LEGWWarmup",
     "NonfiniteMonitor",
     "Resume",

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -29,6 +30,7 @@ from lightning_scale.window.feed import Feed
 from lightning_scale.window.gradients import divide, users_own
 from lightning_scale.window.items import Items, MeanOverItems, items_of
 from lightning_scale.window.loop import LoopAccess
+from lightning_scale.window.micro_batch import MicroBatch
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.progress import Progress
 from lightning_scale.window.random_streams import RandomStreams
@@ -147,6 +149,43 @@ class LoopAdapter(L.Callback):
         pl_module.log_dict({key: float(value) for key, value in values.items()}, prog_bar=True)
         # float64: float32 does not count further than 16,777,216 by ones
         pl_module.log("samples_consumed", torch.tensor(self.progress.samples, dtype=torch.float64))
+
+    # -- what they ask -------------------------------------------------------------------------------------------------
+
+    @property
+    def window_opens(self) -> bool:
+        """Whether the present micro-batch is a step's first."""
+        return self._window is not None and self._window.seen == 1
+
+    @property
+    def makes_means(self) -> bool:
+        """Whether steps are means over exactly their items; else they are what Lightning's own accumulation makes."""
+        return self.feed.owner is not None
+
+    def micro_batch(self, trainer: L.Trainer) -> MicroBatch:
+        """The micro-batch whose gradient comes next; in ``on_before_backward``."""
+        assert self._window is not None, "there is a window from on_train_batch_start on"
+        held = self._window.held
+        if self.feed.owner is None:
+            return MicroBatch(held, float(held), 1 / trainer.accumulate_grad_batches)  # Lightning divides the loss
+        return MicroBatch(held, self._items, self._items / (self._mean.unit or 1.0))
+
+    def one_micro_batch_a_step(self, trainer: L.Trainer) -> bool:
+        """From ``on_train_start`` on: whether no step will have more than one micro-batch of each rank, as far as is known."""
+        feed = self.feed
+        if self.stages is not None:
+            known = [(stage.micro_batch_size, stage.schedule) for stage in self.stages.plan.stages]
+        elif feed.owner is not None:
+            known = [(feed.micro_batch_size, feed.owner.schedule(trainer.global_step))]
+        else:
+            return trainer.accumulate_grad_batches == 1 and not any(
+                isinstance(c, GradientAccumulationScheduler)
+                for c in trainer.callbacks  # type: ignore[attr-defined]
+            )
+        return all(
+            micro is not None and max(size for _, size in schedule.changes()) <= micro * trainer.world_size
+            for micro, schedule in known
+        )
 
     # -- before training -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,101 @@
+"""The two terms of the gradient noise scale, from one optimizer step. Plain arithmetic.
+
+McCandlish et al. 2018, arXiv 1812.06162, appendix A.1. A step's gradient is a weighted mean of its *units'* gradients: the
+micro-batches of all ranks. A mean over b samples has E|g|² = |G|² + tr Σ / b, where G is the true gradient and Σ the
+covariance of one sample's; two sizes of b give two equations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one step says; each term is unbiased, their ratio is not."""
+
+    gradient_square: float
+    """|G|², the squared norm of the true gradient; noise can make it negative."""
+    trace: float
+    """tr Σ, the trace of the covariance of one sample's gradient."""
+
+
+@dataclass(frozen=True)
+class UnitSums:
+    """Sums over the units of a step; those of several ranks add up.
+
+    A unit's gradient g is a mean over m items (samples, or what the loss is a mean over); its weight in the step's is c.
+    """
+
+    units: float = 0.0
+    samples: float = 0.0
+    items: float = 0.0
+    """Σ m"""
+    weight: float = 0.0
+    """Σ c"""
+    square: float = 0.0
+    """Σ c·|g|²"""
+    inverse: float = 0.0
+    """Σ c/m"""
+    inverse_square: float = 0.0
+    """Σ c²/m"""
+
+    @classmethod
+    def of_unit(cls, weighted_square: float, weight: float, items: float, samples: float) -> UnitSums:
+        """One unit, by the squared norm of c·g; nothing where it has no weight.
+
+        Args:
+            weighted_square: |c·g|².
+            weight: c.
+            items: m.
+            samples: How many samples the items belong to.
+        """
+        if weight == 0 or items == 0:
+            return cls(samples=samples)
+        return cls(1.0, samples, items, weight, weighted_square / weight, weight / items, weight * weight / items)
+
+    def __add__(self, other: UnitSums) -> UnitSums:
+        return UnitSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def small_batch(self) -> float:
+        """B_small in samples: units of this size would have the noise that the weighted mean of |g|² has."""
+        return self.weight / self.inverse * self.samples / self.items
+
+    @property
+    def big_batch(self) -> float:
+        """B_big in samples: the step's own size where it is the mean over its items, less where units weigh otherwise."""
+        return self.weight * self.weight / self.inverse_square * self.samples / self.items
+
+
+def unbiased(small_square: float, big_square: float, small_batch: float, big_batch: float) -> Estimate:
+    """|G|² and tr Σ from the squared norms of gradients at two batch sizes.
+
+    Args:
+        small_square: Mean of |g|² over gradients of ``small_batch`` samples.
+        big_square: |g|² of the gradient of ``big_batch`` samples.
+        small_batch: In samples.
+        big_batch: In samples, larger.
+    """
+    trace = (small_square - big_square) / (1 / small_batch - 1 / big_batch)
+    gradient_square = (big_batch * big_square - small_batch * small_square) / (big_batch - small_batch)
+    return Estimate(gradient_square, trace)
+
+
+def estimate(sums: UnitSums, mean_square: float) -> Estimate | None:
+    """What a step's units and their mean say of |G|² and tr Σ.
+
+    Uneven units have the weights that they have in the step, so that where it is the mean over all samples tr Σ is the
+    analysis of variance's Σ b·|g − ḡ|² / (units − 1).
+
+    Args:
+        sums: Over all units.
+        mean_square: |Σ c·g / Σ c|², of the step's gradient.
+
+    Returns:
+        ``None`` where there is nothing to compare (a single unit), and for gradients that are not finite.
+    """
+    if sums.units < 2 or not math.isfinite(sums.square + mean_square):
+        return None
+    return unbiased(sums.square / sums.weight, mean_square, sums.small_batch, sums.big_batch)

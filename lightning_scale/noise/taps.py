@@ -1,0 +1,62 @@
+"""The norm of each micro-batch's gradient, on its way to the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class GradientTaps:
+    """Sees the gradients of one backward pass by themselves: before they are added to those of earlier micro-batches, and
+    before DDP averages them. Nothing is copied; each gradient is read once more.
+
+    Args:
+        params: Whose gradients.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._params = [p for p in params if p.requires_grad]
+        self._handles: list[Any] = []
+        self._norms: dict[int, Tensor] = {}
+        self.in_parts = False
+        """Whether some parameter's gradient has ever come in several parts, whose norms do not add up."""
+
+    def open(self) -> None:
+        """Before a backward pass."""
+        self.close()
+        self._norms = {}
+        self._handles = [
+            p.register_hook(lambda grad, key=key: self._see(key, grad))  # type: ignore[misc, no-untyped-call]
+            for key, p in enumerate(self._params)
+        ]
+
+    def _see(self, key: int, grad: Tensor) -> None:
+        self.in_parts |= key in self._norms
+        self._norms[key] = norm(grad)
+
+    def close(self) -> list[Tensor]:
+        """After it: the norm of every parameter's gradient (0-d float32), as far as they have one."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        return list(self._norms.values())
+
+
+def norm(grad: Tensor) -> Tensor:
+    """‖g‖ as a 0-d tensor where ``grad`` is."""
+    grad = grad.detach()
+    if grad.is_sparse:
+        grad = grad.coalesce().values()
+    found: Tensor = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
+    return found
+
+
+def square_of(norms: Sequence[Tensor]) -> float:
+    """The sum of squared norms, in float64; waits for their devices."""
+    if not norms:
+        return 0.0
+    together = torch.stack([n.to(norms[0]) for n in norms])
+    return float(together.cpu().double().square().sum())
