@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import lightning_scale.strategies  # noqa: F401 (their names are registered)
+from lightning_scale import cli_plan
 from lightning_scale.cli_errors import repeated_callback, sentence
 from lightning_scale.cli_resume import HELP, bring_callbacks, check_resume
 from lightning_scale.errors import ConfigurationError
@@ -36,7 +37,7 @@ class ScaleArgumentParser(LightningArgumentParser):
 
 
 class ScaleCLI(LightningCLI):
-    """LightningCLI, with five differences.
+    """LightningCLI, with six differences.
 
     - Optimizer and scheduler are built inside ``configure_optimizers``, from ``named_parameters()``: after
       ``configure_model`` and after sharding, and with the parameters' own names.
@@ -44,6 +45,7 @@ class ScaleCLI(LightningCLI):
     - The configuration saved beside the logs may be overwritten, so that the same command runs twice.
     - ``--config callbacks/x.yaml`` also finds the shipped fragments; a configuration error is one sentence.
     - ``fit --resume auto`` goes on from the newest whole checkpoint of the run, or starts it.
+    - ``plan`` says what ``fit`` would do.
 
     Args:
         args: The command line, a list or a dict; None for ``sys.argv``.
@@ -78,6 +80,15 @@ class ScaleCLI(LightningCLI):
             parser.add_argument("--resume", type=str | None, default=None, help=HELP)
         return parser
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        klass = self.trainer_class if isinstance(self.trainer_class, type) else L.Trainer
+        plan = self._prepare_subcommand_parser(klass, "fit", description="Say what fit would do, without training.")
+        cli_plan.add_arguments(plan)
+        self._subcommand_parsers["plan"] = plan
+        subcommands: Any = parser._subcommands_action  # made by super
+        subcommands.add_subcommand("plan", plan, help="Say what fit would do, without training a step.")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         if args is None:
             args = sys.argv[1:]
@@ -86,7 +97,28 @@ class ScaleCLI(LightningCLI):
         else:
             super().parse_arguments(parser, args)
 
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        if self.subcommand == "plan":
+            self.parser.add_instantiator(cli_plan.build_without_memory, L.LightningModule, prepend=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand == "plan":
+            return None  # type: ignore[return-value]  # a plan has one of its own
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "plan":
+            return super()._run_subcommand(subcommand)
+        options, trainer = self.config_init["plan"], self._get(self.config_init, "trainer")
+        try:
+            cli_plan.run(options, self.model, self.datamodule, trainer, self._written["plan"]["trainer"])
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(sentence(str(error))) from error
+
     def instantiate_classes(self) -> None:
+        if self.subcommand == "plan":
+            self._written, self.config = self.config, cli_plan.without_trainer(self.config)
         checkpoint, resume = self._get(self.config, "ckpt_path"), self._get(self.config, "resume")
         if resume is not None:
             check_resume(resume, checkpoint)
@@ -101,7 +133,7 @@ class ScaleCLI(LightningCLI):
         except (ValueError, TypeError) as error:
             # What a class says of its own arguments; an error in its code shows in the chained traceback.
             raise ConfigurationError(sentence(str(error))) from error
-        if resume is not None:
+        if resume is not None and self.subcommand != "plan":
             bring_callbacks(self.trainer, resume, self._get(self.config_init, "trainer.default_root_dir"))
         optimizer = self._get(self.config_init, "optimizer") if self._own_optimizers else None
         if optimizer:
