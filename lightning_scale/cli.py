@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import lightning_scale.strategies  # noqa: F401 (their names are registered)
+from lightning_scale import cli_plan
 from lightning_scale.callbacks import FailTogether
 from lightning_scale.callbacks.fail_together import first_failure
 from lightning_scale.cli_errors import repeated_callback, sentence
@@ -52,6 +53,7 @@ class ScaleCLI(LightningCLI):
     - ``fit --resume auto`` goes on from the newest whole checkpoint of the run, or starts it.
     - Checkpoints are loaded without running anything in them, and do not choose the model's class or arguments: those are
       what the configuration says.
+    - ``plan`` says what ``fit`` would do.
 
     Args:
         args: The command line, a list or a dict; None for ``sys.argv``.
@@ -86,6 +88,15 @@ class ScaleCLI(LightningCLI):
             parser.add_argument("--resume", type=str | None, default=None, help=HELP)
         return parser
 
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        klass = self.trainer_class if isinstance(self.trainer_class, type) else L.Trainer
+        plan = self._prepare_subcommand_parser(klass, "fit", description="Say what fit would do, without training.")
+        cli_plan.add_arguments(plan)
+        self._subcommand_parsers["plan"] = plan
+        subcommands: Any = parser._subcommands_action  # made by super
+        subcommands.add_subcommand("plan", plan, help="Say what fit would do, without training a step.")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         if args is None:
             args = sys.argv[1:]
@@ -97,7 +108,28 @@ class ScaleCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would take the model's class path and arguments from a checkpoint that has hyper-parameters."""
 
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        if self.subcommand == "plan":
+            self.parser.add_instantiator(cli_plan.build_without_memory, L.LightningModule, prepend=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand == "plan":
+            return None  # type: ignore[return-value]  # a plan has one of its own
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "plan":
+            return super()._run_subcommand(subcommand)
+        options, trainer = self.config_init["plan"], self._get(self.config_init, "trainer")
+        try:
+            cli_plan.run(options, self.model, self.datamodule, trainer, self._written["plan"]["trainer"])
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(sentence(str(error))) from error
+
     def instantiate_classes(self) -> None:
+        if self.subcommand == "plan":
+            self._written, self.config = self.config, cli_plan.without_trainer(self.config)
         checkpoint, resume = self._get(self.config, "ckpt_path"), self._get(self.config, "resume")
         if resume is not None:
             check_resume(resume, checkpoint)
@@ -112,6 +144,14 @@ class ScaleCLI(LightningCLI):
         except (ValueError, TypeError) as error:
             # What a class says of its own arguments; an error in its code shows in the chained traceback.
             raise ConfigurationError(sentence(str(error))) from error
+        if self.subcommand != "plan":
+            self._complete_trainer(resume)
+        optimizer = self._get(self.config_init, "optimizer") if self._own_optimizers else None
+        if optimizer:
+            self._build_optimizer_late(optimizer)
+
+    def _complete_trainer(self, resume: str | None) -> None:
+        """What every run of the command has."""
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = WholeFileIO()  # refuses code, also from addresses of the web
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -119,9 +159,6 @@ class ScaleCLI(LightningCLI):
             callbacks.insert(0, FailTogether())  # tells the others before any other callback acts on an error
         if resume is not None:
             bring_callbacks(self.trainer, resume, self._get(self.config_init, "trainer.default_root_dir"))
-        optimizer = self._get(self.config_init, "optimizer") if self._own_optimizers else None
-        if optimizer:
-            self._build_optimizer_late(optimizer)
 
     def _build_optimizer_late(self, optimizer: Any) -> None:
         """Give the model a ``configure_optimizers`` that builds what the configuration names."""

@@ -7,8 +7,8 @@ from lightning_scale.callbacks.exact_resume import ExactResume
 from lightning_scale.callbacks.fail_together import FailTogether
 from lightning_scale.callbacks.gradient_accumulation import GradientAccumulation
 from lightning_scale.callbacks.legw import LEGWWarmup
-from lightning_scale.callbacks.nonfinite import NonfiniteMonitor
 from lightning_scale.callbacks.noise_scale import GradientNoiseScale
+from lightning_scale.callbacks.nonfinite import NonfiniteMonitor
 from lightning_scale.callbacks.progress_bar import StepProgressBar
 from lightning_scale.callbacks.resume import Resume
 from lightning_scale.callbacks.save_on_signal import SaveOnSignal

@@ -43,7 +43,7 @@ class BatchSizeRamp(L.Callback):
         noise_scale: float | None = None,
     ) -> None:
         self._schedule = parse_schedule(schedule)
-        self._lr_scaling: LRScaling = lr_scaling
+        self.lr_scaling: LRScaling = lr_scaling
         self._noise_scale = noise_scale
         one_of("last_window", last_window, get_args(LastWindow))
         self.last_window = last_window
@@ -61,15 +61,15 @@ class BatchSizeRamp(L.Callback):
         return self._schedule
 
     def _factor(self, batch_size: int) -> float:
-        return lr_scale(self._lr_scaling, batch_size, self._base, self._noise_scale)
+        return lr_scale(self.lr_scaling, batch_size, self._base, self._noise_scale)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         self._adapter = LoopAdapter.attach(trainer)
         self._adapter.own_batch_size(type(self).__name__, self)
-        if self._lr_scaling != "none" or isinstance(self._schedule, InsteadOfDecay):
-            self._adapter.scale_rate(self._factor if self._lr_scaling != "none" else None)
+        if self.lr_scaling != "none" or isinstance(self._schedule, InsteadOfDecay):
+            self._adapter.scale_rate(self._factor if self.lr_scaling != "none" else None)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if self._adapter is not None:

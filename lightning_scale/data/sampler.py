@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from lightning_scale.data import ranks
 from lightning_scale.schedule import BatchSizeSchedule, LastWindow, Split, nearest_split
 from lightning_scale.schedule.checks import whole
 
@@ -81,17 +82,11 @@ class ResumableBatchSampler(Sampler[list[int]]):
 
     @property
     def rank(self) -> int:
-        if self._rank is not None:
-            return self._rank
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        return torch.distributed.get_rank() if distributed else 0
+        return ranks.rank() if self._rank is None else self._rank
 
     @property
     def world_size(self) -> int:
-        if self._world_size is not None:
-            return self._world_size
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        return torch.distributed.get_world_size() if distributed else 1
+        return ranks.world_size() if self._world_size is None else self._world_size
 
     @property
     def batch_size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_scale.schedule.batch_size import BatchSizeSchedule, ConstantBatchSize
-from lightning_scale.schedule.composition import Rate, compose_rate
+from lightning_scale.schedule.composition import Rate, compose_rate, warmup_of
 from lightning_scale.schedule.conversion import to_samples, to_steps
 from lightning_scale.schedule.instead_of_decay import InsteadOfDecay
 from lightning_scale.schedule.legw import LEGW
@@ -47,4 +47,5 @@ __all__ = [
     "to_samples",
     "to_steps",
     "warmup_factor",
+    "warmup_of",
 ]

@@ -9,6 +9,7 @@ from lightning_scale.schedule.checks import finite, whole
 from lightning_scale.schedule.legw import LEGW
 from lightning_scale.schedule.shapes import warmup_factor
 from lightning_scale.schedule.stage_plan import StagePlan
+from lightning_scale.schedule.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,29 @@ def compose_rate(
         if value is not None and not present:
             raise ValueError(f"{name} is {value}, but there is no {owner}: give {owner}, or leave {name} out.")
 
-    def legw_warmup() -> Fraction | float:
-        if legw is None:
-            return 0
-        return legw.warmup_steps() if legw_warmup_steps is None else legw_warmup_steps
-
     factor = ramp_factor * (1.0 if legw is None else legw.lr_factor(batch_size))
-    if plan is None:
-        return Rate(None, factor * warmup_factor(step, legw_warmup()) * decay_factor)
-    stage, step_in_stage = plan.locate(step)
-    warmup = stage.warmup_steps() if stage_warmup_steps is None else stage_warmup_steps
+    stage, step_in_stage = (None, step) if plan is None else plan.locate(step)
+    if legw is not None and legw_warmup_steps is None and (stage is None or stage.lr is None):
+        legw_warmup_steps = legw.warmup_steps()
+    warmup = warmup_of(stage, stage_warmup_steps, legw_warmup_steps)
+    if stage is None:
+        return Rate(None, factor * warmup_factor(step_in_stage, warmup) * decay_factor)
     if stage.lr is not None:
         return Rate(stage.lr, stage.rate_factor(step_in_stage, warmup) * decay_factor)
-    return Rate(None, factor * stage.rate_factor(step_in_stage, warmup or legw_warmup()) * decay_factor)
+    return Rate(None, factor * stage.rate_factor(step_in_stage, warmup) * decay_factor)
+
+
+def warmup_of(
+    stage: Stage | None, stage_warmup_steps: Fraction | None, legw_warmup_steps: Fraction | float | None
+) -> Fraction | float:
+    """The warmup that counts, in optimizer steps: the run's, or that of a stage from its start; 0 for none.
+
+    Args:
+        stage: The stage; None for a run without.
+        stage_warmup_steps: Its own warmup; None for what it says itself.
+        legw_warmup_steps: LEGW's, which a stage with neither ``lr`` nor warmup takes; None without LEGW.
+    """
+    if stage is None:
+        return legw_warmup_steps or 0
+    own = stage.warmup_steps() if stage_warmup_steps is None else stage_warmup_steps
+    return own if own or stage.lr is not None else legw_warmup_steps or 0

@@ -223,7 +223,7 @@ class LoopAdapter(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.data.trained = True
         self.rate.begin()
-        self._write_rate(trainer)
+        self.write_rate(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.data.begin_epoch()
@@ -247,7 +247,7 @@ class LoopAdapter(L.Callback):
         if self._window is None:
             self._window = self.feed.window(self.progress.now)
             self.batch_size = self._window.batch_size
-            self._write_rate(trainer)  # anew, for another callback may have changed the batch since
+            self.write_rate(trainer)  # anew, for another callback may have changed the batch since
             self._window.opened_at = trainer.global_step
         self.feed.begin_micro_batch(self._window, batch)
         if self.stages is not None and self._window.full and self.stages.ends_after(trainer.global_step + 1):
@@ -285,7 +285,7 @@ class LoopAdapter(L.Callback):
         if self._window is not None and ends:
             self._end_window(self._window)
             self.rate.note()
-            self._write_rate(trainer)
+            self.write_rate(trainer)
 
     def _end_window(self, window: Window) -> None:
         """Add a window's samples to what has been consumed."""
@@ -296,9 +296,9 @@ class LoopAdapter(L.Callback):
     def _know_data(self, trainer: L.Trainer, samples_per_epoch: int | None, total_samples: int | None) -> None:
         """New loaders, of a new stage perhaps: warmups in epochs or shares of the run become known."""
         self.rate.rule.know_data(trainer.global_step, samples_per_epoch, total_samples)
-        self._write_rate(trainer)
+        self.write_rate(trainer)
 
-    def _write_rate(self, trainer: L.Trainer) -> None:
+    def write_rate(self, trainer: L.Trainer) -> None:
         """Set the rate of the next optimizer step, unless it is of another stage than the one served."""
         if self.stages is None or not self.stages.ends_after(trainer.global_step):
             samples = self.progress.now

@@ -221,9 +221,10 @@ class Feed:
         """Optimizer steps of a run of so many epochs, from its first sample on; its loader's length must be known."""
         assert self.owner is not None
         fixed_from = self.owner.schedule(0).changes()[-1][0]  # where the last size begins
-        return count_steps(epochs, self._epoch, self.owner.last_window, fixed_from)
+        return count_steps(epochs, self.epoch, self.owner.last_window, fixed_from)
 
-    def _epoch(self, samples: int) -> Epoch:
+    def epoch(self, samples: int) -> Epoch:
+        """The epoch that begins after so many samples; its loader's length must be known."""
         if self._sampler is None:
             loaders, world_size = self._loop.train_loaders, self._trainer.world_size
             held = samples_per_epoch(loaders, math.inf, None) if len(loaders) == 1 else None
@@ -236,9 +237,10 @@ class Feed:
     def _endless(self, samples: int, enough: int) -> Iterator[tuple[Split, int]]:
         """Batches of full micro-batches, each kind with how many of it follow; ``enough`` of one that lasts."""
         schedule, unit = self.schedule(), self._unit
-        assert schedule is not None and unit is not None
+        assert unit is not None, "checked when the loader was read, or before a plan"
         while True:
-            batch_size = self._possible(schedule.batch_size(samples))
-            count = schedule.steps_of_one_size(samples, batch_size) or enough
+            batch_size = self.batch_size(samples)
+            assert batch_size is not None
+            count = (schedule.steps_of_one_size(samples, batch_size) if schedule is not None else None) or enough
             yield Split(batch_size, batch_size // unit, self._trainer.world_size), count
             samples += count * batch_size

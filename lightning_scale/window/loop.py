@@ -42,6 +42,10 @@ class LoopAccess(LoopState):
             undo()
         self._undo.clear()
 
+    def run_instead(self, run: Callable[[], None]) -> None:
+        """Let ``run()`` stand in the training loop's place."""
+        self._replace(self._fit_loop, "run", lambda _: run)
+
     def decide_steps(self, closes: Callable[[], bool]) -> None:
         """Let ``closes()`` say whether the optimizer steps after the present micro-batch.
 

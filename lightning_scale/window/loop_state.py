@@ -130,6 +130,41 @@ class LoopState:
         """Whether training ends with the present micro-batch because somebody asked for it."""
         return bool(self._trainer.should_stop and self._fit_loop._can_stop_early)
 
+    # -- counting without training, for a plan -------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Optimizer steps and epochs after which training ends; -1 for no limit."""
+        return int(self._epoch_loop.max_steps), int(self._fit_loop.max_epochs)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return int(self._fit_loop.epoch_progress.current.processed)
+
+    def load(self) -> None:
+        """Make sure that there is a training loader, as before every epoch."""
+        self._fit_loop.setup_data()
+
+    def count_step(self, micro_batches: int, last: bool) -> None:
+        """Count an optimizer step of so many micro-batches as taken, the epoch's ``last`` one perhaps.
+
+        Schedulers that follow steps advance.
+        """
+        batches = self._epoch_loop.batch_progress
+        batches.current.ready += micro_batches
+        batches.is_last_batch = last
+        self._epoch_loop.automatic_optimization.optim_progress.optimizer.step.increment_completed()
+        self._epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+
+    def count_epoch(self, *, whole: bool) -> None:
+        """Count an epoch as trained; schedulers that follow epochs advance where it was not cut off by the run's end."""
+        self._fit_loop.epoch_progress.increment_processed()
+        if whole:
+            self._epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        self._epoch_loop.batch_progress.reset_on_run()
+        self._epoch_loop.batch_progress.is_last_batch = False
+
     def forget_restart(self) -> None:
         """Training goes on: the rest of the present epoch is as any other (schedulers follow its end, for example)."""
         self._fit_loop._restarting = False

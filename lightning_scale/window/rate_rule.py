@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.schedule import LEGW, BatchSizeSchedule, Rate, StagePlan, compose_rate
+from lightning_scale.schedule import LEGW, BatchSizeSchedule, Rate, StagePlan, compose_rate, warmup_of
 
 
 @dataclass
@@ -62,6 +62,11 @@ class RateRule:
                     " write it in steps or samples."
                 ) from None
             raise ConfigurationError(str(error)) from None
+
+    def warmup_steps(self, step: int) -> Fraction | float:
+        """Optimizer steps of the warmup after ``step`` steps: the run's, or that of the stage; 0 for none."""
+        stage = self.plan.at(step).stage if self.plan is not None else None
+        return warmup_of(stage, self._stage_warmup, self._legw_steps)
 
     def rate(self, step: int, samples: int, batch_size: int | None, schedule: BatchSizeSchedule | None) -> Rate:
         """The rate of an optimizer step.

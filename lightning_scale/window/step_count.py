@@ -1,8 +1,9 @@
-"""How many optimizer steps a run will take."""
+"""The optimizer steps of an epoch, one kind after another, and how many of them a run will take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lightning_scale.schedule import LastWindow, Split
@@ -17,6 +18,19 @@ class Epoch(NamedTuple):
     """Micro-batches of each rank after which it ends."""
     samples: int | None = None
     """Samples in it, where its last micro-batch may be short."""
+
+
+class Taken(NamedTuple):
+    """Optimizer steps of one kind, one after another."""
+
+    batch: Split
+    """The batch that is asked for, which an epoch's end may cut."""
+    steps: int
+    """How many; 0 for micro-batches that are left at an epoch's end and left out."""
+    micro_batches: int
+    """Of each rank, in each of them."""
+    samples: int
+    """Of all ranks, in each of them."""
 
 
 def count_steps(epochs: int, epoch: Callable[[int], Epoch], last_window: LastWindow, fixed_from: int) -> int:
@@ -39,12 +53,34 @@ def count_steps(epochs: int, epoch: Callable[[int], Epoch], last_window: LastWin
 
 def _count_epoch(epoch: Epoch, last_window: LastWindow) -> tuple[int, int]:
     """Optimizer steps of one epoch, and samples consumed."""
-    steps, samples, left = 0, 0, epoch.micro_batches
+    steps = samples = 0
+    for taken in epoch_steps(epoch, last_window):
+        steps, samples = steps + taken.steps, samples + max(taken.steps, 1) * taken.samples
+    return steps, samples
+
+
+def epoch_steps(epoch: Epoch, last_window: LastWindow) -> Iterator[Taken]:
+    """What the loop makes of an epoch, in order.
+
+    Args:
+        epoch: The epoch.
+        last_window: Whether a batch that its end cuts is a step.
+    """
+    consumed, left = 0, epoch.micro_batches
+    most = math.inf if epoch.samples is None else epoch.samples
     for batch, count in epoch.batches:
-        whole = min(count, left // batch.micro_batches)
-        steps, samples, left = steps + whole, samples + whole * batch.batch_size, left - whole * batch.micro_batches
-        if whole < count:  # the epoch ends
-            samples += batch.samples(left)
-            steps += left > 0 and last_window == "step"
-            break
-    return steps, samples if epoch.samples is None else min(samples, epoch.samples)
+        fitting = min(count, left // batch.micro_batches)
+        # Only the epoch's last micro-batch may be short: what comes before its window is full.
+        short = fitting > 0 and consumed + fitting * batch.batch_size > most
+        full = fitting - 1 if short else fitting
+        if full:
+            yield Taken(batch, full, batch.micro_batches, batch.batch_size)
+        consumed, left = consumed + full * batch.batch_size, left - full * batch.micro_batches
+        if short:
+            yield Taken(batch, 1, batch.micro_batches, int(most - consumed))
+            consumed, left = int(most), left - batch.micro_batches
+        if fitting < count:  # the epoch ends
+            if left > 0:
+                samples = min(batch.samples(left), int(min(most, consumed + batch.batch_size)) - consumed)
+                yield Taken(batch, int(last_window == "step"), left, samples)
+            return

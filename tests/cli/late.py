@@ -8,6 +8,8 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
+from tests.toys import Vectors
+
 
 class LateNet(L.LightningModule):
     def __init__(self) -> None:
@@ -29,3 +31,10 @@ class LateNet(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> Any:
         self.rates.append(float(optimizer.param_groups[0]["lr"]))
+
+
+class NoData(Vectors):
+    """Its files are not there."""
+
+    def prepare_data(self) -> None:
+        raise FileNotFoundError("nobody may ask for these samples")

@@ -1,0 +1,120 @@
+"""``lightning-scale plan``: what ``fit`` would do with the same files, without training a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from sys import stderr
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.plan.data import standing_for
+from lightning_scale.plan.rehearsal import Rehearsed, rehearse
+
+# Of the Trainer's arguments, those that are built before it and that a plan has no use for.
+_NOT_BUILT = {"strategy": "auto", "logger": False, "plugins": None, "profiler": None}
+
+
+def add_arguments(parser: LightningArgumentParser) -> None:
+    """What ``plan`` takes beside all that ``fit`` takes."""
+    add = parser.add_argument
+    add("--world-size", "--world_size", type=int | None, help="Plan for so many ranks, instead of devices x num_nodes.")
+    add("--format", type=Literal["text", "json"], default="text", help="What is printed.")
+    add("--picture", type=str | None, default="plan.png", help="Where the PNG goes; null for none.")
+    add(
+        "--samples-per-epoch",
+        "--samples_per_epoch",
+        type=int | None,
+        help="Do not open the data: it has so many samples, and every size of batch can be made of them.",
+    )
+    add(
+        "--micro-batch-size",
+        "--micro_batch_size",
+        type=int | None,
+        help="Beside samples_per_epoch, if nothing says it.",
+    )
+
+
+def ranks_of(trainer: Any, given: int | None) -> int:
+    """The number of ranks: as given, or the configuration's devices x num_nodes.
+
+    Raises:
+        ConfigurationError: where neither says it.
+    """
+    if given is not None:
+        if given < 1:
+            raise ConfigurationError(f"world_size is {given}: write the number of ranks, 1 or more.")
+        return given
+    devices, nodes = trainer.devices, int(trainer.num_nodes or 1)
+    text = str(devices)
+    if isinstance(devices, (list, tuple)) or "," in text:
+        found = devices if isinstance(devices, (list, tuple)) else [part for part in text.split(",") if part.strip()]
+        return len(found) * nodes
+    if text.isdigit() and int(text) > 0:
+        return int(text) * nodes
+    if trainer.accelerator == "cpu":
+        return nodes
+    raise ConfigurationError(
+        f"trainer.devices is {devices!r}, and how many those are shows on the machine itself: give --world-size."
+    )
+
+
+def without_trainer(config: Any) -> Any:
+    """The configuration with nothing to build for the Trainer but callbacks."""
+    config = config.clone()
+    for key, value in _NOT_BUILT.items():
+        config["plan"]["trainer"][key] = value
+    return config
+
+
+def build_without_memory(class_type: type, *args: Any, applied_instantiation_links: Any, **kwargs: Any) -> Any:
+    """A model on the meta device, where its constructor allows that."""
+    try:
+        with torch.device("meta"):
+            return class_type(*args, **kwargs)
+    except (NotImplementedError, RuntimeError):  # it looks into its tensors
+        return class_type(*args, **kwargs)
+
+
+def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, configured: Any) -> None:
+    """Plan, print, draw.
+
+    Args:
+        options: The parsed ``plan`` section.
+        model: The module.
+        datamodule: The data; None where the module has its own.
+        trainer: The Trainer's arguments, callbacks built.
+        configured: The Trainer's arguments as they were written.
+    """
+    from lightning_scale.plan.report import report  # with matplotlib's absence to tell of
+
+    world_size = ranks_of(configured, options.world_size)
+    if options.samples_per_epoch is not None:
+        datamodule = standing_for(datamodule, options.samples_per_epoch, options.micro_batch_size)
+    elif options.micro_batch_size is not None:
+        raise ConfigurationError("micro_batch_size is read beside samples_per_epoch only: leave it out, or give that.")
+    found = _say_nothing(lambda: rehearse(model, datamodule, trainer.get("callbacks") or [], trainer, world_size))
+    print(report(found, as_json=options.format == "json", strategy=configured.strategy, precision=configured.precision))
+    if options.picture:
+        _draw(found, Path(options.picture))
+
+
+def _say_nothing(work: Callable[[], Rehearsed]) -> Rehearsed:
+    """Run ``work``; what it prints is no part of the plan."""
+    with redirect_stdout(stderr):
+        return work()
+
+
+def _draw(found: Rehearsed, path: Path) -> None:
+    try:
+        from lightning_scale.plan.picture import draw
+    except ImportError:
+        print(f"no picture {path}: matplotlib is not installed (pip install matplotlib).", file=stderr)
+        return
+    draw(found.schedule, path)
+    print(f"picture: {path}", file=stderr)

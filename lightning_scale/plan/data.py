@@ -1,0 +1,60 @@
+"""Data of a known size in a DataModule's place, so that a plan needs no files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+from torch.utils.data import DataLoader
+
+from lightning_scale.data import ResumableBatchSampler, StageData
+from lightning_scale.errors import ConfigurationError
+
+
+class SizedData(L.LightningDataModule):
+    """As many samples as it is told, in the order of a `ResumableBatchSampler`, in stages or not.
+
+    Args:
+        samples: Samples in an epoch; a stage lasts for all of its own.
+        micro_batch_size: Samples in one rank's micro-batch, where no stage says otherwise.
+        original: The DataModule that it stands for: what the model asks of it, a vocabulary's size say, is answered by that.
+    """
+
+    def __init__(self, samples: int, micro_batch_size: int | None, original: Any) -> None:
+        super().__init__()
+        self._samples, self._micro_batch_size, self._original = samples, micro_batch_size, original
+        self._stage: StageData | None = None
+
+    def set_stage(self, stage: StageData) -> None:
+        self._stage = stage
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        stage = self._stage
+        size = (stage.micro_batch_size if stage is not None else None) or self._micro_batch_size
+        if size is None:
+            raise ConfigurationError(
+                "samples_per_epoch stands for the data, and nothing says how large a micro-batch is: give micro_batch_size,"
+                " or data with an attribute micro_batch_size or batch_size."
+            )
+        sampler = ResumableBatchSampler(
+            self._samples,
+            size,
+            shuffle=False,
+            epoch_samples=stage.samples if stage is not None else None,
+            samples_consumed=stage.samples_consumed if stage is not None else 0,
+        )
+        return DataLoader(range(self._samples), batch_sampler=sampler)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._original, name)
+
+
+def standing_for(original: Any, samples: int, micro_batch_size: int | None) -> SizedData:
+    """Data of so many samples; the micro-batch's size is the original's where nobody else says it."""
+    for name in ("micro_batch_size", "batch_size"):
+        found = getattr(original, name, None)
+        if micro_batch_size is None and isinstance(found, int):
+            micro_batch_size = found
+    return SizedData(samples, micro_batch_size, original)
