@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from lightning_scale.callbacks import Resume
-from lightning_scale.errors import ConfigurationError
+from lightning_scale.errors import ConfigurationError, UnsafeCheckpointError
 from lightning_scale.saves import WholeFileIO
 from tests.toys import Boom, Tally, indices, trainer
 
@@ -128,7 +128,7 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
     content = torch.load(newest, weights_only=True)
     torch.save({**content, "more": Evil()}, newest)
     write_manifest(newest, 4, True)
-    with pytest.raises(Exception, match="weights_only"):
+    with pytest.raises(UnsafeCheckpointError, match="was not loaded"):
         fit(tmp_path, 6)
     assert not (tmp_path / "ran").exists()
 
