@@ -217,7 +217,7 @@ class _Director(L.Callback):
                         progress.tokens if length is not None else None,
                         taken.samples,
                         taken.micro_batches,
-                        min(size, taken.samples),
+                        min(size, -(-taken.samples // self._world_size)),
                         length,
                         lr,
                         number,
