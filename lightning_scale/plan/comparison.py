@@ -107,7 +107,8 @@ def memory_text(
             row += [size(left) if left >= 0 else "does not fit", f"{largest / 1e6:,.0f} M" if largest else "-"]
         rows.append(row)
     lines = [
-        f"{shapes.numel:,} parameters, {found.precision}, {machine.ranks:,} ranks, {machine.ranks_per_node} a node"
+        f"{shapes.numel:,} parameters, {found.precision}, {machine.ranks:,} rank{'s' * (machine.ranks > 1)},"
+        f" {machine.ranks_per_node} a node"
     ]
     if rows:
         lines += ["Each device, with this run's optimizer:", table([header, *rows], left_from=len(header))]
