@@ -13,8 +13,13 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.plan.communication import Link
+from lightning_scale.plan.comparison import Machine
+from lightning_scale.plan.configured import configured
 from lightning_scale.plan.data import standing_for
 from lightning_scale.plan.rehearsal import Rehearsed, rehearse
+from lightning_scale.plan.report import Timing, report
+from lightning_scale.plan.text import parse_size
 
 # Of the Trainer's arguments, those that are built before it and that a plan has no use for.
 _NOT_BUILT = {"strategy": "auto", "logger": False, "plugins": None, "profiler": None}
@@ -32,6 +37,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         type=int | None,
         help="Do not open the data: it has so many samples, and every size of batch can be made of them.",
     )
+    add("--device-memory", "--device_memory", type=str | None, help='Of each device, such as "80GB": what fits.')
+    add("--latency", type=float | None, help="Of the link between ranks, in microseconds; with bandwidth and compute.")
+    add("--bandwidth", type=float | None, help="Of the link between ranks, in GB (10^9 bytes) a second.")
+    add("--compute", type=float | None, help="Seconds that a rank computes for a micro-batch.")
     add(
         "--micro-batch-size",
         "--micro_batch_size",
@@ -50,18 +59,25 @@ def ranks_of(trainer: Any, given: int | None) -> int:
         if given < 1:
             raise ConfigurationError(f"world_size is {given}: write the number of ranks, 1 or more.")
         return given
-    devices, nodes = trainer.devices, int(trainer.num_nodes or 1)
-    text = str(devices)
-    if isinstance(devices, (list, tuple)) or "," in text:
-        found = devices if isinstance(devices, (list, tuple)) else [part for part in text.split(",") if part.strip()]
-        return len(found) * nodes
-    if text.isdigit() and int(text) > 0:
-        return int(text) * nodes
-    if trainer.accelerator == "cpu":
-        return nodes
-    raise ConfigurationError(
-        f"trainer.devices is {devices!r}, and how many those are shows on the machine itself: give --world-size."
-    )
+    here = ranks_per_node(trainer)
+    if here is None:
+        raise ConfigurationError(
+            f"trainer.devices is {trainer.devices!r}, and how many those are shows on the machine itself: give"
+            " --world-size."
+        )
+    return here * int(trainer.num_nodes or 1)
+
+
+def ranks_per_node(trainer: Any) -> int | None:
+    """The configuration's devices; None where only the machine itself knows."""
+    devices = trainer.devices
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    if isinstance(devices, (list, tuple)):
+        return len(devices)
+    if str(devices).isdigit() and int(devices) > 0:
+        return int(devices)
+    return 1 if trainer.accelerator == "cpu" else None
 
 
 def without_trainer(config: Any) -> Any:
@@ -78,10 +94,10 @@ def build_without_memory(class_type: type, *args: Any, applied_instantiation_lin
         with torch.device("meta"):
             return class_type(*args, **kwargs)
     except (NotImplementedError, RuntimeError):  # it looks into its tensors
-        return class_type(*args, **kwargs)
+        return class_type(*args, **kwargs).to("meta")
 
 
-def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, configured: Any) -> None:
+def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, configuration: Any) -> None:
     """Plan, print, draw.
 
     Args:
@@ -89,19 +105,38 @@ def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, c
         model: The module.
         datamodule: The data; None where the module has its own.
         trainer: The Trainer's arguments, callbacks built.
-        configured: The Trainer's arguments as they were written.
+        configuration: The Trainer's arguments as they were written.
     """
-    from lightning_scale.plan.report import report  # with matplotlib's absence to tell of
-
-    world_size = ranks_of(configured, options.world_size)
+    world_size = ranks_of(configuration, options.world_size)
     if options.samples_per_epoch is not None:
         datamodule = standing_for(datamodule, options.samples_per_epoch, options.micro_batch_size)
     elif options.micro_batch_size is not None:
         raise ConfigurationError("micro_batch_size is read beside samples_per_epoch only: leave it out, or give that.")
+    timing = _timing(options)
+    given = options.device_memory
+    machine = Machine(
+        world_size,
+        min(ranks_per_node(configuration) or world_size, world_size),
+        parse_size(given, "device_memory") if given is not None else None,
+    )
     found = _say_nothing(lambda: rehearse(model, datamodule, trainer.get("callbacks") or [], trainer, world_size))
-    print(report(found, as_json=options.format == "json", strategy=configured.strategy, precision=configured.precision))
+    strategy = configured(configuration.strategy, configuration.precision)
+    print(report(found, strategy, machine, timing, as_json=options.format == "json"))
     if options.picture:
         _draw(found, Path(options.picture))
+
+
+def _timing(options: Any) -> Timing | None:
+    given = {name: getattr(options, name) for name in ("latency", "bandwidth", "compute")}
+    if all(value is None for value in given.values()):
+        return None
+    for name, value in given.items():
+        if value is None or not (value > 0 or (name == "latency" and value == 0)):
+            raise ConfigurationError(
+                f"{name} is {value}: weak scaling takes a latency (microseconds), a bandwidth (GB a second) and the seconds"
+                " that a micro-batch computes, all above 0."
+            )
+    return Timing(Link(given["latency"] * 1e-6, given["bandwidth"] * 1e9), given["compute"])
 
 
 def _say_nothing(work: Callable[[], Rehearsed]) -> Rehearsed:

@@ -94,7 +94,7 @@ def rehearse(
     """
     heard = [callback for callback in callbacks if isinstance(callback, _HEARD)]
     director = _Director(heard)
-    with TemporaryDirectory() as folder, ranks.as_if(world_size), _quiet() as said:
+    with TemporaryDirectory() as folder, ranks.as_if(world_size), _Quiet() as said:
         trainer = L.Trainer(
             **{key: value for key, value in options.items() if key in OPTIONS},
             callbacks=[*heard, director],
@@ -165,7 +165,7 @@ class _Director(L.Callback):
             self._note_data(trainer, adapter)
             whole = self._epoch(trainer, adapter, max_steps)
             loop.count_epoch(whole=whole)
-            if trainer.global_step == steps and _reached(trainer.global_step, max_steps) is False and max_epochs == -1:
+            if trainer.global_step == steps and max_epochs == -1:
                 raise ConfigurationError("an epoch gives no optimizer step, so that training would never end.")
             steps = trainer.global_step
 
@@ -188,7 +188,8 @@ class _Director(L.Callback):
             self._warmups.append(Warmup(number, step, float(warmup), length))
         schedule = feed.schedule()
         if schedule is not None and len(changes := schedule.changes()) > 1:
-            self._last_size = (changes[-1][1], adapter.progress.samples + changes[-1][0])
+            start = adapter.progress.samples - adapter.progress.now  # of the stage
+            self._last_size = (changes[-1][1], start + changes[-1][0])
 
     def _epoch(self, trainer: L.Trainer, adapter: LoopAdapter, max_steps: int) -> bool:
         """Count an epoch's steps; whether it comes to its end."""
@@ -217,7 +218,7 @@ class _Director(L.Callback):
                         progress.tokens if length is not None else None,
                         taken.samples,
                         taken.micro_batches,
-                        min(size, taken.samples),
+                        min(size, -(-taken.samples // self._world_size)),
                         length,
                         lr,
                         number,
@@ -257,7 +258,7 @@ def _reached(count: int, limit: int) -> bool:
     return limit != -1 and count >= limit
 
 
-class _quiet:
+class _Quiet:
     """Within, nothing is printed; what this package warns of is kept, everything else that is said is not."""
 
     def __enter__(self) -> list[str]:

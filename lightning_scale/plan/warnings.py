@@ -15,9 +15,8 @@ def of_schedule(schedule: Schedule) -> list[str]:
     largest = max(sizes)
     said = []
     for warmup in rules.warmups:
-        end = warmup.steps if warmup.whole is None else warmup.steps - warmup.whole + totals.steps
         whole = totals.steps if warmup.whole is None else warmup.whole
-        if end > totals.steps:
+        if warmup.steps > whole:
             what = "the run" if warmup.stage is None else f"stage {warmup.stage}"
             share = whole / warmup.steps
             said.append(

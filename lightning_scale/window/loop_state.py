@@ -43,6 +43,8 @@ class LoopState:
             (self._epoch_loop, "advance"),
             (self._epoch_loop, "on_run_start"),
             (self._epoch_loop, "val_loop"),
+            (self._epoch_loop, "automatic_optimization"),
+            (self._fit_loop, "run"),
             (self._fit_loop, "setup_data"),
             (self._fit_loop, "epoch_progress"),
             (self._fit_loop, "max_batches"),

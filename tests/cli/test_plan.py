@@ -65,6 +65,28 @@ def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "In all: 4 steps, 32 samples" in text
 
 
+def test_memory_and_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(
+        tmp_path,
+        capsys,
+        "--device-memory=80GB",
+        *("--latency=5", "--bandwidth=25", "--compute=0.1", "--world-size=2"),
+        trainer__callbacks=[STAGED],
+        trainer__max_steps=-1,
+        trainer__precision="bf16-mixed",
+        trainer__strategy="zero1",
+    ).splitlines()
+    assert any(line.strip().startswith("> zero1 ") for line in text)
+    assert "161 parameters, bf16-mixed, 2 ranks, 1 a node" in text
+    assert text[-1].split()[:2] == ["8", "8"]
+
+
+def test_a_link_needs_all_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plan(tmp_path, capsys, "--latency=5", trainer__callbacks=[STAGED], trainer__max_steps=-1)
+    assert "bandwidth is None: weak scaling takes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

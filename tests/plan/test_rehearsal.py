@@ -237,3 +237,24 @@ def test_the_model_takes_no_memory() -> None:
 def test_an_endless_run_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="nothing says where training ends"), torch.device("meta"):
         rehearse(Net(lamb), Vectors(5), [GradientAccumulation(10)], {"max_epochs": -1}, 1)
+
+
+def test_marks_lie_where_rates_and_sizes_change() -> None:
+    """In the third epoch of five; the mark is at the end of the last step before the change."""
+    with torch.device("meta"):
+        plan = rehearse(Net(lamb), Vectors(5), [BatchSizeRamp("0:10 215:30")], {"max_epochs": 5}, 1).schedule
+    (mark,) = plan.marks
+    sizes = [step.batch_size for step in plan.steps]
+    assert mark.text == "batch reaches 30" and plan.steps[mark.step - 1].samples >= 215
+    assert sizes.index(30) == mark.step
+
+    with torch.device("meta"):
+        plan = rehearse(
+            Net(lamb), Vectors(5), [SequenceLengthStages(LEGW_STAGES), LEGWWarmup(6, "3 steps")], {}, 1
+        ).schedule
+    assert [(mark.step, mark.text) for mark in plan.marks] == [
+        (3, "warmup of stage 1 ends"),
+        (4, "stage 2 begins"),
+        (7, "warmup of stage 2 ends"),
+        (8, "batch reaches 10"),
+    ]

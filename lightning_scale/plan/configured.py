@@ -1,0 +1,67 @@
+"""The strategy and precision that a configuration names, without building them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lightning_scale.errors import ConfigurationError
+from lightning_scale.plan.memory import BUCKET_ELEMENTS, STRATEGIES
+from lightning_scale.strategies.zero.refusals import refuse_optimizer, refuse_precision
+
+_SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
+
+
+@dataclass(frozen=True)
+class Configured:
+    """What a configuration says of where things live."""
+
+    strategy: str | None
+    """One of `memory.STRATEGIES`; None for another, which is not planned."""
+    precision: str
+    replicas: int = 1
+    """Of FSDP2: how many copies all ranks hold together."""
+    bucket_elements: int = BUCKET_ELEMENTS
+    bucket_view: bool = True
+    """Of DDP: ``gradient_as_bucket_view``, which is off unless it is written."""
+
+
+def configured(strategy: Any, precision: Any) -> Configured:
+    """What ``trainer.strategy`` and ``trainer.precision`` say, as they are written."""
+    precision = _SHORT.get(str(precision), str(precision))
+    if isinstance(strategy, str):
+        name = "ddp" if strategy == "auto" or strategy.startswith("ddp") else strategy
+        return Configured(name if name in STRATEGIES else None, precision, bucket_view=name != "ddp")
+    path, options = str(strategy["class_path"]).rsplit(".", 1)[-1], strategy.get("init_args") or {}
+    if path == "FSDP2Strategy":
+        offload = "_offload" if options.get("offload_parameters") else ""
+        return Configured(f"fsdp2{offload}", precision, int(options.get("replicas") or 1))
+    if path == "ZeROStrategy":
+        offload = "_offload" if options.get("offload_optimizer") else ""
+        config = options.get("config")
+        zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
+        bucket = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
+        return Configured(f"zero{options.get('stage', 2)}{offload}", precision, bucket_elements=bucket)
+    view = bool(
+        (options.get("dict_kwargs") or {}).get("gradient_as_bucket_view", options.get("gradient_as_bucket_view"))
+    )
+    return Configured("ddp", precision, bucket_view=view) if path == "DDPStrategy" else Configured(None, precision)
+
+
+def refusals(found: Configured, optimizers: list[Optimizer]) -> list[str]:
+    """Sentences on what the strategy will refuse when it starts."""
+    said = []
+    try:
+        if found.strategy is not None and found.strategy.startswith("zero"):
+            refuse_precision(found.precision)
+            for optimizer in optimizers:
+                refuse_optimizer(optimizer)
+    except ConfigurationError as error:
+        said.append(f"This strategy will not run: {error}")
+    if found.strategy is not None and found.strategy.startswith("fsdp2") and found.precision.startswith("16"):
+        said.append(
+            'This strategy will not run: FSDP2Strategy has nothing to scale a float16 loss: write "bf16-mixed".'
+        )
+    return said
