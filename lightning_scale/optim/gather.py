@@ -68,15 +68,18 @@ class Gathered:
 
     def trust(self) -> TrustRatio:
         """How the layers' ratios are made."""
-        own = self.group["layer_adaptation"]
-        one, more = (not self.group["exclude_1d"], True) if own is None else (bool(own), bool(own))
         return TrustRatio(
-            adapt=constant(
-                self.layout, "adapt", self._by_dimensions("adapts", one, more), torch.bool, self.weights[0].device
-            ),
+            adapt=constant(self.layout, "adapt", self.adapts(), torch.bool, self.weights[0].device),
             weight_norm_clip=self.group["weight_norm_clip"],
             clip=self.group["trust_ratio_clip"],
         )
+
+    def adapts(self) -> list[bool]:
+        """Of each layer: whether it takes a ratio of its own."""
+        own = self.group["layer_adaptation"]
+        one, more = (not self.group["exclude_1d"], True) if own is None else (bool(own), bool(own))
+        found: list[bool] = self._by_dimensions("adapts", one, more)
+        return found
 
     def _by_dimensions(self, name: str, one: Any, more: Any) -> list[Any]:
         """Of each layer: ``one`` for at most one dimension, else ``more``."""

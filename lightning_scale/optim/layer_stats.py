@@ -16,3 +16,14 @@ class LayerStats(NamedTuple):
     """The norm the ratio was divided by: ‖u‖ for LAMB, ‖g‖ or ‖m‖ for LARS."""
     trust_ratio: Tensor
     """The factor used; 1 for parameters without layer adaptation."""
+
+
+class LayerRule(NamedTuple):
+    """How one parameter's last step was scaled: known without waiting for the device."""
+
+    lr: float | Tensor
+    """Its group's rate, in the last step that was tried; a 0-d tensor where the user gave one."""
+    adapts: bool
+    """Whether it takes a ratio of its own; the ratio is 1 otherwise."""
+    clip: tuple[float, float] | None
+    """Bounds on its ratio (``trust_ratio_clip``)."""

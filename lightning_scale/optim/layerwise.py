@@ -16,7 +16,7 @@ from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.guarded import GuardedOptimizer
 from lightning_scale.optim.kernels.work import Guard, LayerNorms
-from lightning_scale.optim.layer_stats import LayerStats
+from lightning_scale.optim.layer_stats import LayerRule, LayerStats
 
 
 class LayerwiseOptimizer(GuardedOptimizer):
@@ -28,9 +28,10 @@ class LayerwiseOptimizer(GuardedOptimizer):
     """
 
     _groups_own: ClassVar[tuple[str, ...]] = ("layer_adaptation",)
-    _pickled: ClassVar[tuple[str, ...]] = (*GuardedOptimizer._pickled, "_stats")
+    _pickled: ClassVar[tuple[str, ...]] = (*GuardedOptimizer._pickled, "_stats", "_rules")
 
     _stats: Sequence[tuple[tuple[str, ...], LayerNorms]] = ()
+    _rules: Sequence[tuple[tuple[str, ...], float | Tensor, list[bool], tuple[float, float] | None]] = ()
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -65,12 +66,14 @@ class LayerwiseOptimizer(GuardedOptimizer):
     def _update(self, gathered: list[Gathered], decided: Guard) -> None:
         norms = self._apply(gathered, decided)
         found = [(tuple(g.names), n) for g, n in zip(gathered, norms, strict=True)]
+        rules = [(tuple(g.names), _copy(g.group["lr"]), g.adapts(), g.group["trust_ratio_clip"]) for g in gathered]
         if decided.finite is not None:  # the host does not know whether the step was skipped
             found = [_unless_skipped(decided.finite, *entry, dict(self._stats)) for entry in found]
         if self._sorting.flat:  # the step comes in several calls
             new = {names for names, _ in found}
             found = [entry for entry in self._stats if entry[0] not in new] + found
-        self._stats = found
+            rules = [rule for rule in self._rules if rule[0] not in new] + rules
+        self._stats, self._rules = found, rules
 
     @abstractmethod
     def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
@@ -92,6 +95,19 @@ class LayerwiseOptimizer(GuardedOptimizer):
                 names, norms.weight.unbind(), norms.update.unbind(), norms.ratio.unbind(), strict=True
             )
         }
+
+    def layer_rules(self) -> dict[str, LayerRule]:
+        """How the step of every parameter in `layer_stats` was scaled, in the same order."""
+        return {
+            name: LayerRule(lr, adapts, clip)
+            for names, lr, adapting, clip in self._rules
+            for name, adapts in zip(names, adapting, strict=True)
+        }
+
+
+def _copy(lr: float | Tensor) -> float | Tensor:
+    """A rate as it is now: schedulers fill tensors anew."""
+    return lr.detach().clone() if isinstance(lr, Tensor) else lr
 
 
 def _unless_skipped(
