@@ -24,6 +24,7 @@ class Connection:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._rest = b""
+        self._come: list[dict[str, Any]] = []  # with the hello, before anybody asked
 
     def fileno(self) -> int:
         return self._link.fileno()
@@ -35,6 +36,9 @@ class Connection:
 
     def receive(self) -> list[dict[str, Any]] | None:
         """What has come; None where nothing more will come."""
+        if self._come:
+            come, self._come = self._come, []
+            return come
         try:
             content = self._link.recv(_CHUNK)
         except TimeoutError:
@@ -45,6 +49,17 @@ class Connection:
             return None
         *lines, self._rest = (self._rest + content).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def hello(self) -> dict[str, Any] | None:
+        """The first line, however it comes; those that came with it wait. None where there is none."""
+        found: list[dict[str, Any]] | None = []
+        end = time.monotonic() + _SEND
+        while found == [] and time.monotonic() < end:
+            found = self.receive()
+        if not found:
+            return None
+        first, *self._come = found
+        return first
 
     def close(self) -> None:
         self._link.close()
@@ -100,11 +115,11 @@ def _accepted(listener: socket.socket, ranks: int, word: str, seconds: float) ->
         link.settimeout(_SEND)
         connection = Connection(link)
         try:
-            hello = connection.receive()
+            hello = connection.hello()
         except ValueError:
             hello = None
-        if hello and hello[0].get("word") == word:
-            found[int(hello[0]["rank"])] = connection
+        if isinstance(hello, dict) and hello.get("word") == word:
+            found[int(hello["rank"])] = connection
         else:
             connection.close()  # a stranger
     return found

@@ -13,6 +13,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale import optim
@@ -63,8 +64,8 @@ def _storages() -> list[tuple[int, int]]:
     gc.collect()
     found: dict[int, int] = {}
     for thing in gc.get_objects():
-        if not issubclass(type(thing), Tensor):
-            continue
+        if not issubclass(type(thing), Tensor) or issubclass(type(thing), FakeTensor):
+            continue  # fake ones: what a compiler has left
         for tensor in (thing, thing.grad if thing.is_leaf else None):
             own = getattr(tensor, "_local_tensor", tensor)
             if own is not None and own.device.type == "cpu":

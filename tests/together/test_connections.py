@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -67,6 +68,22 @@ def test_a_stranger_is_no_rank() -> None:
         second = connect(1, 2, "127.0.0.1", broadcast, 20)
         second[0].send({"mine": 1})
         assert received(first.result(20)[1]) == [{"mine": 1}]
+
+
+def test_nothing_is_lost_that_comes_with_the_hello_and_a_hello_may_come_in_parts() -> None:
+    broadcast = Broadcast()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(connect, 0, 2, "127.0.0.1", broadcast, 20)
+        port, word = broadcast(None)
+        link = socket.create_connection(("127.0.0.1", port), 20)
+        hello = json.dumps({"rank": 1, "word": word}).encode()
+        link.sendall(hello[:7])
+        time.sleep(0.3)
+        link.sendall(hello[7:] + b'\n{"mine": 1}\n{"mine": 2}\n')
+        ranks = first.result(20)
+    assert received(ranks[1]) == [{"mine": 1}, {"mine": 2}]
+    link.close()
+    assert received(ranks[1]) is None
 
 
 def test_who_did_not_come_is_named() -> None:
