@@ -155,6 +155,8 @@ def _check(found: Run, truth: Run) -> None:
             assert not row[key] or float(row[key]) == pytest.approx(float(true[key]), abs=LOSS, rel=0), key
     assert found.table.keys() == truth.table.keys()
     for (step, name), value in truth.table.items():
+        if name.startswith("step_size/") and name.endswith("key.bias"):
+            continue  # its gradient is truly 0, and so this is one rounding divided by another
         tolerance = 0.0 if name.startswith("trust_ratio/") else NORM
         assert found.table[step, name] == pytest.approx(value, rel=RATIO, abs=tolerance, nan_ok=True), (step, name)
 
