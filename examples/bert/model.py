@@ -132,6 +132,15 @@ class BertPretraining(L.LightningModule):
         logits: Tensor = self.network(input_ids, positions)
         return logits
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called before the weights are loaded."""
+        embeddings = checkpoint.get("state_dict", {}).get("network.bert.embeddings.word_embeddings.weight")
+        if embeddings is not None and len(embeddings) != self._vocab_size():
+            raise ValueError(
+                f"the checkpoint was trained on another text or vocabulary: it has {len(embeddings)} tokens, and this run"
+                f" {self._vocab_size()}: use the same files and vocab_size, or leave the checkpoint out."
+            )
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         logits = self(batch["input_ids"], batch["positions"])
         losses = _losses(logits, batch["targets"])
