@@ -44,8 +44,6 @@ from lightning_scale.strategies.zero.refusals import (
 from lightning_scale.strategies.zero.step import Preparation
 from lightning_scale.strategies.zero.whole_file import collected, restore_optimizer, restore_weights
 
-_WRAPPED = "_forward_module."  # Lightning's, around the module
-
 
 class ZeROStrategy(DeepSpeedStrategy):
     """ZeRO stages 1, 2 and 3 (Rajbhandari et al. 2019, arXiv 1910.02054), with the optimizer and the parameters in CPU memory
@@ -137,7 +135,6 @@ class ZeROStrategy(DeepSpeedStrategy):
         self._flats: list[Flat] = []
         self._params: list[list[Param]] = []
         self._save_distributed_checkpoint = save_distributed_checkpoint
-        self._names: dict[str, str] = {}  # the module's, by the optimizer's
 
     # -- devices -------------------------------------------------------------------------------------------------------
 
@@ -194,7 +191,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         """From the next step on, note which layers' gradients are not finite; the layers' names, in the module."""
         assert self._preparation is not None, "there is no optimizer yet"
         self._preparation.watching = True
-        return [self._names.get(name, name) for name in self._preparation.layers]
+        key_of = {p.name: p.keys[0] for group in self._params for p in group}
+        return [key_of[name] for name in self._preparation.layers]
 
     def nonfinite_layers(self) -> Tensor | None:
         """What was noted of the last step, on this rank: [layers] bool."""
@@ -321,8 +319,6 @@ class ZeROStrategy(DeepSpeedStrategy):
             rank_zero_warn(warning)
         names = parameter_names(optimizer)  # while it still has the parameters
         self._params = params_of(optimizer, self._module())
-        own = {id(p): name.removeprefix(_WRAPPED) for name, p in model.named_parameters()}
-        self._names = {name: own.get(key, name) for key, name in names.items()}
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         self._flats, self._preparation = attach(engine, optimizer, names, self._clip)
         return engine, wrapper

@@ -9,11 +9,17 @@ import triton.language as tl
 from lightning_scale.optim.kernels.constants import constant
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.fused.adam import adam_direction, adam_moments, bias_corrections
-from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
+from lightning_scale.optim.kernels.fused.coded_head import (
+    chunk_head,
+    goes_on,
+    moment_places,
+    parameter_places,
+    read_gradient,
+)
 from lightning_scale.optim.kernels.fused.coded_launch import code_tables, count, prepare
 from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.kernels.fused.elements import gradient_factor
-from lightning_scale.optim.kernels.fused.tiles import BLOCK, place, read, tile, write_rounded
+from lightning_scale.optim.kernels.fused.tiles import BLOCK, read, tile, write_rounded
 from lightning_scale.optim.kernels.work import Guard
 
 
@@ -58,17 +64,9 @@ def _step(  # type: ignore[no-untyped-def]
     """w ← w·(1 - lr·λ) - lr · m̂/(√v̂ + ε). Reads 10 B an element and writes 6 (float32)."""
     if goes_on(finite, TEST):
         tensor, base, low, high, layer, at = chunk_head(chunks)
-        p_at = place(tl.load(params + tensor), base, PARAM, ALIGNED)
-        w_at = place(tl.load(weights + tensor), base, WEIGHT, ALIGNED)
-        g_at = place(tl.load(grads + tensor), base, GRAD, ALIGNED)
-        m_scales = tl.load(first_scales + tensor).to(tl.pointer_type(tl.float32)) + at
-        v_scales = tl.load(second_scales + tensor).to(tl.pointer_type(tl.float32)) + at
-        if PLAIN:
-            m_at = place(tl.load(firsts + tensor), at, tl.float32, ALIGNED)
-            v_at = place(tl.load(seconds + tensor), at, tl.float32, ALIGNED)
-        else:
-            m_at = place(tl.load(firsts + tensor), base, tl.uint8, ALIGNED)
-            v_at = place(tl.load(seconds + tensor), base, tl.uint8, ALIGNED)
+        p_at, w_at, g_at = parameter_places(params, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
+        m_at, m_scales = moment_places(firsts, first_scales, tensor, base, at, PLAIN, ALIGNED)
+        v_at, v_scales = moment_places(seconds, second_scales, tensor, base, at, PLAIN, ALIGNED)
         factor, kept, rate = gradient_factor(clip, CLIP, UPHILL), tl.load(kept_of + layer), tl.load(lr)
         for begin in range(0, high, ROWS * BLOCK):
             if (begin >= low) & (begin + ROWS * BLOCK <= high):

@@ -14,12 +14,18 @@ from torch import Tensor
 from lightning_scale.optim.kernels.constants import constant
 from lightning_scale.optim.kernels.eight_bit.work import CodedLambBucket
 from lightning_scale.optim.kernels.fused.adam import adam_direction, adam_moments, bias_corrections
-from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
+from lightning_scale.optim.kernels.fused.coded_head import (
+    chunk_head,
+    goes_on,
+    moment_places,
+    parameter_places,
+    read_gradient,
+)
 from lightning_scale.optim.kernels.fused.coded_launch import PerChunk, code_tables, count, prepare
 from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.kernels.fused.elements import gradient_factor
-from lightning_scale.optim.kernels.fused.layer_sums import norms_of_chunks, squares
-from lightning_scale.optim.kernels.fused.tiles import BLOCK, place, read, tile, write_rounded
+from lightning_scale.optim.kernels.fused.layer_sums import keep_sums, norms_of_chunks, squares
+from lightning_scale.optim.kernels.fused.tiles import BLOCK, read, tile, write_rounded
 from lightning_scale.optim.kernels.work import FirstPass, Guard
 
 
@@ -78,17 +84,9 @@ def _pass(  # type: ignore[no-untyped-def]
     going = goes_on(finite, TEST)
     if going or not APPLY:
         tensor, base, low, high, layer, at = chunk_head(chunks)
-        p_at = place(tl.load(params + tensor), base, PARAM, ALIGNED)
-        w_at = place(tl.load(weights + tensor), base, WEIGHT, ALIGNED)
-        g_at = place(tl.load(grads + tensor), base, GRAD, ALIGNED)
-        m_scales = tl.load(first_scales + tensor).to(tl.pointer_type(tl.float32)) + at
-        v_scales = tl.load(second_scales + tensor).to(tl.pointer_type(tl.float32)) + at
-        if PLAIN:
-            m_at = place(tl.load(firsts + tensor), at, tl.float32, ALIGNED)
-            v_at = place(tl.load(seconds + tensor), at, tl.float32, ALIGNED)
-        else:
-            m_at = place(tl.load(firsts + tensor), base, tl.uint8, ALIGNED)
-            v_at = place(tl.load(seconds + tensor), base, tl.uint8, ALIGNED)
+        p_at, w_at, g_at = parameter_places(params, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
+        m_at, m_scales = moment_places(firsts, first_scales, tensor, base, at, PLAIN, ALIGNED)
+        v_at, v_scales = moment_places(seconds, second_scales, tensor, base, at, PLAIN, ALIGNED)
         factor, decay = gradient_factor(clip, CLIP, UPHILL), tl.load(decays + layer)
         rate = tl.load(scale + layer) if APPLY else 0.0
         sum_w, sum_u = tl.zeros([ROWS, BLOCK], tl.float64), tl.zeros([ROWS, BLOCK], tl.float64)
@@ -104,9 +102,7 @@ def _pass(  # type: ignore[no-untyped-def]
                     sum_u, corrections + 4 * tensor, signed_values, signed_table, values, table, beta1, rest1, beta2, rest2,
                     eps, PARAM, WEIGHT, MASTER, BIAS, PLAIN, APPLY, TEST, CLIP, UPHILL, ROWS, True)  # fmt: skip
         if not APPLY:
-            here = partial + 2 * tl.program_id(0)
-            tl.store(here, tl.sum(tl.sum(sum_w, 1), 0))
-            tl.store(here + 1, tl.sum(tl.sum(sum_u, 1), 0))
+            keep_sums(partial, sum_w, sum_u)
 
 
 def lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass:

@@ -9,12 +9,18 @@ from torch import Tensor
 
 from lightning_scale.optim.kernels.constants import constant
 from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
-from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
+from lightning_scale.optim.kernels.fused.coded_head import (
+    chunk_head,
+    goes_on,
+    moment_places,
+    parameter_places,
+    read_gradient,
+)
 from lightning_scale.optim.kernels.fused.coded_launch import PerChunk, code_tables, prepare
 from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.kernels.fused.elements import gradient_factor
-from lightning_scale.optim.kernels.fused.layer_sums import norms_of_chunks, squares
-from lightning_scale.optim.kernels.fused.tiles import BLOCK, place, read, tile, write_rounded
+from lightning_scale.optim.kernels.fused.layer_sums import keep_sums, norms_of_chunks, squares
+from lightning_scale.optim.kernels.fused.tiles import BLOCK, read, tile, write_rounded
 from lightning_scale.optim.kernels.work import FirstPass, Guard
 
 
@@ -80,14 +86,8 @@ def _pass(  # type: ignore[no-untyped-def]
     going = goes_on(finite, TEST)
     if going or not APPLY:
         tensor, base, low, high, layer, at = chunk_head(chunks)
-        p_at = place(tl.load(params + tensor), base, PARAM, ALIGNED)
-        w_at = place(tl.load(weights + tensor), base, WEIGHT, ALIGNED)
-        g_at = place(tl.load(grads + tensor), base, GRAD, ALIGNED)
-        m_scales = tl.load(buffer_scales + tensor).to(tl.pointer_type(tl.float32)) + at
-        if PLAIN:
-            m_at = place(tl.load(buffers + tensor), at, tl.float32, ALIGNED)
-        else:
-            m_at = place(tl.load(buffers + tensor), base, tl.uint8, ALIGNED)
+        p_at, w_at, g_at = parameter_places(params, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
+        m_at, m_scales = moment_places(buffers, buffer_scales, tensor, base, at, PLAIN, ALIGNED)
         factor, decay = gradient_factor(clip, CLIP, UPHILL), tl.load(decays + layer)
         ratio, rate = tl.load(scale + layer) if APPLY else 0.0, tl.load(lr)
         sum_w, sum_n = tl.zeros([ROWS, BLOCK], tl.float64), tl.zeros([ROWS, BLOCK], tl.float64)
@@ -103,9 +103,7 @@ def _pass(  # type: ignore[no-untyped-def]
                     values, table, momentum, rest, PARAM, WEIGHT, MASTER, PLAIN, ON_MOMENTUM, BUFFER, NESTEROV,
                     RATE_OUTSIDE, APPLY, TEST, CLIP, UPHILL, ROWS, True)  # fmt: skip
         if not APPLY:
-            here = partial + 2 * tl.program_id(0)
-            tl.store(here, tl.sum(tl.sum(sum_w, 1), 0))
-            tl.store(here + 1, tl.sum(tl.sum(sum_n, 1), 0))
+            keep_sums(partial, sum_w, sum_n)
 
 
 def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:

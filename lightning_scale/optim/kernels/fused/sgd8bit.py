@@ -8,11 +8,17 @@ import triton.language as tl
 
 from lightning_scale.optim.kernels.constants import constant
 from lightning_scale.optim.kernels.eight_bit.work import CodedSgdBucket
-from lightning_scale.optim.kernels.fused.coded_head import chunk_head, goes_on, read_gradient
+from lightning_scale.optim.kernels.fused.coded_head import (
+    chunk_head,
+    goes_on,
+    moment_places,
+    parameter_places,
+    read_gradient,
+)
 from lightning_scale.optim.kernels.fused.coded_launch import code_tables, count, prepare
 from lightning_scale.optim.kernels.fused.coded_moment import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.kernels.fused.elements import gradient_factor
-from lightning_scale.optim.kernels.fused.tiles import BLOCK, place, read, tile, write_rounded
+from lightning_scale.optim.kernels.fused.tiles import BLOCK, read, tile, write_rounded
 from lightning_scale.optim.kernels.work import Guard
 
 
@@ -56,14 +62,8 @@ def _step(  # type: ignore[no-untyped-def]
     """w ← w - lr · buf. Reads 9 B an element and writes 5 (float32)."""
     if goes_on(finite, TEST):
         tensor, base, low, high, layer, at = chunk_head(chunks)
-        p_at = place(tl.load(params + tensor), base, PARAM, ALIGNED)
-        w_at = place(tl.load(weights + tensor), base, WEIGHT, ALIGNED)
-        g_at = place(tl.load(grads + tensor), base, GRAD, ALIGNED)
-        m_scales = tl.load(buffer_scales + tensor).to(tl.pointer_type(tl.float32)) + at
-        if PLAIN:
-            m_at = place(tl.load(buffers + tensor), at, tl.float32, ALIGNED)
-        else:
-            m_at = place(tl.load(buffers + tensor), base, tl.uint8, ALIGNED)
+        p_at, w_at, g_at = parameter_places(params, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
+        m_at, m_scales = moment_places(buffers, buffer_scales, tensor, base, at, PLAIN, ALIGNED)
         share = tl.load(share_of + tensor) if BUFFER else 1.0
         factor, decay, rate = gradient_factor(clip, CLIP, UPHILL), tl.load(decays + layer), tl.load(lr)
         for begin in range(0, high, ROWS * BLOCK):
