@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit, members
 from lightning_scale.optim.codec import SIGNED, UNSIGNED, Code, nearest_by_search
 from lightning_scale.optim.kernels import choice, parts
-from lightning_scale.optim.kernels.compiled import codec, lamb, programs, rows, scratch
+from lightning_scale.optim.kernels.compiled import codec, lamb, lars, programs, rows, scratch
+from lightning_scale.optim.kernels.compiled.whole_layers import one_by_one
 from lightning_scale.optim.kernels.work import Guard, LambBucket, TrustRatio
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Segment, whole_layout
 from tests.optim.kinds import bits
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs g++")
@@ -65,6 +66,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rows, name, 16)
     monkeypatch.setattr(parts, "PART", 20_000)
     monkeypatch.setattr(parts, "SMALL", 1_000)
+    monkeypatch.setattr(parts, "LEAST", 1)
 
 
 def parameters(dtype: torch.dtype = torch.float32, shapes: list[tuple[int, ...]] = SHAPES) -> list[nn.Parameter]:
@@ -269,6 +271,44 @@ def test_updates_of_several_groups_wait_for_the_collective(name: str, monkeypatc
         results.append(params)
     for x, y in zip(*results, strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["LAMB", "LARS-momentum"])
+def test_large_layers_go_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of whole rows, and only they; with the statistics and weights of layers that go together."""
+    stepped: list[int] = []
+
+    def counted(bucket: Any, *rest: Any) -> Any:
+        stepped.extend(layer.numel for layer in bucket.layout.layers)
+        return one_by_one(bucket, *rest)
+
+    module = sys.modules[(lamb if kind == "LAMB" else lars).__module__]
+    monkeypatch.setattr(module, "one_by_one", counted)
+    results = []
+    for alone in (True, False):
+        if not alone:
+            monkeypatch.setattr(module, "all_step_alone", lambda layout: False)
+        params = parameters()
+        optimizer = KINDS[kind](params, weight_decay=0.1)
+        for step in range(3):
+            set_gradients(params, step)
+            optimizer.step()
+        statistics = optimizer.layer_stats()
+        results.append([*(p.detach() for p in params), *(torch.stack(list(s)) for s in statistics.values())])
+    assert sorted(stepped) == sorted(3 * [64 * 256, 64 * 2304, 4096])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=4 * 2.0**-24, atol=TOLERANCE)
+
+
+def of_shapes(*shapes: tuple[int, ...]) -> Layout:
+    return whole_layout([str(shape) for shape in shapes], [torch.empty(shape) for shape in shapes])
+
+
+def test_small_layers_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "LEAST", 1 << 19)
+    assert [len(part) for part, _ in parts._cut(of_shapes((9,), (700,), (64, 256), (8,)), None)] == [4]
+    monkeypatch.setattr(parts, "LEAST", 1)
+    assert [len(part) for part, _ in parts._cut(of_shapes((900,), (800,), (700,)), None)] == [1, 1, 1]
 
 
 def test_scratch_is_the_largest_tensors() -> None:

@@ -88,7 +88,7 @@ def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
     if bucket.way is Way.COMPILED:
         from lightning_scale.optim.kernels import compiled
 
-        taken = in_parts(bucket, guard, compiled.lamb, lamb_ratio)
+        taken = in_parts(bucket, guard, compiled.lamb, lamb_ratio, alone=compiled.steps_alone)
         return reference_lamb.lamb(as_plain(bucket), guard) if taken is None else taken
     return reference_lamb.lamb(bucket, guard)
 
@@ -102,7 +102,7 @@ def _lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
         from lightning_scale.optim.kernels import compiled
 
         # Only the form on the momentum keeps updates between its passes.
-        taken = in_parts(bucket, guard, compiled.lars, lars_ratio, bucket.momentum_norm)
+        taken = in_parts(bucket, guard, compiled.lars, lars_ratio, bucket.momentum_norm, compiled.steps_alone)
         return reference_lars.lars(as_plain(bucket), guard) if taken is None else taken
     return reference_lars.lars(bucket, guard)
 

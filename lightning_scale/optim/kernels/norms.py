@@ -31,13 +31,14 @@ def l2_norms(tensors: list[Tensor]) -> Tensor:
     # On a CPU sums in float64 take four times as long, so only where float32 is not sure.
     first = torch.promote_types(tensors[0].dtype, torch.float32)
     norms = torch.empty(len(tensors), dtype=torch.float64)
-    short = [i for i, t in enumerate(tensors) if t.numel() < 2 * _ROW]
-    for i, t in enumerate(tensors):
-        if t.numel() >= 2 * _ROW:
-            flat = dense(t)
-            norms[i] = (
-                _norm_by_rows(in_memory_order(t), first) if flat else torch.linalg.vector_norm(t, dtype=torch.float64)
-            )
+    by_rows = [i for i, t in enumerate(tensors) if t.numel() >= 2 * _ROW and dense(t)]
+    if by_rows:
+        norms[by_rows] = _norms_by_rows([in_memory_order(tensors[i]) for i in by_rows], first)
+    others = sorted(set(range(len(tensors))).difference(by_rows))
+    for i in others:
+        if tensors[i].numel() >= 2 * _ROW:
+            norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
+    short = [i for i in others if tensors[i].numel() < 2 * _ROW]
     if short:
         norms[short] = torch.stack(torch._foreach_norm([tensors[i] for i in short], 2, dtype=first)).double()
     unsure = (~(norms.isfinite() & (norms >= _SMALLEST_SURE_NORM))).nonzero().flatten()
@@ -46,12 +47,16 @@ def l2_norms(tensors: list[Tensor]) -> Tensor:
     return norms
 
 
-def _norm_by_rows(flat: Tensor, dtype: torch.dtype) -> Tensor:
-    whole = flat.numel() - flat.numel() % _ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=dtype)
-    rest = torch.linalg.vector_norm(flat[whole:], dtype=dtype)
-    norm: Tensor = torch.linalg.vector_norm(torch.cat([rows, rest[None]]).double())
-    return norm
+def _norms_by_rows(flat: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Of 1-D tensors of a row and more; between them nothing but the sums over rows, for caches are empty then."""
+    counts = [-(-t.numel() // _ROW) for t in flat]
+    norms = torch.empty(sum(counts), dtype=dtype)
+    for t, rows in zip(flat, torch.split(norms, counts), strict=True):
+        whole = t.numel() // _ROW
+        torch.linalg.vector_norm(t[: whole * _ROW].view(-1, _ROW), dim=1, dtype=dtype, out=rows[:whole])
+        if whole < len(rows):
+            torch.linalg.vector_norm(t[whole * _ROW :], dtype=dtype, out=rows[whole])
+    return torch.stack([part.square().sum() for part in torch.split(norms.double(), counts)]).sqrt()
 
 
 def _may_look(device: torch.device) -> bool:

@@ -19,6 +19,8 @@ from lightning_scale.optim.layout import Layout, Segment
 PART = 1 << 22
 # Layers of no more elements are stepped together before the others, for the compiled kernels copy them into one buffer.
 SMALL = 1 << 14
+# Elements of a group, however small the largest layer is: 2 MB of updates.
+LEAST = 1 << 19
 
 AnyBucket = TypeVar("AnyBucket", bound=Any)
 BucketT = TypeVar("BucketT", bound=Bucket)
@@ -27,33 +29,39 @@ BucketT = TypeVar("BucketT", bound=Bucket)
 def in_parts(
     bucket: AnyBucket,
     guard: Guard,
-    first: Callable[[AnyBucket, Guard], Callable[[], FirstPass] | None],
+    first: Callable[[AnyBucket, Guard], Callable[[], FirstPass | LayerNorms] | None],
     ratios: Callable[[AnyBucket, Tensor, Tensor], Tensor],
     keeps_updates: bool = True,
+    alone: Callable[[int], bool] | None = None,
 ) -> LayerNorms | FirstPass | None:
     """A layer-wise step, part by part; the first pass of all of it where other ranks hold a share of the layers.
 
     Args:
         bucket: What to update.
         guard: The clip and the non-finite test of this step.
-        first: Makes a first pass ready to run; ``None`` where it cannot be taken, and then for every part of the bucket.
+        first: Makes a first pass, or a whole step, ready to run; ``None`` where it cannot be taken, and then for every
+            part of the bucket.
         ratios: A bucket's ratios from its two norms.
         keeps_updates: Whether what the first pass leaves for the second grows with the bucket; where not, no parts are
             needed.
+        alone: Says of a number of elements whether `first` takes a layer of so many by itself; all of these are one part.
     """
-    parts = parts_of(bucket) if keeps_updates and bucket.layout.all_reduce is None else [bucket]
+    parts = parts_of(bucket, alone) if keeps_updates and bucket.layout.all_reduce is None else [bucket]
     ready = [(part, first(part, guard)) for part in parts]
     results: list[LayerNorms] = []
     for part, begin in ready:
         if begin is None:
             return None
         passed = begin()
+        if isinstance(passed, LayerNorms):
+            results.append(passed)
+            continue
         if bucket.layout.all_reduce is not None:
             return passed
         results.append(finished(part, passed, passed.norms.view(-1), ratios))
     if len(results) == 1:
         return results[0]
-    back = _back(bucket.layout)
+    back = _back(bucket.layout, alone)
     return LayerNorms(*(torch.cat(values)[back] for values in zip(*results, strict=True)))
 
 
@@ -69,10 +77,10 @@ def as_plain(bucket: BucketT) -> BucketT:
     )
 
 
-def parts_of(bucket: AnyBucket) -> list[AnyBucket]:
-    """Whole layers in groups; one part where the layers do not lie whole."""
+def parts_of(bucket: AnyBucket, alone: Callable[[int], bool] | None = None) -> list[AnyBucket]:
+    """Whole layers in groups, those that step ``alone`` in the last; one part where the layers do not lie whole."""
     found = []
-    for chosen, layout in _cut(bucket.layout):
+    for chosen, layout in _cut(bucket.layout, alone):
         if layout is bucket.layout:
             return [bucket]
         changes: dict[str, Any] = {
@@ -88,30 +96,41 @@ def parts_of(bucket: AnyBucket) -> list[AnyBucket]:
     return found
 
 
-def _cut(layout: Layout) -> list[tuple[tuple[int, ...], Layout]]:
-    """Groups of layers of at most `PART` elements, and of no more than the largest has, small layers first; with layouts."""
+def _cut(layout: Layout, alone: Callable[[int], bool] | None) -> list[tuple[tuple[int, ...], Layout]]:
+    """Groups of layers of at most `PART` elements, and of no more than the largest has, small layers first; with layouts.
+
+    Args:
+        layout: Of the layers.
+        alone: See `in_parts`.
+    """
     if not layout.whole or layout.all_reduce is not None:
         return [(tuple(range(len(layout.layers))), layout)]
-    if "parts" not in layout.cache:
+    key = ("parts", alone)
+    if key not in layout.cache:
         groups: list[list[int]] = []
-        held, most = 0, min(PART, max(layer.numel for layer in layout.layers))  # as u waits for all of a group
-        for i in sorted(range(len(layout.layers)), key=lambda i: layout.layers[i].numel > SMALL):
+        last = [i for i, layer in enumerate(layout.layers) if alone is not None and alone(layer.numel)]
+        grouped = [i for i in range(len(layout.layers)) if i not in set(last)]
+        # As the updates of a whole group wait.
+        held, most = 0, min(PART, max(LEAST, *(layer.numel for layer in layout.layers)))
+        for i in sorted(grouped, key=lambda i: layout.layers[i].numel > SMALL):
             numel = layout.layers[i].numel
             if not groups or held + numel > most:
                 groups.append([])
                 held = 0
             groups[-1].append(i)
             held += numel
-        layout.cache["parts"] = [(tuple(group), _of(layout, group)) for group in groups]
-    found: list[tuple[tuple[int, ...], Layout]] = layout.cache["parts"]
+        groups += [last] if last else []
+        layout.cache[key] = [(tuple(group), _of(layout, group)) for group in groups]
+    found: list[tuple[tuple[int, ...], Layout]] = layout.cache[key]
     return found
 
 
-def _back(layout: Layout) -> Tensor:
+def _back(layout: Layout, alone: Callable[[int], bool] | None) -> Tensor:
     """Where in the parts, one after another, each layer stands."""
-    if "parts_back" not in layout.cache:
-        layout.cache["parts_back"] = torch.tensor([i for chosen, _ in _cut(layout) for i in chosen]).argsort()
-    back: Tensor = layout.cache["parts_back"]
+    key = ("parts_back", alone)
+    if key not in layout.cache:
+        layout.cache[key] = torch.tensor([i for chosen, _ in _cut(layout, alone) for i in chosen]).argsort()
+    back: Tensor = layout.cache[key]
     return back
 
 

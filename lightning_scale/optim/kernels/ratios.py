@@ -46,7 +46,7 @@ def _trust_ratio(
         # The same operations by numpy, which takes a microsecond for each where torch takes many, between two passes over
         # large tensors up to a hundred.
         w, n, adapt, below = (t.numpy() for t in (weight_norm, update_norm, rule.adapt, denominator))
-        return torch.from_numpy(_by_numpy(w, n, adapt, below, rule, coefficient))
+        return torch.from_numpy(ratio_by_numpy(w, n, adapt, below, rule, coefficient))
     phi = weight_norm.clamp(*rule.weight_norm_clip) if rule.weight_norm_clip else weight_norm
     value = coefficient * phi / denominator
     if rule.clip:
@@ -55,9 +55,10 @@ def _trust_ratio(
     return torch.where(adapts, value, torch.ones_like(value))
 
 
-def _by_numpy(
+def ratio_by_numpy(
     weight_norm: Array, update_norm: Array, adapt: Array, denominator: Array, rule: TrustRatio, coefficient: float
 ) -> Array:
+    """What `_trust_ratio` says, on numbers of the host."""
     phi = weight_norm.clip(*rule.weight_norm_clip) if rule.weight_norm_clip else weight_norm
     with np.errstate(all="ignore"):
         value = weight_norm.dtype.type(coefficient) * phi / denominator

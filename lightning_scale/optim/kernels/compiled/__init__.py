@@ -12,5 +12,6 @@ from lightning_scale.optim.kernels.compiled.eight_bit import adamw8bit, lamb8bit
 from lightning_scale.optim.kernels.compiled.lamb import lamb
 from lightning_scale.optim.kernels.compiled.lars import lars
 from lightning_scale.optim.kernels.compiled.look import look
+from lightning_scale.optim.kernels.compiled.whole_layers import steps_alone
 
-__all__ = ["adamw8bit", "lamb", "lamb8bit", "lars", "lars8bit", "look", "sgd8bit"]
+__all__ = ["adamw8bit", "lamb", "lamb8bit", "lars", "lars8bit", "look", "sgd8bit", "steps_alone"]

@@ -106,7 +106,9 @@ def sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> bool:
 
 def _without_ratios(bucket: CodedBucket, begin: Begin | None) -> bool:
     if begin is not None:
-        begin().second(torch.ones(len(bucket.layout.layers), dtype=torch.float32))
+        passed = begin()
+        assert isinstance(passed, FirstPass), "8-bit layers are not stepped one by one"
+        passed.second(torch.ones(len(bucket.layout.layers), dtype=torch.float32))
     return begin is not None
 
 

@@ -17,14 +17,14 @@ from lightning_scale.optim.kernels.compiled.rows import Plan, Run, plan, rows_of
 from lightning_scale.optim.kernels.compiled.scratch import update_rows
 from lightning_scale.optim.kernels.compiled.state import State
 from lightning_scale.optim.kernels.compiled.sums import layer_squares, make_sure
-from lightning_scale.optim.kernels.work import FirstPass, Guard
+from lightning_scale.optim.kernels.work import FirstPass, Guard, LayerNorms
 
 UpdateBucket = Any
 """A `Bucket` or a `CodedBucket`: layout, params, weights, grads, lr."""
 Finish = Callable[[list[float]], None]
 """Takes each layer's rate, and ends the step."""
-Begin = Callable[[], FirstPass]
-"""A first pass that is ready to run.
+Begin = Callable[[], FirstPass | LayerNorms]
+"""A first pass, or a whole step, that is ready to run.
 
 All its tensors are put in place for all parts of a bucket before the first one runs: after a kernel that has emptied the
 caches each of these small operations takes ten times as long.
@@ -174,14 +174,18 @@ def take_off(
             torch._foreach_copy_(weights, [w.float() - part for w, part in zip(weights, parts, strict=True)])
         round_into(bucket, batch)
     for run, (weight, part) in zip(reversed(rows.whole), reversed(whole), strict=True):
-        rate = rates[run.layer]
-        if weight.dtype != torch.float32:
-            weight.copy_(weight.float().sub_(part.mul_(rate)))
-        elif rounds_twice:
-            weight.sub_(part.mul_(rate))
-        else:
-            weight.add_(part, alpha=-rate)
+        take_rows_off(weight, part, rates[run.layer], rounds_twice)
         round_into(bucket, [run])
+
+
+def take_rows_off(weight: Tensor, update: Tensor, rate: float, rounds_twice: bool) -> None:
+    """``w -= rate · u`` on a run of rows; the update may be gone afterwards."""
+    if weight.dtype != torch.float32:
+        weight.copy_(weight.float().sub_(update.mul_(rate)))
+    elif rounds_twice:
+        weight.sub_(update.mul_(rate))
+    else:
+        weight.add_(update, alpha=-rate)
 
 
 def round_into(bucket: UpdateBucket, runs: Sequence[Run]) -> None:

@@ -13,6 +13,7 @@ from lightning_scale.optim.kernels.compiled.first import Begin, First, UpdateBuc
 from lightning_scale.optim.kernels.compiled.programs import Program, load
 from lightning_scale.optim.kernels.compiled.rows import WIDTH
 from lightning_scale.optim.kernels.compiled.state import TensorState
+from lightning_scale.optim.kernels.compiled.whole_layers import all_step_alone, one_by_one
 from lightning_scale.optim.kernels.work import Guard, LambBucket
 
 _NUMBERS = 9
@@ -35,7 +36,8 @@ def lamb(bucket: LambBucket, guard: Guard) -> Begin | None:
         return nothing(bucket)
     numbers = adam_numbers(bucket, guard)
     torch._foreach_add_(bucket.steps, 1.0)
-    return by_ratio(bucket, First(runs[0], numbers, [TensorState(bucket.exp_avg), TensorState(bucket.exp_avg_sq)]))
+    first = First(runs[0], numbers, [TensorState(bucket.exp_avg), TensorState(bucket.exp_avg_sq)])
+    return one_by_one(bucket, first) if all_step_alone(bucket.layout) else by_ratio(bucket, first)
 
 
 def adam_numbers(bucket: UpdateBucket, guard: Guard) -> Callable[[int, int], tuple[float, ...]]:

@@ -24,6 +24,7 @@ from lightning_scale.optim.kernels.compiled.programs import Program, load
 from lightning_scale.optim.kernels.compiled.programs import Run as Compiled
 from lightning_scale.optim.kernels.compiled.rows import WIDTH, rows_of
 from lightning_scale.optim.kernels.compiled.state import TensorState
+from lightning_scale.optim.kernels.compiled.whole_layers import all_step_alone, one_by_one
 from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
 
@@ -52,7 +53,8 @@ def lars(bucket: LarsBucket, guard: Guard) -> Begin | None:
         def numbers(layer: int, tensor: int) -> tuple[float, ...]:
             return scale, bucket.weight_decay[layer], bucket.momentum, 1 - bucket.momentum
 
-        return by_ratio(bucket, First(runs[0], numbers, [TensorState(bucket.momentum_buffer)]))
+        first = First(runs[0], numbers, [TensorState(bucket.momentum_buffer)])
+        return one_by_one(bucket, first) if all_step_alone(bucket.layout) else by_ratio(bucket, first)
     norms = clipped_norms(bucket, scale, exact=False)
     if norms is None:
         return None

@@ -92,6 +92,11 @@ def plan(layout: Layout, segments: Sequence[int], grid: bool = False) -> Plan:
     return Plan(tuple(placed[: len(pieces)]), tuple(placed[len(pieces) :]), row, tuple(layers))
 
 
+def whole_layer(number: int, numel: int) -> Run:
+    """A layer that is a tensor of its own and the segment of the same number, of whole rows, as one run."""
+    return Run(number, number, number, start=0, offset=0, length=numel, row=0, rows=numel // WIDTH, block=0, lead=0)
+
+
 def _runs(number: int, segment: Segment, grid: bool) -> Iterator[Run]:
     """A segment's runs: what is left of its first block, whole rows, and the rest; one run where there are few."""
     lead = segment.layer_start % WIDTH if grid else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -49,6 +50,20 @@ def make_sure(squares: Squares, plan: Plan, exactly: Callable[[int], list[Tensor
         exactly: A layer's elements, in tensors of any floating-point dtype.
     """
     for layer in plan.layers:
-        if not _SMALLEST_SURE <= squares[layer] < float("inf"):
-            parts = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in exactly(layer)]
-            squares[layer] = float(torch.stack(parts).square().sum())
+        if not _is_sure(squares[layer]):
+            squares[layer] = _in_float64(exactly(layer))
+
+
+def row_square(sums: Tensor, rows: Tensor) -> float:
+    """The squared norm of one call's rows, from the sums over each; where these may not be right, from the rows."""
+    total = float(np.add.reduce(sums.numpy(), dtype=np.float64))
+    return total if _is_sure(total) else _in_float64([rows])
+
+
+def _is_sure(square: float) -> bool:
+    return _SMALLEST_SURE <= square < math.inf
+
+
+def _in_float64(parts: Sequence[Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in parts]
+    return float(torch.stack(norms).square().sum())
