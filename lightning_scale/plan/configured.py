@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.optim import Optimizer
@@ -26,10 +26,16 @@ class Configured:
     bucket_elements: int = BUCKET_ELEMENTS
     bucket_view: bool = True
     """Of DDP: ``gradient_as_bucket_view``, which is off unless it is written."""
+    gpu: bool = True
+    """Whether the run is meant for GPUs: for anything but ``accelerator: cpu``."""
 
 
-def configured(strategy: Any, precision: Any) -> Configured:
-    """What ``trainer.strategy`` and ``trainer.precision`` say, as they are written."""
+def configured(strategy: Any, precision: Any, accelerator: Any = "auto") -> Configured:
+    """What ``trainer.strategy``, ``precision`` and ``accelerator`` say, as they are written."""
+    return replace(_placed(strategy, precision), gpu=accelerator != "cpu")
+
+
+def _placed(strategy: Any, precision: Any) -> Configured:
     precision = _SHORT.get(str(precision), str(precision))
     if isinstance(strategy, str):
         name = "ddp" if strategy == "auto" or strategy.startswith("ddp") else strategy

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within, counts the storages that operations make until nobody holds them; also those of fake tensors.
 
     A storage that views share counts once. What an operation takes for itself and gives back before it ends is not seen.
@@ -21,7 +21,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, held: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         """Bytes that are there at present."""
         self.peak = 0

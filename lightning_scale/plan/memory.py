@@ -182,4 +182,3 @@ def largest_model(found: Memory, model: Shapes, device_memory: int) -> int:
         return 0
     fixed = found.device.buckets if found.fixed_buckets else 0
     return max(0, int((device_memory - fixed) / (found.device.total - fixed) * model.numel))
-

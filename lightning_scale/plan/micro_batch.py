@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -36,12 +36,25 @@ class BatchShapes:
         return _grown(self.two, self.three, samples, floating)
 
 
-def batch_shapes(loader: Any) -> BatchShapes:
-    """Read a few samples and put the longest of them together as the loader does.
+def read(loaders: Sequence[Any]) -> BatchShapes | Unknown:
+    """Read a few samples and put the longest of them together as the loader does; or say why that cannot be done."""
+    try:
+        if len(loaders) != 1:
+            raise Unknown(f"there are {len(loaders)} training loaders")
+        return _shapes(loaders[0])
+    except Unknown as error:
+        return error
+    except Exception as error:  # the user's data set, which may not be here
+        return Unknown(f"no sample could be read ({first_line(error)})")
 
-    Raises:
-        Unknown: where the loader does not put single samples together.
-    """
+
+def first_line(error: Exception) -> str:
+    """What an error is and how its message begins."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def _shapes(loader: Any) -> BatchShapes:
     if getattr(loader, "dataset", None) is None or getattr(loader, "batch_sampler", None) is None:
         raise Unknown("the training loader does not make micro-batches of single samples")
     dataset = loader.dataset

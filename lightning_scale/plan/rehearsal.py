@@ -6,12 +6,10 @@ same loaders read, the same configurations refused. Then every step is asked of 
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,6 +27,8 @@ from lightning_scale.callbacks import (
 from lightning_scale.data import ranks
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.plan.elsewhere import Elsewhere
+from lightning_scale.plan.micro_batch import BatchShapes, Unknown, read
+from lightning_scale.plan.quiet import PACKAGE, Quiet
 from lightning_scale.plan.steps import PlannedStep, Rules, Schedule, Warmup
 from lightning_scale.window import LoopAdapter
 from lightning_scale.window.gradients import users_own
@@ -61,7 +61,18 @@ _HEARD = (
     GradientAccumulationScheduler,
     StochasticWeightAveraging,
 )
-_PACKAGE = str(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a stage, or a run without stages, trains on."""
+
+    stage: int | None
+    """From 1."""
+    batch: BatchShapes | Unknown | None
+    """What its micro-batches look like, or why that cannot be told; None where nobody asked."""
+    samples_per_epoch: int | None
+    """Of all ranks."""
 
 
 @dataclass
@@ -71,6 +82,7 @@ class Rehearsed:
     schedule: Schedule
     model: L.LightningModule
     optimizers: list[Optimizer] = field(default_factory=list)
+    fed: list[Fed] = field(default_factory=list)
 
 
 def rehearse(
@@ -79,22 +91,24 @@ def rehearse(
     callbacks: Sequence[L.Callback],
     options: dict[str, Any],
     world_size: int,
+    read_samples: bool = False,
 ) -> Rehearsed:
     """The optimizer steps of a run, as `fit` would take them.
 
     Args:
         model: The module; its parameters need no memory (``torch.device("meta")``), and its ``configure_model`` gets none.
-        datamodule: The data; its loaders are made, and no sample is read.
+        datamodule: The data; its loaders are made.
         callbacks: The Trainer's; those that have no say in steps are left out.
         options: The Trainer's options; those in `OPTIONS` are used.
         world_size: Number of ranks.
+        read_samples: Read a few samples of each stage, so that micro-batches are known.
 
     Raises:
         ConfigurationError: where `fit` would refuse to run, or nothing says where it ends.
     """
     heard = [callback for callback in callbacks if isinstance(callback, _HEARD)]
-    director = _Director(heard)
-    with TemporaryDirectory() as folder, ranks.as_if(world_size), _Quiet() as said:
+    director = _Director(heard, read_samples)
+    with TemporaryDirectory() as folder, ranks.as_if(world_size), Quiet() as said:
         trainer = L.Trainer(
             **{key: value for key, value in options.items() if key in OPTIONS},
             callbacks=[*heard, director],
@@ -112,15 +126,16 @@ def rehearse(
     notes = list(dict.fromkeys(said))
     if any(isinstance(callback, EarlyStopping) for callback in callbacks):
         notes.append("EarlyStopping may end the run before this plan does.")
-    return Rehearsed(director.schedule(tuple(notes)), model, director.optimizers)
+    return Rehearsed(director.schedule(tuple(notes)), model, director.optimizers, director.fed)
 
 
 class _Director(L.Callback):
     """Puts the count of steps in the training loop's place."""
 
-    def __init__(self, callbacks: Sequence[L.Callback]) -> None:
+    def __init__(self, callbacks: Sequence[L.Callback], read_samples: bool) -> None:
         self.optimizers: list[Optimizer] = []
-        self._callbacks = callbacks
+        self.fed: list[Fed] = []
+        self._callbacks, self._read_samples = callbacks, read_samples
         self._steps: list[PlannedStep] = []
         self._warmups: list[Warmup] = []
         self._epochs: float | None = 0.0
@@ -145,7 +160,7 @@ class _Director(L.Callback):
                 "ReduceLROnPlateau follows a metric, which nobody knows before: the plan's rates are those of a metric that"
                 " always improves.",
                 UserWarning,
-                _PACKAGE,
+                PACKAGE,
                 0,
             )
         loop, steps = adapter.loop, 0
@@ -177,8 +192,12 @@ class _Director(L.Callback):
                 "the training loader does not say how many samples a micro-batch has: use a torch DataLoader with"
                 " batch_size, or a batch sampler with an attribute batch_size."
             )
-        self._samples_per_epoch = feed.samples_per_epoch(adapter.loop.train_loaders)
+        loaders = adapter.loop.train_loaders
+        self._samples_per_epoch = feed.samples_per_epoch(loaders)
         number = stages.serving + 1 if stages is not None and stages.serving is not None else None
+        if number not in [fed.stage for fed in self.fed]:
+            batch = read(loaders) if self._read_samples else None
+            self.fed.append(Fed(number, batch, self._samples_per_epoch))
         if number in [warmup.stage for warmup in self._warmups]:
             return
         step = trainer.global_step
@@ -256,26 +275,3 @@ class _Director(L.Callback):
 
 def _reached(count: int, limit: int) -> bool:
     return limit != -1 and count >= limit
-
-
-class _Quiet:
-    """Within, nothing is printed; what this package warns of is kept, everything else that is said is not."""
-
-    def __enter__(self) -> list[str]:
-        self._said: list[str] = []
-        self._caught = warnings.catch_warnings(record=True)
-        self._records = self._caught.__enter__()
-        warnings.simplefilter("always")
-        self._levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in _LOGGERS]
-        for logger, _ in self._levels:
-            logger.setLevel(logging.ERROR)
-        return self._said
-
-    def __exit__(self, *error: Any) -> None:
-        self._said += [str(record.message) for record in self._records or () if record.filename.startswith(_PACKAGE)]
-        self._caught.__exit__(*error)
-        for logger, level in self._levels:
-            logger.setLevel(level)
-
-
-_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")

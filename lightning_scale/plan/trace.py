@@ -55,7 +55,7 @@ def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, comp
         held = {name: _like(p, computing.parameters) for name, p in model.named_parameters()}
         for parameter in held.values():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
         held |= {name: _like(b, computing.parameters) for name, b in model.named_buffers()}
         live = LiveBytes(held.values())
         inside = {f"module.{name}": tensor for name, tensor in held.items()}
@@ -81,7 +81,7 @@ class _Step(nn.Module):
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise Unknown("training_step returns no loss")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _like(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -118,7 +118,7 @@ def _fused_attention(gpu: bool) -> Iterator[None]:
         return original(query, key, value, attn_mask=attn_mask, **more)
 
     if gpu:
-        F.scaled_dot_product_attention = without_dropout
+        F.scaled_dot_product_attention = without_dropout  # type: ignore[assignment]
     try:
         yield
     finally:
