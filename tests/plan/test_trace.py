@@ -32,8 +32,13 @@ def shapes_of(model: Any) -> BatchShapes:
     return found
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        *((model, precision) for model in ("bert", "bert, dropout") for precision in PRECISIONS),
+        ("recomputed", "float32"),
+    ],
+)
 def test_what_is_traced_is_what_is_allocated(model: str, precision: str) -> None:
     computing = PRECISIONS[precision]
     with torch.device("meta"):
@@ -41,7 +46,7 @@ def test_what_is_traced_is_what_is_allocated(model: str, precision: str) -> None
     for samples in (8, 20):
         planned = peak_bytes(without_memory, shapes_of(without_memory), samples, computing)
         found = really(MODELS[model](), samples, computing.parameters, computing.autocast)
-        assert planned == pytest.approx(found, rel=1e-3)
+        assert planned == pytest.approx(found, rel=2e-4)
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
