@@ -17,7 +17,9 @@ _EVEN = 0.01
 
 def under(strategy: str, measured: Measured, configured: Configured) -> list[Activations]:
     """Each stage's activations under a strategy; empty where they are left out."""
-    return measured.by_computing.get(computing_of(strategy, configured.precision, configured.gpu), [])
+    if measured.left_out is not None:
+        return []
+    return measured.by_computing[computing_of(strategy, configured.precision, configured.gpu)]
 
 
 def largest_micro_batches(

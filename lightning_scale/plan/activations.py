@@ -49,8 +49,14 @@ class Measured:
 
 
 def computing_of(strategy: str, precision: str, gpu: bool) -> Computing:
-    """How a strategy's layers are computed under the Trainer's precision."""
-    low = _LOW[precision.split("-")[0]]
+    """How a strategy's layers are computed under the Trainer's precision.
+
+    Raises:
+        Unknown: for a precision of its own kind.
+    """
+    low = _LOW.get(precision.split("-")[0])
+    if low is None:
+        raise Unknown(f"what precision {precision!r} computes in is not known here")
     if strategy.startswith("zero") or not precision.endswith("-mixed"):
         own = parameter_bytes(strategy, precision) == 4
         return Computing(None if own else low, None, gpu)

@@ -169,6 +169,11 @@ def test_why_they_are_left_out(model: Any, data: Any, words: str) -> None:
     assert text.startswith("Left out: ") and words in text
 
 
+def test_a_precision_of_its_own_kind() -> None:
+    measured = measure(rehearsed(Bert, Loaded()), "transformer-engine", gpu=True)
+    assert measured.left_out == "what precision 'transformer-engine' computes in is not known here"
+
+
 def test_memory_that_is_no_line_is_called_so() -> None:
     held = Activations(None, None, 8, Computing(), bytes=900, fixed=0, per_sample=100, off=0.11)
     text = activations_text({}, Measured({Computing(): [held]}), CPU, None)
