@@ -126,7 +126,9 @@ def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, c
         min(ranks_per_node(configuration) or world_size, world_size),
         parse_size(given, "device_memory") if given is not None else None,
     )
-    placed = configured(configuration.strategy, configuration.precision, configuration.accelerator)
+    placed = configured(
+        configuration.strategy, configuration.precision, configuration.accelerator, configuration.gradient_clip_val
+    )
     callbacks = trainer.get("callbacks") or []
     with redirect_stdout(stderr):  # what is printed here is no part of the plan
         found = rehearse(model, datamodule, callbacks, trainer, world_size, read_samples=options.activations)

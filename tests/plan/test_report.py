@@ -98,6 +98,19 @@ def test_an_optimizer_that_zero_refuses() -> None:
     assert len(refusals(Configured("zero1", "16-mixed"), [])) == 1
 
 
+def test_what_else_zero_refuses() -> None:
+    lamb = LAMB([("w", torch.nn.Parameter(torch.zeros(2)))], lr=0.1, max_grad_norm=1.0)
+    (clips,) = refusals(configured("zero2", "32", clip=0.5), [lamb])
+    assert "keep one of the two" in clips
+    assert refusals(configured("zero2", "32"), [lamb]) == refusals(configured("ddp", "32", clip=0.5), [lamb]) == []
+    options = {"stage": 3, "offload_optimizer": "nvme"}
+    zero: dict[str, Any] = {"class_path": "lightning_scale.strategies.ZeROStrategy", "init_args": options}
+    (nvme,) = refusals(configured(zero, "32"), [lamb])
+    assert "allow_unverified_nvme=True" in nvme and configured(zero, "32").strategy == "zero3_offload"
+    options["allow_unverified_nvme"] = True
+    assert refusals(configured(zero, "32"), [lamb]) == []
+
+
 @pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (999, "999 B"), (24e9, "24.0 GB"), (1.5e6, "1.50 MB")])
 def test_sizes(value: float, text: str) -> None:
     assert size(value) == text
