@@ -11,10 +11,10 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_scale.plan.live import LiveBytes
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown
+from lightning_scale.plan.on_a_gpu import as_on_a_gpu
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Computing:
     """Of floating-point parameters, buffers and inputs; None leaves them."""
     autocast: torch.dtype | None = None
     gpu: bool = False
-    """Attention with dropout is one fused operation there; on the CPU its matrix is kept."""
+    """Attention with dropout is one operation there, and autocast has other types."""
 
     def __str__(self) -> str:
         named = self.autocast or self.parameters
@@ -59,7 +59,7 @@ def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, comp
         held |= {name: _like(b, computing.parameters) for name, b in model.named_buffers()}
         live = LiveBytes(held.values())
         inside = {f"module.{name}": tensor for name, tensor in held.items()}
-        with live, _logging_nothing(model), _fused_attention(computing.gpu):
+        with live, _logging_nothing(model), as_on_a_gpu(computing.gpu):
             batch = shapes.of(samples, computing.parameters)
             torch.func.functional_call(_Step(model, computing.autocast), inside, (batch,))
     return live.peak
@@ -105,21 +105,3 @@ def _logging_nothing(model: L.LightningModule) -> Iterator[None]:
     finally:
         for name in names:
             delattr(model, name)
-
-
-@contextmanager
-def _fused_attention(gpu: bool) -> Iterator[None]:
-    """Let attention take no dropout, as with which the CPU's is fused and keeps what a GPU's does."""
-    original = F.scaled_dot_product_attention
-
-    def without_dropout(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **more: Any
-    ) -> Tensor:
-        return original(query, key, value, attn_mask=attn_mask, **more)
-
-    if gpu:
-        F.scaled_dot_product_attention = without_dropout  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = original

@@ -91,6 +91,32 @@ def test_on_a_gpu_attention_with_dropout_keeps_no_matrix() -> None:
     assert peak_bytes(without, shapes, 8, Computing()) == fused
 
 
+class Softmax(L.LightningModule):
+    """A matrix product, of low precision under autocast, and its softmax."""
+
+    data = Recomputed.data
+    calls: tuple[Any, ...] = (torch.softmax, Tensor.softmax, nn.functional.softmax)
+
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self.weight, self.call = nn.Parameter(torch.zeros(32, 4096)), call
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.seen = self.call(batch[0] @ self.weight, dim=-1)
+        return self.seen.mean()
+
+
+@pytest.mark.parametrize("call", Softmax.calls)
+def test_autocast_on_a_gpu_computes_softmax_in_float32(call: Any) -> None:
+    model = Softmax(call)
+    on_gpu, on_cpu = Computing(autocast=torch.bfloat16, gpu=True), Computing(autocast=torch.bfloat16)
+    for computing, dtype in ((on_gpu, torch.float32), (on_cpu, torch.bfloat16)):
+        peak_bytes(model, shapes_of(model), 64, computing)
+        assert model.seen.dtype == dtype
+    peak_bytes(model, shapes_of(model), 64, Computing(parameters=torch.bfloat16, gpu=True))
+    assert model.seen.dtype == torch.bfloat16  # there is no autocast
+
+
 class Tied(L.LightningModule):
     """Recurrent, a weight used twice, a part that is not trained, and a buffer."""
 
