@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from sys import stderr
@@ -13,12 +12,14 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.plan.activations import Measured, measure
 from lightning_scale.plan.communication import Link
 from lightning_scale.plan.comparison import Machine
 from lightning_scale.plan.configured import configured
 from lightning_scale.plan.data import standing_for
+from lightning_scale.plan.larger import Timing
 from lightning_scale.plan.rehearsal import Rehearsed, rehearse
-from lightning_scale.plan.report import Timing, report
+from lightning_scale.plan.report import report
 from lightning_scale.plan.text import parse_size
 
 # Of the Trainer's arguments, those that are built before it and that a plan has no use for.
@@ -38,6 +39,12 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         help="Do not open the data: it has so many samples, and every size of batch can be made of them.",
     )
     add("--device-memory", "--device_memory", type=str | None, help='Of each device, such as "80GB": what fits.')
+    add(
+        "--activations",
+        type=bool,
+        default=True,
+        help="Run a training step on tensors without contents, to see what micro-batches take.",
+    )
     add("--latency", type=float | None, help="Of the link between ranks, in microseconds; with bandwidth and compute.")
     add("--bandwidth", type=float | None, help="Of the link between ranks, in GB (10^9 bytes) a second.")
     add("--compute", type=float | None, help="Seconds that a rank computes for a micro-batch.")
@@ -119,9 +126,16 @@ def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, c
         min(ranks_per_node(configuration) or world_size, world_size),
         parse_size(given, "device_memory") if given is not None else None,
     )
-    found = _say_nothing(lambda: rehearse(model, datamodule, trainer.get("callbacks") or [], trainer, world_size))
-    strategy = configured(configuration.strategy, configuration.precision)
-    print(report(found, strategy, machine, timing, as_json=options.format == "json"))
+    placed = configured(
+        configuration.strategy, configuration.precision, configuration.accelerator, configuration.gradient_clip_val
+    )
+    callbacks = trainer.get("callbacks") or []
+    with redirect_stdout(stderr):  # what is printed here is no part of the plan
+        found = rehearse(model, datamodule, callbacks, trainer, world_size, read_samples=options.activations)
+        measured = (
+            measure(found, placed.precision, placed.gpu) if options.activations else Measured({}, "not asked for")
+        )
+    print(report(found, placed, machine, timing, measured, as_json=options.format == "json"))
     if options.picture:
         _draw(found, Path(options.picture))
 
@@ -137,12 +151,6 @@ def _timing(options: Any) -> Timing | None:
                 " that a micro-batch computes, all above 0."
             )
     return Timing(Link(given["latency"] * 1e-6, given["bandwidth"] * 1e9), given["compute"])
-
-
-def _say_nothing(work: Callable[[], Rehearsed]) -> Rehearsed:
-    """Run ``work``; what it prints is no part of the plan."""
-    with redirect_stdout(stderr):
-        return work()
 
 
 def _draw(found: Rehearsed, path: Path) -> None:

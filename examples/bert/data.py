@@ -7,10 +7,12 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from examples.bert import prepared
 from examples.bert.baseline import frequency_guess_loss, hidden_tokens
+from examples.bert.masking import count_masked
 from examples.bert.packing import PackedSamples
 from examples.bert.samples import MaskedSamples, RankShare
 from examples.bert.token_file import TokenFile
@@ -134,6 +136,12 @@ class TextData(L.LightningDataModule):
     def set_stage(self, stage: StageData) -> None:
         """Serve this stage from the next ``train_dataloader()`` and ``val_dataloader()`` on."""
         self.stage = stage
+
+    def example_sample(self) -> dict[str, Tensor]:
+        """A sample of the present stage without text, for `lightning-scale plan`."""
+        places = torch.zeros(count_masked(self._present_length), dtype=torch.int64)
+        ids = torch.zeros(self._present_length, dtype=torch.int64)
+        return {"input_ids": ids, "positions": places, "targets": places}
 
     def frequency_guess_loss(self) -> float:
         """The loss, on the present stage's held-out hidden tokens, of guessing by the training text's frequencies."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.plan.memory import BUCKET_ELEMENTS, STRATEGIES
-from lightning_scale.strategies.zero.refusals import refuse_optimizer, refuse_precision
+from lightning_scale.strategies.zero.refusals import (
+    refuse_optimizer,
+    refuse_precision,
+    refuse_two_clips,
+    refuse_unverified_nvme,
+)
 
 _SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
 
@@ -26,10 +31,20 @@ class Configured:
     bucket_elements: int = BUCKET_ELEMENTS
     bucket_view: bool = True
     """Of DDP: ``gradient_as_bucket_view``, which is off unless it is written."""
+    gpu: bool = True
+    """Whether the run is meant for GPUs: for anything but ``accelerator: cpu``."""
+    clip: float = 0.0
+    """The Trainer's ``gradient_clip_val``; 0 for none."""
+    unverified_nvme: bool = False
+    """Of ZeRO: whether it is to offload to NVMe without having been told to twice. Planned as offload to the CPU."""
 
 
-def configured(strategy: Any, precision: Any) -> Configured:
-    """What ``trainer.strategy`` and ``trainer.precision`` say, as they are written."""
+def configured(strategy: Any, precision: Any, accelerator: Any = "auto", clip: float | None = None) -> Configured:
+    """What ``trainer.strategy``, ``precision``, ``accelerator`` and ``gradient_clip_val`` say, as they are written."""
+    return replace(_placed(strategy, precision), gpu=accelerator != "cpu", clip=clip or 0.0)
+
+
+def _placed(strategy: Any, precision: Any) -> Configured:
     precision = _SHORT.get(str(precision), str(precision))
     if isinstance(strategy, str):
         name = "ddp" if strategy == "auto" or strategy.startswith("ddp") else strategy
@@ -43,7 +58,10 @@ def configured(strategy: Any, precision: Any) -> Configured:
         config = options.get("config")
         zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
         bucket = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
-        return Configured(f"zero{options.get('stage', 2)}{offload}", precision, bucket_elements=bucket)
+        nvme = "nvme" in (options.get("offload_optimizer"), options.get("offload_parameters"))
+        unverified = nvme and not options.get("allow_unverified_nvme")
+        name = f"zero{options.get('stage', 2)}{offload}"
+        return Configured(name, precision, bucket_elements=bucket, unverified_nvme=unverified)
     view = bool(
         (options.get("dict_kwargs") or {}).get("gradient_as_bucket_view", options.get("gradient_as_bucket_view"))
     )
@@ -58,6 +76,8 @@ def refusals(found: Configured, optimizers: list[Optimizer]) -> list[str]:
             refuse_precision(found.precision)
             for optimizer in optimizers:
                 refuse_optimizer(optimizer)
+                refuse_two_clips(optimizer, found.clip)
+            refuse_unverified_nvme(found.unverified_nvme, allowed=False)
     except ConfigurationError as error:
         said.append(f"This strategy will not run: {error}")
     if found.strategy is not None and found.strategy.startswith("fsdp2") and found.precision.startswith("16"):

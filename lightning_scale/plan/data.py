@@ -5,10 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as L
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_scale.data import ResumableBatchSampler, StageData
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.plan.micro_batch import Unknown
+
+
+class _Alike(Dataset[Any]):
+    """The same sample again and again."""
+
+    def __init__(self, size: int, sample: Any) -> None:
+        self._size, self._sample = size, sample
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Any:
+        if self._sample is None:
+            raise Unknown("the data is not opened, and has no example_sample() that says what a sample looks like")
+        return self._sample
 
 
 class SizedData(L.LightningDataModule):
@@ -18,6 +34,7 @@ class SizedData(L.LightningDataModule):
         samples: Samples in an epoch; a stage lasts for all of its own.
         micro_batch_size: Samples in one rank's micro-batch, where no stage says otherwise.
         original: The DataModule that it stands for: what the model asks of it, a vocabulary's size say, is answered by that.
+            Its ``example_sample()``, where it has one, makes a sample of the present stage without opening anything.
     """
 
     def __init__(self, samples: int, micro_batch_size: int | None, original: Any) -> None:
@@ -27,6 +44,8 @@ class SizedData(L.LightningDataModule):
 
     def set_stage(self, stage: StageData) -> None:
         self._stage = stage
+        if hasattr(self._original, "set_stage"):
+            self._original.set_stage(stage)
 
     def train_dataloader(self) -> DataLoader[Any]:
         stage = self._stage
@@ -43,7 +62,8 @@ class SizedData(L.LightningDataModule):
             epoch_samples=stage.samples if stage is not None else None,
             samples_consumed=stage.samples_consumed if stage is not None else 0,
         )
-        return DataLoader(range(self._samples), batch_sampler=sampler)  # type: ignore[arg-type]
+        make = getattr(self._original, "example_sample", None)
+        return DataLoader(_Alike(self._samples, make() if make is not None else None), batch_sampler=sampler)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

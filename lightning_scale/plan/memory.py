@@ -112,45 +112,65 @@ def memory(
         bucket_view: DDP's ``gradient_as_bucket_view``; without, buckets hold a second copy of all gradients.
     """
     low = parameter_bytes(strategy, precision)
-    numels = [math.prod(shape) for shape in model.trained]
-    if strategy == "ddp" or strategy.startswith("fsdp2"):
-        shards = ranks if strategy != "ddp" else 1
-        # Rank 0's rows of dimension 0, which are not fewer than any other's.
-        parts = [_rows(shape, shards) / max(shape[0], 1) if shape else 1.0 for shape in model.trained]
-        own = round(sum(part * n for part, n in zip(parts, numels, strict=True)))
-        state = round(sum(part * m for part, m in zip(parts, moments, strict=True)))
-        frozen = -(-model.frozen // shards)
-        buckets = low * own if strategy == "ddp" and ranks > 1 and not bucket_view else 0
-        held = Parts(low * (own + frozen), low * own, state, 4 * own if master and low < 4 else 0, buckets)
-        return Memory(Parts(), held) if strategy.endswith("_offload") else Memory(held, Parts(), fixed_buckets=False)
-    whole = sum(numels)
-    share, state = -(-whole // ranks), -(-sum(moments) // ranks)
+    if strategy == "ddp":
+        own = _elements(model)
+        held = Parts(low * model.numel, low * own, sum(moments), 4 * own if master and low < 4 else 0)
+        return Memory(replace(held, buckets=0 if bucket_view or ranks == 1 else low * own), Parts(), False)
+    if strategy.startswith("fsdp2"):
+        held = _fsdp2(model, moments, ranks, low, master)
+        return Memory(Parts(), held) if strategy.endswith("_offload") else Memory(held, Parts(), False)
     stage, offload = int(strategy[4]), strategy.endswith("_offload")
-    bucket = low * bucket_elements
-    split = Parts(0, 4 * share, state, 4 * share)  # gradients are added up in float32
+    split, bucket = _split(model, moments, ranks), low * bucket_elements
     if stage == 3:
-        small = sum(n for n in numels if n <= PERSISTENT_ELEMENTS)
-        held = replace(split, parameters=low * -(-(whole + model.frozen) // ranks))
-        if offload:  # gradients come to the host into one buffer, and are added up in another
-            return Memory(Parts(low * small, buckets=bucket), replace(held, gradients=8 * share))
-        return Memory(replace(held, parameters=held.parameters + low * small, buckets=bucket), Parts())
-    parameters = low * (whole + model.frozen)
-    if stage == 1 and not offload:
-        # In low precision they are added up in float32 beside (DeepSpeed's BF16_Optimizer), without a bucket.
-        gradients = low * whole + (4 * whole if low < 4 else 0)
-        return Memory(
-            replace(split, parameters=parameters, gradients=gradients, buckets=bucket if low == 4 else 0), Parts()
-        )
-    if not offload:
-        return Memory(replace(split, parameters=parameters, buckets=bucket), Parts())
-    largest = low * max(numels, default=0)  # a gradient on its way to the host, there and here
-    added = 4 * share  # in float32; stage 2 keeps what it adds up apart where that is the gradients' own precision
-    added *= 2 if stage == 2 and low == 4 else 1
-    on_host = replace(split, parameters=low * share, gradients=added + largest)
-    here = low * whole if stage == 1 else 0
+        return _zero3(offload, model, split, ranks, low, bucket)
+    return (_zero12_offload if offload else _zero12)(stage, model, split, low, bucket)
+
+
+def _fsdp2(model: Shapes, moments: Sequence[int], ranks: int, low: int, master: bool) -> Parts:
+    """Rank 0's rows of dimension 0, which are not fewer than any other's."""
+    parts = [-(-shape[0] // ranks) / max(shape[0], 1) if shape else 1.0 for shape in model.trained]
+    own = round(sum(part * math.prod(shape) for part, shape in zip(parts, model.trained, strict=True)))
+    state = round(sum(part * m for part, m in zip(parts, moments, strict=True)))
+    frozen = -(-model.frozen // ranks)
+    return Parts(low * (own + frozen), low * own, state, 4 * own if master and low < 4 else 0)
+
+
+def _split(model: Shapes, moments: Sequence[int], ranks: int) -> Parts:
+    """What a rank keeps of its share under ZeRO; gradients are added up in float32, as the copy is."""
+    share = 4 * -(-_elements(model) // ranks)
+    return Parts(0, share, -(-sum(moments) // ranks), share)
+
+
+def _zero3(offload: bool, model: Shapes, split: Parts, ranks: int, low: int, bucket: int) -> Memory:
+    small = low * sum(n for n in map(math.prod, model.trained) if n <= PERSISTENT_ELEMENTS)
+    own = low * -(-model.numel // ranks)
+    if offload:  # gradients come to the host into one buffer, and are added up in another
+        return Memory(Parts(small, buckets=bucket), replace(split, parameters=own, gradients=2 * split.gradients))
+    return Memory(replace(split, parameters=own + small, buckets=bucket), Parts())
+
+
+def _zero12(stage: int, model: Shapes, split: Parts, low: int, bucket: int) -> Memory:
+    held = replace(split, parameters=low * model.numel, buckets=bucket)
+    if stage == 2:
+        return Memory(held, Parts())
+    # Low precision: gradients are added up in float32 beside (DeepSpeed's BF16_Optimizer), without a bucket.
+    beside = 4 if low < 4 else 0
+    return Memory(replace(held, gradients=(low + beside) * _elements(model), buckets=0 if beside else bucket), Parts())
+
+
+def _zero12_offload(stage: int, model: Shapes, split: Parts, low: int, bucket: int) -> Memory:
+    largest = low * max(map(math.prod, model.trained), default=0)  # a gradient on its way to the host, there and here
+    # In float32; stage 2 keeps what it adds up apart where that is the gradients' own precision.
+    added = split.gradients * (2 if stage == 2 and low == 4 else 1)
+    here = low * _elements(model) if stage == 1 else 0
     if low < 4:  # a share is added up in float32 before it goes
-        here += 4 * share
-    return Memory(Parts(parameters, here + largest, buckets=bucket), on_host)
+        here += split.gradients
+    device = Parts(low * model.numel, here + largest, buckets=bucket)
+    return Memory(device, replace(split, parameters=low * split.master // 4, gradients=added + largest))
+
+
+def _elements(model: Shapes) -> int:
+    return sum(map(math.prod, model.trained))
 
 
 def largest_model(found: Memory, model: Shapes, device_memory: int) -> int:
@@ -162,7 +182,3 @@ def largest_model(found: Memory, model: Shapes, device_memory: int) -> int:
         return 0
     fixed = found.device.buckets if found.fixed_buckets else 0
     return max(0, int((device_memory - fixed) / (found.device.total - fixed) * model.numel))
-
-
-def _rows(shape: tuple[int, ...], shards: int) -> int:
-    return -(-shape[0] // shards)

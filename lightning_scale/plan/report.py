@@ -6,24 +6,34 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_scale.plan import comparison, schedule, warnings
-from lightning_scale.plan.communication import Link
+from lightning_scale.plan import activation_tables, comparison, schedule, traffic_tables, warnings
+from lightning_scale.plan.activations import Measured
 from lightning_scale.plan.comparison import Machine
 from lightning_scale.plan.configured import Configured, refusals
+from lightning_scale.plan.larger import Timing, larger_batches, larger_text
 from lightning_scale.plan.memory import Memory, Shapes, largest_model
 from lightning_scale.plan.rehearsal import Rehearsed
 
 
 @dataclass(frozen=True)
-class Timing:
-    """What weak scaling is worked out from."""
+class _Held:
+    """What is known of the model's memory."""
 
-    link: Link
-    compute: float
-    """Seconds that a micro-batch takes."""
+    shapes: Shapes
+    own: dict[str, Memory]
+    """Under every strategy, with the run's optimizer."""
+    others: dict[str, dict[str, Memory]]
 
 
-def report(found: Rehearsed, configured: Configured, machine: Machine, timing: Timing | None, *, as_json: bool) -> str:
+def report(
+    found: Rehearsed,
+    configured: Configured,
+    machine: Machine,
+    timing: Timing | None,
+    measured: Measured,
+    *,
+    as_json: bool,
+) -> str:
     """What a rehearsal has found, as text or as JSON.
 
     Args:
@@ -31,65 +41,94 @@ def report(found: Rehearsed, configured: Configured, machine: Machine, timing: T
         configured: The strategy and precision.
         machine: What the run is to be placed on.
         timing: The link, where the user has given one.
+        measured: Activations.
         as_json: Write JSON; else text.
     """
-    plan, optimizer = found.schedule, found.optimizers[0] if found.optimizers else None
-    said = [*refusals(configured, found.optimizers), *warnings.of_schedule(plan)]
-    if optimizer is None or len(found.optimizers) > 1:
-        shapes = None
-    else:
-        shapes = comparison.shapes_of(found.model, optimizer)
-        own = comparison.by_strategy(shapes, optimizer, configured, machine)
-        others = comparison.by_optimizer(shapes, configured, machine)
-        if configured.strategy in own and machine.device_memory is not None:
-            needed = own[configured.strategy].device.total
-            if needed > machine.device_memory:
-                said.insert(
-                    0,
-                    f"The model does not fit: {configured.strategy} keeps {needed / 1e9:,.4g} GB on each device, which has"
-                    f" {machine.device_memory / 1e9:,.4g}, before any activations.",
-                )
+    held = _held(found, configured, machine)
+    said = [*refusals(configured, found.optimizers), *warnings.of_schedule(found.schedule)]
+    if held is not None:
+        said = [*_does_not_fit(held, configured, machine, measured), *said]
+    rows = _traffic(found, configured, machine, timing, held) if held is not None else {}
     if as_json:
-        content: dict[str, Any] = {"schedule": schedule.as_json(plan), "warnings": said}
-        if shapes is not None:
-            content["memory"] = {
-                "parameters": shapes.numel,
-                "precision": configured.precision,
-                "strategies": {name: _held(m, shapes, machine) for name, m in own.items()},
-                "optimizers": {
-                    kind: {name: _held(m, shapes, machine) for name, m in kept.items()} for kind, kept in others.items()
-                },
-            }
-            content["communication"] = comparison.communication_rows(plan, shapes, configured.precision)
-            if timing is not None:
-                content["scaling"] = _scaling(found, shapes, configured, machine, timing)
-        return json.dumps(content, indent=1)
-    parts = ["SCHEDULE", schedule.schedule_table(plan), schedule.totals_line(plan)]
+        content = {"schedule": schedule.as_json(found.schedule), "warnings": said}
+        content["activations"] = activation_tables.as_json(measured)
+        if held is not None:
+            content["memory"] = _memory_json(held, configured, machine, measured)
+        return json.dumps({**content, **rows}, indent=1)
+    parts = ["SCHEDULE", schedule.schedule_table(found.schedule), schedule.totals_line(found.schedule)]
     if said:
         parts += ["\nWARNINGS", *(f"- {sentence}" for sentence in said)]
-    if shapes is not None:
-        parts += ["\nMEMORY", comparison.memory_text(shapes, own, others, configured, machine)]
-        parts += ["\nCOMMUNICATION", comparison.communication_text(plan, shapes, configured.precision)]
-        if timing is not None:
-            rows = _scaling(found, shapes, configured, machine, timing)
-            parts.append(comparison.scaling_text(rows, configured.strategy or "ddp"))
+    if held is not None:
+        parts += ["\nMEMORY", comparison.memory_text(held.shapes, held.own, held.others, configured, machine)]
+    own = held.own if held is not None else {}
+    parts += ["\nACTIVATIONS"]
+    parts += [activation_tables.activations_text(own, measured, configured, machine.device_memory)]
+    if held is not None:
+        strategy = configured.strategy or "ddp"
+        parts += ["\nCOMMUNICATION", traffic_tables.communication_text(rows["communication"])]
+        parts.append(larger_text(rows["larger_batches"], strategy))
+        if "scaling" in rows:
+            parts.append(traffic_tables.scaling_text(rows["scaling"], strategy))
     return "\n".join(parts)
 
 
-def _held(found: Memory, shapes: Shapes, machine: Machine) -> dict[str, Any]:
-    held: dict[str, Any] = {
-        "device": {**asdict(found.device), "total": found.device.total},
-        "host": {**asdict(found.host), "total": found.host.total},
+def _held(found: Rehearsed, configured: Configured, machine: Machine) -> _Held | None:
+    """None where the run has no optimizer, or several."""
+    if len(found.optimizers) != 1:
+        return None
+    shapes = comparison.shapes_of(found.model, found.optimizers[0])
+    own = comparison.by_strategy(shapes, found.optimizers[0], configured, machine)
+    return _Held(shapes, own, comparison.by_optimizer(shapes, configured, machine))
+
+
+def _does_not_fit(held: _Held, configured: Configured, machine: Machine, measured: Measured) -> list[str]:
+    if configured.strategy not in held.own or machine.device_memory is None:
+        return []
+    needed = held.own[configured.strategy].device.total
+    if needed <= machine.device_memory:
+        return activation_tables.too_large(held.own, measured, configured, machine.device_memory)
+    return [
+        f"The model does not fit: {configured.strategy} keeps {needed / 1e9:,.4g} GB on each device, which has"
+        f" {machine.device_memory / 1e9:,.4g}, before any activations."
+    ]
+
+
+def _traffic(
+    found: Rehearsed, configured: Configured, machine: Machine, timing: Timing | None, held: _Held
+) -> dict[str, Any]:
+    """What is sent: for each strategy, with larger batches, and (with a link) on more nodes."""
+    rows: dict[str, Any] = {
+        "communication": traffic_tables.communication_rows(found.schedule, held.shapes, configured.precision),
+        "larger_batches": larger_batches(found, held.shapes, configured, timing),
     }
+    if timing is not None:
+        rows["scaling"] = traffic_tables.scaling_rows(
+            found.schedule, held.shapes, configured, timing.link, timing.compute, machine.ranks_per_node
+        )
+    return rows
+
+
+def _memory_json(held: _Held, configured: Configured, machine: Machine, measured: Measured) -> dict[str, Any]:
+    def one(kept: Memory) -> dict[str, Any]:
+        said: dict[str, Any] = {
+            "device": {**asdict(kept.device), "total": kept.device.total},
+            "host": {**asdict(kept.host), "total": kept.host.total},
+        }
+        if machine.device_memory is not None:
+            said["left"] = machine.device_memory - kept.device.total
+            said["largest_model"] = largest_model(kept, held.shapes, machine.device_memory)
+        return said
+
+    strategies = {name: one(kept) for name, kept in held.own.items()}
     if machine.device_memory is not None:
-        held["left"] = machine.device_memory - found.device.total
-        held["largest_model"] = largest_model(found, shapes, machine.device_memory)
-    return held
-
-
-def _scaling(
-    found: Rehearsed, shapes: Shapes, configured: Configured, machine: Machine, timing: Timing
-) -> list[dict[str, float]]:
-    return comparison.scaling_rows(
-        found.schedule, shapes, configured, timing.link, timing.compute, machine.ranks_per_node
-    )
+        fits = activation_tables.largest_micro_batches(held.own, measured, configured, machine.device_memory)
+        for name, stages in fits.items():
+            strategies[name]["micro_batches"] = stages
+    return {
+        "parameters": held.shapes.numel,
+        "precision": configured.precision,
+        "strategies": strategies,
+        "optimizers": {
+            kind: {name: one(kept) for name, kept in by_strategy.items()} for kind, by_strategy in held.others.items()
+        },
+    }

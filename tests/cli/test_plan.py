@@ -63,6 +63,30 @@ def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[st
         trainer__max_steps=-1,
     )
     assert "In all: 4 steps, 32 samples" in text
+    assert "Left out: the data is not opened, and has no example_sample()" in text
+
+
+def test_gpt2_takes_16_bytes_a_parameter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The textbook's 24 GB for 1.5 billion (Rajbhandari et al. 2019, section 3.1), of the model itself."""
+    content = json.loads(
+        plan(
+            tmp_path,
+            capsys,
+            *("--format=json", "--activations=false", "--device-memory=80GB"),
+            model={"class_path": "tests.plan.gpt2.GPT2"},
+            optimizer={"class_path": "lightning_scale.optim.LAMB", "init_args": {"master_weights": True}},
+            trainer__callbacks=[STAGED],
+            trainer__max_steps=-1,
+            trainer__precision="bf16-true",
+        )
+    )
+    memory, parameters = content["memory"], 1_557_611_200
+    assert memory["parameters"] == parameters
+    held = memory["strategies"]["ddp"]["device"]
+    assert [held[part] / parameters for part in ("parameters", "gradients", "master")] == [2, 2, 4]
+    assert held["total"] / parameters == pytest.approx(16, rel=1e-6)
+    assert memory["strategies"]["ddp"]["largest_model"] == pytest.approx(5e9, rel=1e-6)  # 80 GB of 16 bytes each
+    assert content["activations"] == {"left_out": "not asked for", "traced": []}
 
 
 def test_memory_and_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +100,8 @@ def test_memory_and_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         trainer__precision="bf16-mixed",
         trainer__strategy="zero1",
     ).splitlines()
-    assert any(line.strip().startswith("> zero1 ") for line in text)
+    assert sum(line.strip().startswith("> zero1 ") for line in text) == 2  # of states, and of micro-batches
+    assert any(line.split()[:3] == ["1", "8", "4"] for line in text)  # activations of stage 1
     assert "161 parameters, bf16-mixed, 2 ranks, 1 a node" in text
     assert text[-1].split()[:2] == ["8", "8"]
 

@@ -6,18 +6,39 @@ import pytest
 
 from lightning_scale.plan.communication import Link, Traffic, efficiency, seconds, steps_for, traffic
 
-RESNET_50 = 25.5e6 * 4  # bytes
-IMAGES = 90 * 1.28 * 2**20
-"""90 epochs of 1.28 M images, M read as 2^20: that is how 3.6 M messages at 32 become 3,686 at 32,768, 1,024 times fewer."""
+
+def resnet_50(images: float, weights: float, batch: int) -> tuple[float, float]:
+    """Messages and bytes of 90 epochs."""
+    steps, sent = steps_for(90 * images, batch), traffic("ddp", 4 * weights)
+    return steps * sent.messages, steps * sent.bytes
 
 
-@pytest.mark.parametrize(("batch", "messages", "unit"), [(32, 3.6 * 2**20, 1024e9), (32_768, 3_686, 1e9)])
-def test_resnet_50(batch: int, messages: float, unit: float) -> None:
-    steps = steps_for(IMAGES, batch)
-    sent = traffic("ddp", RESNET_50)
-    assert int(steps * sent.messages) == int(messages)
-    # Published: 374 (TB, of 1,024 GB, and GB). 25.5 M float32 weights give 376; 374 are 25.4 M.
-    assert steps * sent.bytes / unit == pytest.approx(374, rel=0.006)
+MEGA, GIGA, TERA = 2.0**20, 2.0**30, 2.0**40
+
+
+@pytest.mark.parametrize(
+    ("batch", "messages", "published", "unit"), [(32, 3.6 * MEGA, 374, TERA), (32_768, 3_686, 374, GIGA)]
+)
+def test_the_published_line(batch: int, messages: float, published: int, unit: float) -> None:
+    """You et al. 2017, from 1.28 M images and 26 M weights: 3.6 M and 3,686 messages, 374 TB and 374 GB.
+
+    M, G and T are powers of 2: 3.6 M messages in all, of 104 MB, and 1,024 times fewer of them.
+    """
+    sent, volume = resnet_50(1.28 * MEGA, 26 * MEGA, batch)
+    assert int(sent) == int(messages)
+    assert int(volume / unit) == published
+
+
+def test_the_first_half_of_it_in_powers_of_10() -> None:
+    messages, volume = resnet_50(1.28e6, 26e6, 32)
+    assert (messages, volume) == pytest.approx((3.6e6, 374.4e12))
+    assert resnet_50(1.28e6, 26e6, 32_768)[0] == pytest.approx(3515.6, rel=1e-4)  # not the published 3,686
+
+
+def test_resnet_50_as_it_is() -> None:
+    """25,557,032 weights, 1,281,167 images."""
+    assert resnet_50(1_281_167, 25_557_032, 32) == pytest.approx((3_603_282, 368.36e12), rel=1e-4)
+    assert resnet_50(1_281_167, 25_557_032, 32_768) == pytest.approx((3_518.8, 359.73e9), rel=1e-4)
 
 
 def test_time_by_hand() -> None:

@@ -32,6 +32,16 @@ def test_a_stage_sets_length_size_and_number(text_data: Make) -> None:
     assert all((batch["targets"] != IGNORED).all() for batch in batches)
 
 
+def test_an_example_looks_like_a_sample_of_the_stage(text_data: Make) -> None:
+    data, closed = text_data(), TextData(["nobody opens this"], micro_batch_size=4)
+    for one in (data, closed):
+        one.set_stage(StageData(0, sequence_length=24, micro_batch_size=4, samples=200, samples_consumed=0))
+    example, sample = closed.example_sample(), data.train_dataloader().dataset[0]
+    assert {key: (value.shape, value.dtype) for key, value in example.items()} == {
+        key: (value.shape, value.dtype) for key, value in sample.items()
+    }
+
+
 def test_a_stage_may_leave_the_micro_batch_to_the_data(text_data: Make) -> None:
     data = text_data(micro_batch_size=6)
     data.set_stage(StageData(0, 16, None, 18, 0))

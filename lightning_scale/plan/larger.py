@@ -1,0 +1,86 @@
+"""What a larger batch saves: an epoch's messages, bytes and time at multiples of the run's batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_scale.plan.communication import Link, seconds, steps_for, traffic
+from lightning_scale.plan.configured import Configured
+from lightning_scale.plan.memory import Shapes, parameter_bytes
+from lightning_scale.plan.rehearsal import Rehearsed
+from lightning_scale.plan.text import count, size, table
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What weak scaling and an epoch's time are worked out from."""
+
+    link: Link
+    compute: float
+    """Seconds that a micro-batch takes."""
+
+
+def larger_batches(
+    found: Rehearsed, shapes: Shapes, configured: Configured, timing: Timing | None
+) -> list[dict[str, Any]]:
+    """An epoch of each stage at its largest batch, twice, four times ... that, as long as an epoch has the samples.
+
+    The batch grows by micro-batches, on the same ranks. ``steps`` and ``messages`` are not rounded; ``exchange`` and
+    ``seconds`` (that and computing) are None without a link. Stages whose epochs have no known length are left out.
+
+    Args:
+        found: The run.
+        shapes: The model.
+        configured: Its strategy and precision.
+        timing: The link.
+    """
+    strategy, ranks = configured.strategy or "ddp", found.schedule.rules.world_size
+    weights = sum(map(math.prod, shapes.trained)) * parameter_bytes(strategy, configured.precision)
+    rows = []
+    for fed in found.fed:
+        largest = max((s for s in found.schedule.steps if s.stage == fed.stage), key=lambda step: step.batch_size)
+        factor = 1
+        while fed.samples_per_epoch and (factor == 1 or factor * largest.batch_size <= fed.samples_per_epoch):
+            micro_batches = factor * largest.micro_batches
+            steps = steps_for(fed.samples_per_epoch, factor * largest.batch_size)
+            sent = traffic(strategy, weights, micro_batches)
+            exchange = steps * seconds(sent, ranks, timing.link) if timing is not None else None
+            rows.append(
+                {
+                    "stage": fed.stage,
+                    "batch_size": factor * largest.batch_size,
+                    "micro_batches": micro_batches,
+                    "steps": steps,
+                    "messages": steps * sent.messages,
+                    "bytes": steps * sent.bytes,
+                    "exchange": exchange,
+                    "seconds": exchange + steps * micro_batches * timing.compute
+                    if timing is not None and exchange is not None
+                    else None,
+                }
+            )
+            factor *= 2
+    return rows
+
+
+def larger_text(rows: Sequence[dict[str, Any]], strategy: str) -> str:
+    """The rows of `larger_batches` as a table."""
+    if not rows:
+        return "What a larger batch saves is not known: nobody says how many samples an epoch has."
+    timed = rows[0]["seconds"] is not None
+    head = ["stage", "batch", "micro-batches", "steps", "messages", "bytes", *(["exchange (s)", "epoch (s)"] * timed)]
+    lines = [
+        [count(r["stage"]), f"{r['batch_size']:,}", f"{r['micro_batches']:,}", f"{r['steps']:,.1f}"]
+        + [f"{r['messages']:,.0f}", size(r["bytes"])]
+        + ([f"{r['exchange']:,.4g}", f"{r['seconds']:,.4g}"] if timed else [])
+        for r in rows
+    ]
+    return "\n".join(
+        [
+            f"What a larger batch saves: an epoch, {strategy}, with more micro-batches on the same ranks:",
+            table([head, *lines], left_from=len(head)),
+        ]
+    )
