@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 
-.PHONY: demo test test-slow faults lint types bench clean
+.PHONY: demo test test-slow faults lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint"
 	@echo "make faults   a training killed 20 times under each strategy, and every other fault: an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
+	@echo "make docs   these pages and the API reference as HTML, in build/docs; a broken link is an error"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and what runs wrote"
 
 # One stamp for each set of packages: what is there is not installed again.
@@ -37,6 +38,10 @@ $(VENV)/.deepspeed: constraints.txt | $(VENV)/.dev
 	@if DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed; \
 	then touch $@; else echo "DeepSpeed cannot be installed here: the tests of ZeRO will be SKIPPED."; fi
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # One thread: the model is small, and threads that wait for a core that other work takes make it several times slower.
 demo: $(VENV)/.examples
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
@@ -55,6 +60,10 @@ faults: $(VENV)/.dev $(VENV)/.deepspeed
 # Without a GPU the parameters of the set "cpu", on two threads; with one, BERT-large's.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.optimizers $(BENCH)
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -q -b html -c docs . build/docs
+	@echo "build/docs/index.html"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ class ScaleArgumentParser(LightningArgumentParser):
 
 
 class ScaleCLI(LightningCLI):
-    """LightningCLI, with six differences.
+    """LightningCLI, with these differences.
 
     - Optimizer and scheduler are built inside ``configure_optimizers``, from ``named_parameters()``: after
       ``configure_model`` and after sharding, and with the parameters' own names.

@@ -23,14 +23,14 @@ from lightning_scale.window.gradients import users_own
 
 
 class GradientNoiseScale(L.Callback):
-    """Logs the critical batch size B = tr Σ / |G|² (McCandlish et al. 2018, arXiv 1812.06162), in samples.
+    """Logs the critical batch size B = ``tr Σ / |G|²`` (McCandlish et al. 2018, arXiv 1812.06162), in samples.
 
     Much smaller batches make twice the progress with twice the samples a step; much larger ones spend samples for little.
     G is the true gradient and Σ the covariance of one sample's. Both terms come without bias from gradients that training
     computes anyway: those of the micro-batches of all ranks, each by itself, against the step's own mean. They are smoothed
     one by one before their ratio is taken. Sizes may differ: each step is seen with its own.
 
-    Every n steps, to every logger: ``critical_batch_size`` (left out while noise hides |G|²), and
+    Every n steps, to every logger: ``critical_batch_size`` (left out while noise hides ``|G|²``), and
     ``noise_scale/batch_size``, ``noise_scale/gradient_square`` and ``noise_scale/trace``; on the progress bar the first.
     The averages are part of checkpoints. At the end a picture is left, ``gradient_noise_scale.png``.
 

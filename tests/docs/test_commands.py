@@ -1,0 +1,62 @@
+"""The commands that pages show: options that there are, files that are there, targets of the Makefile."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+
+import pytest
+
+from lightning_scale.cli import ScaleCLI
+from tests.docs.pages import PAGES, ROOT, Block, blocks, prose
+
+SHOWN = [block for page in PAGES for block in blocks(page, "", "bash", "console")]
+
+
+def commands(block: Block, program: str) -> list[list[str]]:
+    """A block's command lines of a program, in words."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [
+        shlex.split(line.removeprefix("$ "), comments=True)
+        for line in lines
+        if line.removeprefix("$ ").startswith(f"{program} ")
+    ]
+
+
+OURS = [
+    pytest.param(words[1:], id=f"{block.name}:{number}")
+    for block in SHOWN
+    for number, words in enumerate(commands(block, "lightning-scale"))
+]
+
+
+@pytest.mark.parametrize("words", [words for words in OURS if "my.yaml" not in words.values[0]])
+def test_the_command_takes_what_pages_write(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="the examples' packages are not installed")
+    if any("zero" in word for word in words):
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    monkeypatch.chdir(ROOT)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as end:
+        ScaleCLI(args=[*words, "--print_config"])  # parses, prints and ends
+    assert end.value.code in (0, None)
+    assert "trainer:" in printed.getvalue()
+
+
+def test_make_targets_are_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    shown = {word for block in SHOWN for words in commands(block, "make") for word in words[1:2]}
+    named = {target for page in PAGES for target in re.findall(r"`(?:[A-Z]+=\S+ )?make ([a-z-]+)", prose(page))}
+    assert {"demo", "test"} <= shown
+    assert {"docs", "bench"} <= named
+    assert shown | named <= targets
+
+
+def test_files_that_pages_name_are_there() -> None:
+    pattern = re.compile(r"`((?:tests|docs|examples|benchmarks|callbacks|strategies|lightning_scale)/[\w./-]*)`")
+    missing = {
+        (page.name, path) for page in PAGES for path in pattern.findall(prose(page)) if not (ROOT / path).exists()
+    }
+    assert not {entry for entry in missing if "NAME" not in entry[1]}
