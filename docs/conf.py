@@ -40,6 +40,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
 default_role = "py:obj"  # `LAMB` in a docstring is a link where there is such a page
+autodoc_inherit_docstrings = False  # of Lightning's hooks, say
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 maximum_signature_line_length = 80
