@@ -39,6 +39,8 @@ def _config(folder: Path, kill: int | None) -> Path:
             options.update(base_batch_size=4, base_warmup="3 steps")
         if "interval" in options:
             options["interval"] = "3 steps"
+        if "every_n_steps" in options:
+            options["picture"] = False  # it takes longer than the training
         if "dir" in options:
             options["dir"] = str(folder)
         for stage, steps, length, batch in zip(options.get("stages", []), _STEPS, (16, 32), (16, 4), strict=False):
