@@ -29,6 +29,7 @@ class Zygote:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
+            "OMP_NUM_THREADS": "1",  # it is read when torch is imported
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # the other check leaves CUDA in a state that a fork cannot use
         }
         with socket.socket(socket.AF_UNIX) as listener, self.log.open("wb") as log:
