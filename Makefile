@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Tests that start processes of their own come one after another; of the others as many at once as there are cores.
+# Of tests that start processes of their own two files at once, of the others as many as there are cores; a file's tests share
+# what its fixtures have run or compiled.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 
@@ -14,7 +15,7 @@ PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
-	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint"
+	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint, every option of ZeRO at every stage"
 	@echo "make faults   a training killed 20 times under each strategy, and every other fault: an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
 	@echo "make docs   these pages and the API reference as HTML, in build/docs; a broken link is an error"
@@ -47,8 +48,8 @@ demo: $(VENV)/.examples
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lightning-scale fit --config examples/bert/two_stage.yaml
 
 test: $(VENV)/.dev $(VENV)/.deepspeed
-	$(PYTEST) -n auto -m "not slow and not faults" $(addprefix --ignore=,$(PROCESSES)) $(TEST)
-	$(PYTEST) -m "not slow and not faults" $(PROCESSES) $(TEST)
+	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults" $(addprefix --ignore=,$(PROCESSES)) $(TEST)
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not faults" $(PROCESSES) $(TEST)
 
 test-slow: $(VENV)/.dev $(VENV)/.deepspeed
 	$(PYTEST) -m slow $(TEST)

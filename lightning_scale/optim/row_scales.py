@@ -13,7 +13,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.codec import BLOCK, Code, block_count, quantize
+from lightning_scale.optim.codec import BLOCK, Code, block_count, with_one_scale
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def by_block(scales: Tensor, codes: Tensor, rows: Rows, code: Code) -> tuple[Ten
         element = torch.arange(rows.start + begin, rows.start + end, device=scales.device)
         row = element // rows.length
         own = scales[row - rows.first, element // BLOCK - row * rows.length // BLOCK]
-        values = code.values(codes.device)[codes[begin:end].int()] * own
-        codes[begin:end], absmax[number : number + 1] = quantize(values, code, rows.start + begin)
+        codes[begin:end], absmax[number : number + 1] = with_one_scale(codes[begin:end], own, code, rows.start + begin)
     return codes, absmax
 
 

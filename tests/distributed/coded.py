@@ -12,6 +12,7 @@ from lightning_scale.optim import AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
 from lightning_scale.optim.codec import BLOCK
 from lightning_scale.optim.moments import EIGHT_BIT_FROM
 from lightning_scale.optim.row_scales import Rows
+from tests.distributed.meshes import own, whole
 
 SHAPES = {
     "layers_whole": (18, 256),  # rows of whole blocks: no shard's edge cuts one
@@ -70,21 +71,10 @@ def named(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def mesh_of(*shape: int) -> Any:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    return init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
-
-
 def shard(model: Any, mesh: Any, **policies: Any) -> Any:
     from torch.distributed.fsdp import fully_shard
 
     return fully_shard(model, mesh=mesh, **policies)
-
-
-def whole(t: Tensor) -> Tensor:
-    """All of a DTensor; every rank calls it."""
-    return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
 def train(model: nn.Module, optimizer: Any, steps: range) -> None:
@@ -108,6 +98,11 @@ def numbers(p: Tensor, state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield key, whole(like(p, read)) if is_sharded(p) else read
         elif key in state:
             yield key, whole(state[key]).clone()
+
+
+def own_bits(model: nn.Module, optimizer: Any) -> list[Tensor]:
+    """This rank's share of weights and state."""
+    return [own(t) for p in model.parameters() for t in (p.detach(), *optimizer.state.get(p, {}).values())]
 
 
 def in_cut_blocks(shape: tuple[int, ...], ranks: int) -> Tensor:

@@ -2,54 +2,61 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[2]
-_WORKER = """
-import sys, torch, importlib
-torch.set_num_threads(1)
-module, function, folder = sys.argv[1:4]
-result = getattr(importlib.import_module(module), function)(folder)
-import os
-torch.save(result, os.path.join(folder, "rank" + os.environ["LOCAL_RANK"] + ".pt"))
-if torch.distributed.is_initialized():
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-os._exit(0)  # gloo sometimes aborts a process that has done all its work
-"""
+from tests.processes.forks import ROOT, Forked, zygote
 
 
-def start_ranks(module: str, function: str, folder: Path, world_size: int) -> list[subprocess.Popen[bytes]]:
-    """Start ``module.function(folder)`` on every rank of a new process group."""
+def work(module: str, function: str, folder: str) -> None:
+    """What a rank does."""
+    torch.set_num_threads(1)
+    result = getattr(importlib.import_module(module), function)(folder)
+    torch.save(result, os.path.join(folder, "rank" + os.environ["LOCAL_RANK"] + ".pt"))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo sometimes aborts a process that has done all its work
+
+
+def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What a launcher on one machine tells a rank."""
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world_size),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",  # Lightning then takes ranks from the environment
+    }
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = []
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def start_ranks(module: str, function: str, folder: Path, world_size: int) -> list[Forked]:
+    """Start ``module.function(folder)`` on every rank of a new process group."""
+    for rank in range(world_size):  # together: the first time they import
+        zygote(rank)
+    port, ranks = free_port(), []
     for rank in range(world_size):
-        env = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(world_size),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "GROUP_RANK": "0",
-            "TORCHELASTIC_RUN_ID": "test",  # Lightning then takes ranks from the environment
-        }
-        command = [sys.executable, "-c", _WORKER, module, function, str(folder)]
-        with (folder / f"rank{rank}.log").open("w") as log:
-            ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder))
+        log = folder / f"rank{rank}.log"
+        log.write_bytes(b"")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **rank_variables(rank, world_size, port)}
+        ranks.append(Forked(f"{__name__}:work", [module, function, str(folder)], folder, log, environment, rank))
     return ranks
 
 

@@ -63,8 +63,3 @@ def backward(model: nn.Module, step: int, dtype: torch.dtype = torch.float32) ->
     tokens = torch.randint(0, 13, (16,), generator=torch.Generator().manual_seed(step))
     loss = nn.functional.cross_entropy(model(tokens).float(), (tokens * 5 + step) % 13)
     loss.backward()
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest element."""
-    return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-30))

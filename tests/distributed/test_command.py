@@ -16,6 +16,7 @@ import yaml
 from tests.distributed.bert_fit import write_text
 from tests.distributed.launch import ROOT, run_ranks
 from tests.distributed.zero_runs import DEEPSPEED, needs_deepspeed
+from tests.launch.demo import ended, logs, start_forked
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -99,8 +100,8 @@ class Run:
             return cls(list(csv.DictReader(report)), table)
 
 
-def _typed(root: Path, strategy: str | None) -> Run:
-    """Of the command as it is typed; it starts its other ranks itself."""
+def _typed(root: Path, strategy: str) -> Run:
+    """Of the command as it is typed, which starts its other ranks itself."""
     folder = root / f"typed-{strategy}"
     folder.mkdir()
     _, *arguments = _command(root, strategy)
@@ -124,7 +125,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(root: Path) -> Run:
-    return _typed(root, None)
+    folder = root / "alone"
+    folder.mkdir()
+    assert ended([start_forked(_command(root, None), folder, "all.log")], 300) == [0], logs(folder)
+    return Run.read(folder)
 
 
 def ranks(folder: str) -> None:

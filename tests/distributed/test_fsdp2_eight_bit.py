@@ -24,15 +24,14 @@ from tests.distributed.coded import (
     WHOLE_BLOCKS,
     Layers,
     in_cut_blocks,
-    mesh_of,
     named,
     numbers,
+    own_bits,
     shard,
     train,
-    whole,
 )
 from tests.distributed.launch import run_ranks
-from tests.distributed.sharded import relative
+from tests.distributed.meshes import all_reduces, mesh_of, own, relative, relative_stats, whole
 
 STEPS = 10
 STATE = 0.046
@@ -72,11 +71,7 @@ def _compare(name: str, mesh: Any, steps: int = STEPS) -> SEEN:
                 if step == 0:
                     found["same at first"].discard(layer)
         if hasattr(ours, "layer_stats"):
-            expected, stats = theirs.layer_stats(), ours.layer_stats()
-            assert stats.keys() == expected.keys()
-            for key in expected:
-                for a, b in zip(stats[key], expected[key], strict=True):
-                    found["stats"] = max(found["stats"], abs(float(a) - float(b)) / max(float(b), 1e-30))
+            found["stats"] = max(found["stats"], relative_stats(ours, theirs))
     found["same"], found["same at first"] = sorted(found["same"]), sorted(found["same at first"])
     return found
 
@@ -135,10 +130,10 @@ def ranks_with_whole_blocks(folder: str) -> dict[str, Any]:
                 parts = list(value.chunk(2))  # of rows as of their blocks: as many on the first rank
                 if layer == "layers_uneven":
                     parts = list(value.split((7, 6) if value.dim() > 1 else (14, 12)))
-                own = state[key].to_local() if hasattr(state[key], "to_local") else state[key]
+                share = own(state[key])
                 if layer == "single":
                     parts = [value, value[:0]]
-                found[f"{name} {layer} {key}"] = torch.equal(own, parts[rank]) and own.dtype == value.dtype
+                found[f"{name} {layer} {key}"] = torch.equal(share, parts[rank]) and share.dtype == value.dtype
     return found
 
 
@@ -191,17 +186,12 @@ def test_a_grid_or_size_of_its_own_is_noticed(tmp_path: Path) -> None:
 def ranks_counting(folder: str) -> dict[str, int]:
     torch.distributed.init_process_group("gloo")
     counts = {}
-    real = torch.distributed.all_reduce
     for name, make in MAKERS.items():
         model = shard(Layers(), mesh_of(torch.distributed.get_world_size()))
         optimizer = make(named(model))
         train(model, optimizer, range(1))
         model(1).backward()
-        calls: list[Any] = []
-        torch.distributed.all_reduce = lambda *a, **k: (calls.append(a), real(*a, **k))[1]  # noqa: B023
-        optimizer.step()
-        torch.distributed.all_reduce = real
-        counts[name] = len(calls)
+        counts[name] = all_reduces(optimizer.step)
     return counts
 
 
@@ -220,18 +210,13 @@ def ranks_with_nan(folder: str) -> list[Any]:
         train(model, optimizer, range(2))
         optimizer.zero_grad()
         model(2).backward()
-        before = [t.clone() for p in model.parameters() for t in _tensors(p, optimizer)]
+        before = [t.clone() for t in own_bits(model, optimizer)]
         if torch.distributed.get_rank() == 0:  # in the layer that the other rank has nothing of
             model.single.grad.to_local()[0, 7] = torch.nan
         optimizer.step()
-        after = [t for p in model.parameters() for t in _tensors(p, optimizer)]
+        after = own_bits(model, optimizer)
         found += [all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), int(optimizer.skipped_steps)]
     return found
-
-
-def _tensors(p: Any, optimizer: Any) -> list[torch.Tensor]:
-    tensors = [p.detach(), *optimizer.state.get(p, {}).values()]
-    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
 
 
 def test_a_nan_in_one_share_skips_the_step_everywhere(tmp_path: Path) -> None:
@@ -265,10 +250,9 @@ def ranks_in_other_ways(folder: str) -> dict[str, bool]:
             }
             assert way.upper() in ways, ways
             (plain, theirs), (other, ours) = states
-            for p, q in zip(other.parameters(), plain.parameters(), strict=True):
-                for a, b in zip(_tensors(p, ours), _tensors(q, theirs), strict=True):
-                    same = torch.equal(a, b) if a.dtype == torch.uint8 else torch.allclose(a, b, rtol=1e-5, atol=1e-6)
-                    found[f"{name} {way}"] = found.get(f"{name} {way}", True) and same
+            for a, b in zip(own_bits(other, ours), own_bits(plain, theirs), strict=True):
+                same = torch.equal(a, b) if a.dtype == torch.uint8 else torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+                found[f"{name} {way}"] = found.get(f"{name} {way}", True) and same
     return found
 
 

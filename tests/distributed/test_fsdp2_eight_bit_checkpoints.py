@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_scale.optim import LAMB, LAMB8bit
 from lightning_scale.optim.codec import dequantize, quantize
 from lightning_scale.optim.moments import CODES
-from tests.distributed.coded import MAKERS, SHAPES, Layers, in_cut_blocks, mesh_of, named, numbers, shard, train
+from tests.distributed.coded import MAKERS, SHAPES, Layers, in_cut_blocks, named, numbers, own_bits, shard, train
 from tests.distributed.launch import run_ranks
+from tests.distributed.meshes import mesh_of
 
 STEPS = 4
 KINDS = ("AdamW8bit", "LAMB8bit")
@@ -75,11 +75,6 @@ def _load(folder: Path, name: str, form: str, kind: str | None = None) -> tuple[
     return model, optimizer
 
 
-def _bits(model: Any, optimizer: Any) -> list[Tensor]:
-    tensors = [t for p in model.parameters() for t in (p.detach(), *optimizer.state.get(p, {}).values())]
-    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
-
-
 def ranks_resuming(folder: str) -> dict[str, bool]:
     """Saved after some steps, loaded into fresh ones, both trained on."""
     found = {}
@@ -88,13 +83,17 @@ def ranks_resuming(folder: str) -> dict[str, bool]:
         train(model, optimizer, range(STEPS))
         _save(Path(folder), name, model, optimizer)
         torch.distributed.barrier()
-        kept = [t.clone() for t in _bits(model, optimizer)]
+        kept = [t.clone() for t in own_bits(model, optimizer)]
         train(model, optimizer, range(STEPS, 2 * STEPS))
         for form in ("folder", "file"):
             again, other = _load(Path(folder), name, form)
-            loaded = [torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(_bits(again, other), kept, strict=True)]
+            loaded = [
+                torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(own_bits(again, other), kept, strict=True)
+            ]
             train(again, other, range(STEPS, 2 * STEPS))
-            after = [torch.equal(*pair) for pair in zip(_bits(again, other), _bits(model, optimizer), strict=True)]
+            after = [
+                torch.equal(*pair) for pair in zip(own_bits(again, other), own_bits(model, optimizer), strict=True)
+            ]
             found[f"{name} {form}"] = all(loaded) and all(after)
     return found
 

@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from tests.distributed.launch import run_ranks
-from tests.distributed.sharded import MAKERS, backward, groups, network, relative
+from tests.distributed.meshes import all_reduces, mesh_of, relative, relative_stats, whole
+from tests.distributed.sharded import MAKERS, backward, groups, network
 
 STEPS = 10
-
-
-def _mesh(shape: tuple[int, ...]) -> Any:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    return init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
 
 
 def _shard(model: Any, mesh: Any) -> Any:
@@ -25,10 +20,6 @@ def _shard(model: Any, mesh: Any) -> Any:
 
     fully_shard(model.layers, mesh=mesh)
     return fully_shard(model, mesh=mesh)
-
-
-def _whole(t: torch.Tensor) -> torch.Tensor:
-    return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
 def _compare(name: str, mesh: Any, steps: int = STEPS) -> dict[str, float]:
@@ -41,30 +32,26 @@ def _compare(name: str, mesh: Any, steps: int = STEPS) -> dict[str, float]:
             optimizer.zero_grad()
             backward(model, step)
             optimizer.step()
-        expected, found = theirs.layer_stats(), ours.layer_stats()
-        assert found.keys() == expected.keys()
-        for key in expected:
-            for a, b in zip(found[key], expected[key], strict=True):
-                worst["stats"] = max(worst["stats"], abs(float(a) - float(b)) / max(float(b), 1e-30))
+        worst["stats"] = max(worst["stats"], relative_stats(ours, theirs))
     for p, q in zip(sharded.parameters(), plain.parameters(), strict=True):
-        worst["weights"] = max(worst["weights"], relative(_whole(p.detach()), q.detach()))
+        worst["weights"] = max(worst["weights"], relative(whole(p.detach()), q.detach()))
         for key, value in theirs.state[q].items():
             if value.dim():
                 assert type(ours.state[p][key]).__name__ == "DTensor"
-                worst["state"] = max(worst["state"], relative(_whole(ours.state[p][key]), value))
+                worst["state"] = max(worst["state"], relative(whole(ours.state[p][key]), value))
     return worst
 
 
 def ranks(folder: str) -> dict[str, dict[str, float]]:
     torch.distributed.init_process_group("gloo")
-    mesh = _mesh((torch.distributed.get_world_size(),))
+    mesh = mesh_of(torch.distributed.get_world_size())
     return {name: _compare(name, mesh) for name in MAKERS}
 
 
 def ranks_of_two_meshes(folder: str) -> dict[str, dict[str, float]]:
     """HSDP: two replicas of two shards; the norms are summed over the shards of one replica alone."""
     torch.distributed.init_process_group("gloo")
-    mesh = _mesh((2, 2))
+    mesh = mesh_of(2, 2)
     return {name: _compare(name, mesh, steps=4) for name in ("LAMB", "LARS")}
 
 
@@ -88,18 +75,13 @@ def test_replicas_of_shards(tmp_path: Path) -> None:
 
 def ranks_counting(folder: str) -> dict[str, int]:
     torch.distributed.init_process_group("gloo")
-    model = _shard(network(), _mesh((torch.distributed.get_world_size(),)))
+    model = _shard(network(), mesh_of(torch.distributed.get_world_size()))
     counts = {}
-    real = torch.distributed.all_reduce
     for name in ("LAMB", "LAMB-plain", "LARS"):
         optimizer = MAKERS[name](groups(model))
         optimizer.zero_grad()
         backward(model, 0)
-        calls: list[Any] = []
-        torch.distributed.all_reduce = lambda *a, **k: (calls.append(a), real(*a, **k))[1]  # noqa: B023
-        optimizer.step()
-        torch.distributed.all_reduce = real
-        counts[name] = len(calls)
+        counts[name] = all_reduces(optimizer.step)
     return counts
 
 
@@ -111,17 +93,17 @@ def test_collectives_of_a_step(tmp_path: Path) -> None:
 
 def ranks_with_nan(folder: str) -> list[Any]:
     torch.distributed.init_process_group("gloo")
-    model = _shard(network(), _mesh((2,)))
+    model = _shard(network(), mesh_of(2))
     optimizer = MAKERS["LAMB"](groups(model))
     for step in range(2):
         optimizer.zero_grad()
         backward(model, step)
         if step == 1:
-            before = [_whole(p.detach()).clone() for p in model.parameters()]
+            before = [whole(p.detach()).clone() for p in model.parameters()]
             if torch.distributed.get_rank() == 1:  # on one rank alone, in its share of one layer
                 model.embedding.weight.grad.to_local()[0, 0] = torch.nan
         optimizer.step()
-    same = all(torch.equal(_whole(p.detach()), q) for p, q in zip(model.parameters(), before, strict=True))
+    same = all(torch.equal(whole(p.detach()), q) for p, q in zip(model.parameters(), before, strict=True))
     return [same, int(optimizer.skipped_steps)]
 
 
@@ -138,7 +120,7 @@ def ranks_naive(folder: str) -> float:
     torch.distributed.init_process_group("gloo")
     real = members.sharded_layout
     members.sharded_layout = lambda *a: replace(real(*a), all_reduce=None)
-    return min(_compare(name, _mesh((2,)), steps=5)["weights"] for name in ("LAMB", "LARS"))
+    return min(_compare(name, mesh_of(2), steps=5)["weights"] for name in ("LAMB", "LARS"))
 
 
 def test_norms_of_shares_alone_are_noticed(tmp_path: Path) -> None:

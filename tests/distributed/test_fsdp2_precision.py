@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.launch import run_ranks
-from tests.distributed.sharded import groups, relative
+from tests.distributed.meshes import relative, relative_stats, whole
+from tests.distributed.sharded import groups
 from tests.toys import trainer
 
 STEPS = 6
@@ -104,10 +105,6 @@ CASES = {
 }
 
 
-def _whole(t: Tensor) -> Tensor:
-    return t.full_tensor() if hasattr(t, "full_tensor") else t
-
-
 def _truth(case: Case, steps: int) -> tuple[nn.Module, Any, list[float]]:
     """Whole parameters on every rank, gradients averaged as the case says."""
     net = Network().to(torch.bfloat16) if case.precision == "bf16-true" else Network()
@@ -157,16 +154,10 @@ def _compare(root: Path, case: Case) -> dict[str, float]:
     for p, q in zip(module.net.parameters(), net.parameters(), strict=True):
         assert p.dtype == q.dtype and type(p.data).__name__ == "DTensor"
         state = optimizer.state[p]
-        kept = _whole(state["master"]) if "master" in state else _whole(p.detach())
+        kept = whole(state["master"]) if "master" in state else whole(p.detach())
         found["weights"] = max(found["weights"], relative(kept, theirs.state[q].get("master", q.detach())))
     if hasattr(theirs, "layer_stats"):
-        stats, ours = theirs.layer_stats(), optimizer.layer_stats()
-        assert ours.keys() == stats.keys()
-        for key in stats:
-            found["stats"] = max(
-                [found["stats"]]
-                + [abs(float(a) - float(b)) / max(float(b), 1e-30) for a, b in zip(ours[key], stats[key], strict=True)]
-            )
+        found["stats"] = relative_stats(optimizer, theirs)
     return found
 
 
@@ -196,7 +187,7 @@ def ranks_with_other_policies(folder: str) -> dict[str, float]:
         module, _, _ = _fit(Path(folder), CASES[name], STEPS)
         net, _, _ = _truth(replace(CASES[name], precision=CASES[without].precision, options={}), STEPS)
         pairs = zip(module.net.parameters(), net.parameters(), strict=True)
-        found[name] = max(relative(_whole(p.detach()), q.detach()) for p, q in pairs)
+        found[name] = max(relative(whole(p.detach()), q.detach()) for p, q in pairs)
     return found
 
 
@@ -224,7 +215,7 @@ def ranks_resuming(folder: str) -> dict[str, bool]:
             module, _, losses = _fit(root, case, 4, [saves])
             again, _, rest = _fit(root, case, 4, ckpt_path=str(root / "saved" / "step=2.ckpt"))
             same = [
-                torch.equal(_whole(p.detach()), _whole(q.detach()))
+                torch.equal(whole(p.detach()), whole(q.detach()))
                 for p, q in zip(module.parameters(), again.parameters(), strict=True)
             ]
             found[f"{name} {distributed}"] = all(same) and rest == losses[2:]

@@ -13,14 +13,18 @@ import torch
 
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 from tests.distributed.launch import run_ranks
-from tests.distributed.zero_cases import CASES, FEW, LAYERWISE, truth
+from tests.distributed.zero_cases import CASES, EACH_KIND, FEW, LAYERWISE, THE_REST, truth
 from tests.distributed.zero_runs import needs_deepspeed, result, train, worst
 
 pytestmark = [needs_deepspeed, pytest.mark.timeout(900)]
 
 
 def ranks(folder: str) -> dict[str, Any]:
-    return {name: result(Path(folder), case) for name, case in CASES.items()}
+    return {name: result(Path(folder), CASES[name]) for name in EACH_KIND}
+
+
+def ranks_with_the_rest(folder: str) -> dict[str, Any]:
+    return {name: result(Path(folder), CASES[name]) for name in THE_REST}
 
 
 def few_ranks(folder: str) -> dict[str, Any]:
@@ -32,6 +36,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_ranks(__name__, "ranks", tmp_path_factory.mktemp("zero"), 2, timeout=600)
 
 
+@pytest.fixture(scope="module")
+def found_of_the_rest(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(__name__, "ranks_with_the_rest", tmp_path_factory.mktemp("rest"), 2, timeout=600)
+
+
 def check(name: str, found: list[dict[str, Any]], folder: Path) -> None:
     expected = truth(name, folder)
     for rank in found:
@@ -40,9 +49,15 @@ def check(name: str, found: list[dict[str, Any]], folder: Path) -> None:
         assert weights <= 2e-6 and stats <= 1e-5, (name, weights, stats)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EACH_KIND)
 def test_steps_are_those_of_whole_parameters(name: str, found: list[dict[str, Any]], tmp_path: Path) -> None:
     check(name, found, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", THE_REST)
+def test_each_kind_at_every_stage(name: str, found_of_the_rest: list[dict[str, Any]], tmp_path: Path) -> None:
+    check(name, found_of_the_rest, tmp_path)
 
 
 @pytest.mark.slow
@@ -55,7 +70,7 @@ def test_on_more_ranks(world: int, tmp_path: Path) -> None:
 
 
 def few_naive_ranks(folder: str) -> dict[str, Any]:
-    return naive_weights(Path(folder), FEW)
+    return naive_weights(Path(folder), [f"{name}, stage {stage}" for name in ("LAMB", "LARS") for stage in (1, 2, 3)])
 
 
 def naive_ranks(folder: str) -> dict[str, Any]:

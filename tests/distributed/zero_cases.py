@@ -116,6 +116,22 @@ def _cases() -> dict[str, Case]:
 
 
 CASES = _cases()
+EVERY_STAGE = ("LAMB", "LARS", "LAMB, offloaded", "ramp", "NaN", "LAMB8bit", "bfloat16")
+
+
+def _each_kind() -> list[str]:
+    """Those of `EVERY_STAGE` at every stage, each of the others at one, in turn."""
+    kinds: dict[str, list[str]] = {}
+    for name in CASES:
+        kinds.setdefault(name.partition(", stage ")[0], []).append(name)
+    chosen = [
+        names if kind in EVERY_STAGE else [names[n % len(names)]] for n, (kind, names) in enumerate(kinds.items())
+    ]
+    return [name for names in chosen for name in names]
+
+
+EACH_KIND = _each_kind()
+THE_REST = [name for name in CASES if name not in EACH_KIND]
 LAYERWISE = [name for name, case in CASES.items() if case.optimizer.startswith(("LAMB", "LARS"))]
 FEW = [f"{name}, stage {stage}" for name in ("LAMB", "LARS", "ramp", "LAMB, offloaded") for stage in (1, 2, 3)]
 

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler, StageData
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
-from tests.distributed.sharded import groups, network, relative
+from tests.distributed.meshes import relative
+from tests.distributed.sharded import groups, network
 from tests.toys import trainer
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # also where there is a GPU; before DeepSpeed is imported

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.data import ResumableBatchSampler
-from tests.launch.demo import BIN, start
+from tests.distributed.launch import free_port, rank_variables
+from tests.launch.demo import BIN, start, start_forked
+from tests.processes.forks import Forked
 
 SAMPLES = 64
 
@@ -153,12 +154,24 @@ def command(config: Path, strategy: str = "ddp") -> list[str]:
     ]  # fmt: skip
 
 
-# -- launchers: each starts two ranks, and returns the processes whose end is the run's ---------------------------------
+Processes = Sequence[subprocess.Popen[bytes] | Forked]
+Launcher = Callable[..., Processes]
+
+# -- launchers: each starts two ranks, and returns the processes whose end is the run's -------------------------------
 
 
 def by_lightning(folder: Path, config: Path, strategy: str = "ddp") -> list[subprocess.Popen[bytes]]:
     """The command starts the second rank itself; both write to ``all.log``, as to one terminal."""
     return [start(command(config, strategy), folder, "all.log")]
+
+
+def by_forks(folder: Path, config: Path, strategy: str = "ddp") -> list[Forked]:
+    """Two ranks that import nothing; each has a log of its own, and nobody watches them."""
+    port = free_port()
+    return [
+        start_forked(command(config, strategy), folder, f"rank-{rank}.log", rank, **rank_variables(rank, 2, port))
+        for rank in range(2)
+    ]
 
 
 def by_torchrun(folder: Path, config: Path, strategy: str = "ddp") -> list[subprocess.Popen[bytes]]:
@@ -191,15 +204,14 @@ def by_nobody(folder: Path, config: Path, strategy: str = "ddp") -> list[subproc
     ]
 
 
-LAUNCHERS: dict[str, Callable[..., list[subprocess.Popen[bytes]]]] = {
+LAUNCHERS: dict[str, Launcher] = {
+    "forks": by_forks,
     "lightning": by_lightning,
     "torchrun": by_torchrun,
     "nobody": by_nobody,
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def said_in(folder: Path) -> str:
+    """All logs."""
+    return "\n".join(log.read_text() for log in sorted(folder.glob("*.log")))

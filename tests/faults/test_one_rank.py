@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.run import LAUNCHERS, fault, write_config
+from tests.faults.run import LAUNCHERS, fault, said_in, write_config
 from tests.faults.test_kill import alive
 from tests.launch.demo import descendants, ended, logs, wait_until
 
@@ -38,7 +38,7 @@ def run(folder: Path, what: str, rank: int, launcher: str, strategy: str = "ddp"
         statuses = ended(processes, END)
     assert time.monotonic() - began < END, logs(folder)
     wait_until(lambda: not any(map(alive, pids)), END)
-    return statuses, "\n".join(log.read_text() for log in sorted(folder.glob("*.log")))
+    return statuses, said_in(folder)
 
 
 def check(folder: Path, what: str, rank: int, launcher: str, expected: str, strategy: str = "ddp") -> None:
@@ -57,9 +57,12 @@ def check(folder: Path, what: str, rank: int, launcher: str, expected: str, stra
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("what", "rank", "expected"), [("raise", 1, RAISED), ("hang", 1, HANGS), ("kill", 0, KILLED)])
-def test_under_the_command(tmp_path: Path, what: str, rank: int, expected: str) -> None:
-    check(tmp_path, what, rank, "lightning", expected)
+@pytest.mark.parametrize(
+    ("what", "rank", "launcher", "expected"),
+    [("raise", 1, "lightning", RAISED), ("hang", 1, "forks", HANGS), ("kill", 0, "lightning", KILLED)],
+)
+def test_one_of_each(tmp_path: Path, what: str, rank: int, launcher: str, expected: str) -> None:
+    check(tmp_path, what, rank, launcher, expected)
 
 
 @pytest.mark.faults

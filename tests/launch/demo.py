@@ -17,7 +17,8 @@ import torch
 import yaml
 from torch import Tensor
 
-ROOT = Path(__file__).parents[2]
+from tests.processes.forks import ROOT, Forked
+
 BIN = Path(sys.executable).parent
 _WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "many", "words", "make", "one"]
 
@@ -89,6 +90,7 @@ def write_config(
     if slow_at is not None:
         entry = {"class_path": "tests.launch.demo.Slow", "init_args": {"folder": str(folder), "step": slow_at}}
         run["callbacks"].append(entry)
+    run["limit_val_batches"] = 2
     run["default_root_dir"] = str(folder / "run")
     file = folder / "demo.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -104,6 +106,8 @@ def _tiny(entry: Any, steps: int) -> Any:
             second.update(sequence_length=24, micro_batch_size=2, batch_size=8, steps=steps)
         elif entry["class_path"].endswith("ValidateEvery"):
             arguments["interval"] = "2 steps"
+        elif entry["class_path"].endswith("TrustRatioMonitor"):
+            arguments["picture"] = False  # it takes longer than the training
     elif entry.endswith("StepProgressBar"):
         return {"class_path": entry, "init_args": {"refresh_rate": 0}}
     return entry
@@ -129,7 +133,13 @@ def start(command: list[str], folder: Path, log: str, **variables: str) -> subpr
         )
 
 
-def ended(processes: list[subprocess.Popen[bytes]], timeout: float = 120) -> list[int]:
+def start_forked(command: list[str], folder: Path, log: str, rank: int = 0, **variables: str) -> Forked:
+    """The same of a ``lightning-scale`` command, without waiting for imports."""
+    arguments: list[str] = []  # it reads the command line
+    return Forked("lightning_scale.cli:main", arguments, folder, folder / log, environment(**variables), rank, command)
+
+
+def ended(processes: Sequence[subprocess.Popen[bytes] | Forked], timeout: float = 120) -> list[int]:
     """The statuses with which processes end; they and all that they have started are killed where that takes too long."""
     end = time.monotonic() + timeout
     try:

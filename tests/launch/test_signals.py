@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
-from tests.launch.demo import BIN, ended, logs, same, start, wait_until, weights, write_config
+from tests.distributed.launch import free_port, rank_variables
+from tests.launch.demo import ended, logs, same, start_forked, wait_until, weights, write_config
+from tests.processes.forks import Forked
 
 pytestmark = pytest.mark.timeout(400)
 
 
-def begin(folder: Path, ranks: int, strategy: str = "ddp", slow_at: int | None = None) -> list[Popen[bytes]]:
+def begin(folder: Path, ranks: int, strategy: str = "ddp", slow_at: int | None = None) -> list[Forked]:
     """Start the command on so many ranks, each a process of this one."""
-    config = write_config(folder, slow_at=slow_at, save_every=100)
-    command = [str(BIN / "lightning-scale"), "fit", "--config", str(config)]
+    command = ["lightning-scale", "fit", "--config", str(write_config(folder, slow_at=slow_at, save_every=100))]
     if ranks > 1:
         command += ["--config", f"strategies/{strategy}.yaml"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        variables = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(ranks),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "GROUP_RANK": "0",
-            "TORCHELASTIC_RUN_ID": "test",
-        }
-        processes.append(
-            start([*command, "--resume", "auto"], folder, f"rank-{rank}.log", **(variables if ranks > 1 else {}))
+    port = free_port()
+    return [
+        start_forked(
+            [*command, "--resume", "auto"], folder, f"rank-{rank}.log", rank,
+            **(rank_variables(rank, ranks, port) if ranks > 1 else {}),
         )
-    return processes
+        for rank in range(ranks)
+    ]  # fmt: skip
 
 
 Alone = Callable[[int, str], Path]

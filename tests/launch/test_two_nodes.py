@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import Popen
 
 import pytest
 
+from tests.distributed.launch import free_port
 from tests.launch.demo import ROOT, descendants, ended, logs, same, start, wait_until, weights, write_config
 
 SCRIPT = str(ROOT / "examples/launch/torchrun.sh")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def launch(

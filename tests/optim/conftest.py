@@ -1,11 +1,17 @@
-"""One thread: these tensors are small, and several test processes may share the machine."""
+"""One thread: these tensors are small, and several test processes may share the machine. And what tests of kernels
+need."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
+
+from lightning_scale.optim.kernels import choice, parts
+from lightning_scale.optim.kernels.compiled import rows
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +20,37 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each program is compiled once a session, by whichever process needs it first, in a folder that goes away."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "inductor"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        yield
+
+
+@pytest.fixture
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small tensors take the compiled way, in several parts and calls."""
+    monkeypatch.setattr(choice, "COMPILED_FROM", 1)
+    monkeypatch.setattr(rows, "FEWEST_ROWS", 8)
+    for name in ("CHUNK_ROWS", "CODED_CHUNK_ROWS", "BATCH_ROWS"):
+        monkeypatch.setattr(rows, name, 16)
+    monkeypatch.setattr(parts, "PART", 20_000)
+    monkeypatch.setattr(parts, "SMALL", 1_000)
+    monkeypatch.setattr(parts, "LEAST", 1)
+
+
+@pytest.fixture
+def exact_square_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's float32 square root on CPUs is MKL's, which is off in the last bit at every tenth number."""
+
+    def sqrt(t: Tensor) -> Tensor:
+        return torch.pow(t.double(), 0.5).to(t.dtype) if t.device.type == "cpu" else torch.sqrt(t)
+
+    monkeypatch.setattr(Tensor, "sqrt", sqrt)
+    monkeypatch.setattr(Tensor, "sqrt_", lambda t: t.copy_(sqrt(t)))

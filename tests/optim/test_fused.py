@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit, members
 from lightning_scale.optim.kernels import choice
 from lightning_scale.optim.kernels.work import Guard
+from tests.optim.fused_kernels import every_device, module_of
 from tests.optim.kinds import bits
 
 pytest.importorskip("triton")
@@ -23,7 +23,6 @@ pytest.importorskip("triton")
 from lightning_scale.optim.kernels.fused import lamb as fused_lamb
 from lightning_scale.optim.kernels.fused import lamb_chunk, launch
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 KINDS: dict[str, Callable[..., Any]] = {
     "LAMB": lambda p, **o: LAMB(p, **o),
     "LAMB-uncorrected": lambda p, **o: LAMB(p, bias_correction=False, trust_ratio_clip=(0.01, 0.5), **o),
@@ -73,7 +72,7 @@ def compare(ours: Any, theirs: Any, a: list[nn.Parameter], b: list[nn.Parameter]
             )
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@every_device
 @pytest.mark.parametrize(("dtype", "options", "tolerance"), PRECISIONS.values(), ids=PRECISIONS)
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_the_plain_step_element_by_element(
@@ -99,7 +98,7 @@ def test_the_plain_step_element_by_element(
             torch.testing.assert_close(x, y, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@every_device
 def test_launches_do_not_grow_with_the_number_of_tensors(device: str) -> None:
     counts = []
     for number in (2, 60):
@@ -112,7 +111,7 @@ def test_launches_do_not_grow_with_the_number_of_tensors(device: str) -> None:
     assert counts[0] == counts[1] == 4
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@every_device
 def test_moved_parameters_and_state_are_noticed(device: str) -> None:
     """Between steps: a parameter's memory is replaced, a group is added, a state is loaded."""
     a, b = parameters(torch.float32, device), parameters(torch.float32, device)
@@ -133,7 +132,7 @@ def test_moved_parameters_and_state_are_noticed(device: str) -> None:
         compare(ours, theirs, a, b, TOLERANCE)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@every_device
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_a_step_that_the_device_skips_leaves_every_bit(
     make: Callable[..., Any], device: str, monkeypatch: pytest.MonkeyPatch
@@ -151,7 +150,7 @@ def test_a_step_that_the_device_skips_leaves_every_bit(
     assert (bits([p.detach() for p in params]), bits(optimizer), bits(optimizer.layer_stats())) == before
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@every_device
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_two_launches_where_other_ranks_have_a_share(
     make: Callable[..., Any], device: str, monkeypatch: pytest.MonkeyPatch
@@ -174,7 +173,7 @@ def test_two_launches_where_other_ranks_have_a_share(
     assert len(asked) == 2 * 3  # of the gradients, and of the norms
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@every_device
 def test_gradients_that_lie_at_odd_addresses(device: str) -> None:
     """As views into the buckets of DDP do: read without vectors, the same numbers."""
     a, b = parameters(torch.float32, device), parameters(torch.float32, device)
@@ -187,7 +186,7 @@ def test_gradients_that_lie_at_odd_addresses(device: str) -> None:
     assert bits([p.detach() for p in a]) == bits([p.detach() for p in b])
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@every_device
 def test_non_finite_gradients_are_seen(device: str) -> None:
     for place, value in ((0, float("nan")), (7, float("inf")), (7, float("-inf"))):
         params = parameters(torch.float32, device)
@@ -200,7 +199,7 @@ def test_non_finite_gradients_are_seen(device: str) -> None:
         assert int(optimizer.skipped_steps) == 1
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@every_device
 def test_the_same_bits_on_repeat(device: str) -> None:
     results = []
     for _ in range(2):
@@ -241,13 +240,7 @@ def changed(old: str, new: str, folder: Path) -> ModuleType:
         line for line in whole.split("\n") if "fused.lamb_chunk" not in line and "__future__" not in line
     )
     assert source.count(old) == 1
-    path = folder / "changed.py"
-    path.write_text("from __future__ import annotations\n" + source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("changed", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of("from __future__ import annotations\n" + source.replace(old, new), folder)
 
 
 @pytest.mark.parametrize(

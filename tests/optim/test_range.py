@@ -27,7 +27,7 @@ def looking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def exact(values: Tensor) -> float:
     """The norm in Python's floats, scaled."""
     scale = float(values.abs().max())
-    return scale * math.sqrt(math.fsum((float(v) / scale) ** 2 for v in values.reshape(-1))) if scale else 0.0
+    return scale * math.sqrt(math.fsum((v / scale) ** 2 for v in values.reshape(-1).tolist())) if scale else 0.0
 
 
 def values_of(magnitude: float) -> Tensor:

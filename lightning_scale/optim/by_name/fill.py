@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_scale.optim.by_name.kinds import STEP, kinds
 from lightning_scale.optim.by_name.scales import CUT_ABSMAX, CUT_STARTS, Scales, from_state
-from lightning_scale.optim.codec import BLOCK, Code, blocks, quantize
+from lightning_scale.optim.codec import BLOCK, blocks, with_one_scale
 from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment
 from lightning_scale.optim.layout import LayerInfo, Layout
 from lightning_scale.optim.moments import absmax_key
@@ -60,14 +60,9 @@ def _code(moment: CodedMoment, codes: Tensor, scales: Scales) -> None:
     for block in sorted({begin // BLOCK for begin in inside.tolist()}):
         begin, end = max(start, block * BLOCK), min(start + length, (block + 1) * BLOCK)
         part = slice(begin - start, end - start)
-        values = _values(codes[part].cpu(), scales.at(torch.arange(begin, end)), moment.code)
-        again, absmax = quantize(values, moment.code, begin)
+        again, absmax = with_one_scale(codes[part].cpu(), scales.at(torch.arange(begin, end)), moment.code, begin)
         moment.codes[part] = again.to(moment.codes.device)
         moment.absmax[block - start // BLOCK] = absmax[0]
-
-
-def _values(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
-    return code.values().index_select(0, codes.int()) * scales
 
 
 def _scales(key: str, layer: LayerInfo, whole: Mapping[str, Tensor]) -> Scales:

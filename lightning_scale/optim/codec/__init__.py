@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_scale.optim.codec.blocks import BLOCK, block_count, blocks
-from lightning_scale.optim.codec.blockwise import dequantize, quantize
+from lightning_scale.optim.codec.blockwise import dequantize, quantize, with_one_scale
 from lightning_scale.optim.codec.nearest import nearest_by_arithmetic, nearest_by_search
 from lightning_scale.optim.codec.tables import SIGNED, UNSIGNED, Code
 
@@ -18,4 +18,5 @@ __all__ = [
     "nearest_by_arithmetic",
     "nearest_by_search",
     "quantize",
+    "with_one_scale",
 ]

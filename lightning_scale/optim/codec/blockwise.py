@@ -54,3 +54,18 @@ def dequantize(codes: Tensor, absmax: Tensor, code: Code, start: int = 0) -> Ten
     grid = to_grid(codes, start)
     values = code.values(codes.device).index_select(0, grid.reshape(-1).int()).view(grid.shape)
     return from_grid(values.mul_(absmax[:, None]), start, codes.numel())
+
+
+def with_one_scale(codes: Tensor, scales: Tensor, code: Code, start: int) -> tuple[Tensor, Tensor]:
+    """A block whose codes stood beside several scales, rounded anew beside the largest number's.
+
+    Args:
+        codes: uint8, 1-D: the block's elements, or those of them that a share holds.
+        scales: float32, of each element.
+        code: Which values the codes stand for.
+        start: The first element, counted from its parameter's element 0.
+
+    Returns:
+        As `quantize`.
+    """
+    return quantize(code.values(codes.device).index_select(0, codes.int()) * scales, code, start)

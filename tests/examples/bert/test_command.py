@@ -67,6 +67,8 @@ def _tiny(folder: Path, stop_after: int = -1) -> Path:
             options.update(base_batch_size=_BASE_BATCH, base_warmup=f"{_WARMUP_EPOCHS} epochs")
         if "interval" in options:
             options["interval"] = "3 steps"
+        if "every_n_steps" in options:
+            options["picture"] = False  # it takes longer than the training
         if "dir" in options:
             options["dir"] = str(folder)
         for i, stage in enumerate(options.get("stages", [])):
