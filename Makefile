@@ -2,6 +2,7 @@
 # versions. PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
 # Of tests that start processes of their own two files at once, of the others as many as there are cores; a file's tests share
@@ -9,13 +10,14 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 
-.PHONY: demo test test-slow faults lint types bench docs clean
+.PHONY: demo test test-slow test-oldest faults lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint, every option of ZeRO at every stage"
+	@echo "make test-oldest   make test with the oldest torch, Lightning and other packages that are allowed; PYTHON=python3.10"
 	@echo "make faults   a training killed 20 times under each strategy, and every other fault: an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
 	@echo "make docs   these pages and the API reference as HTML, in build/docs; a broken link is an error"
@@ -26,21 +28,21 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.examples: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[examples]'
+$(VENV)/.examples: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[examples]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@ $(VENV)/.examples
 
 # Without DeepSpeed, too, there is much to test. It is pure Python here: what it could compile, the tests do not use.
-$(VENV)/.deepspeed: constraints.txt | $(VENV)/.dev
-	@if DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed; \
+$(VENV)/.deepspeed: $(CONSTRAINTS) | $(VENV)/.dev
+	@if DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) deepspeed; \
 	then touch $@; else echo "DeepSpeed cannot be installed here: the tests of ZeRO will be SKIPPED."; fi
 
-$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+$(VENV)/.docs: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
 	@touch $@
 
 # One thread: the model is small, and threads that wait for a core that other work takes make it several times slower.
@@ -53,6 +55,10 @@ test: $(VENV)/.dev $(VENV)/.deepspeed
 
 test-slow: $(VENV)/.dev $(VENV)/.deepspeed
 	$(PYTEST) -m slow $(TEST)
+
+# Several GB: torch 2.6 for CPUs alone is not on PyPI. PYTHON must be 3.10 to 3.12, for which that torch was built.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 faults: test_faults = tests/faults tests/saves tests/callbacks/test_resume.py
 faults: $(VENV)/.dev $(VENV)/.deepspeed

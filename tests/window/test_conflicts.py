@@ -135,7 +135,9 @@ def test_a_warmup_that_needs_what_nobody_knows(tmp_path: Path) -> None:
 def test_objects_of_the_other_namespace(tmp_path: Path) -> None:
     other = pytest.importorskip("pytorch_lightning")
     foreign = other.callbacks.LearningRateMonitor()
-    refuse(tmp_path, [foreign, GradientAccumulation(8)], "write `import lightning.pytorch as L`")
+    # Lightning itself refuses some of the other namespace's callbacks, in some versions.
+    with pytest.raises((ConfigurationError, TypeError), match=r"write `import lightning\.pytorch as L`|single import style"):
+        trainer(tmp_path, [foreign, GradientAccumulation(8)], max_epochs=1).fit(Net(lamb), Vectors())
 
 
 def test_an_unused_rule_is_warned_of(tmp_path: Path) -> None:
