@@ -136,7 +136,9 @@ def test_objects_of_the_other_namespace(tmp_path: Path) -> None:
     other = pytest.importorskip("pytorch_lightning")
     foreign = other.callbacks.LearningRateMonitor()
     # Lightning itself refuses some of the other namespace's callbacks, in some versions.
-    with pytest.raises((ConfigurationError, TypeError), match=r"write `import lightning\.pytorch as L`|single import style"):
+    with pytest.raises(
+        (ConfigurationError, TypeError), match=r"write `import lightning\.pytorch as L`|single import style"
+    ):
         trainer(tmp_path, [foreign, GradientAccumulation(8)], max_epochs=1).fit(Net(lamb), Vectors())
 
 
