@@ -112,3 +112,23 @@ def test_no_warnings_and_no_settings_changed() -> None:
         LAMB(params).step()
     if before is not None:
         assert torch._inductor.config.save_config_portable() == before
+
+
+def test_options_are_in_the_types_of_inductors_version() -> None:
+    """To torch 2.6, the word "off" would mean that products and sums may be contracted."""
+
+    class Switches:
+        class cpp:
+            enable_floating_point_contract_flag = False
+            dynamic_threads = False
+
+    class Words(Switches):
+        class cpp:
+            enable_floating_point_contract_flag = "off"
+
+    wanted = {key: programs._OPTIONS[key] for key in ("cpp.enable_floating_point_contract_flag", "cpp.dynamic_threads")}
+    assert programs._as_known(Switches, wanted) == {
+        "cpp.enable_floating_point_contract_flag": False,
+        "cpp.dynamic_threads": True,
+    }
+    assert programs._as_known(Words, wanted) == {"cpp.enable_floating_point_contract_flag": "off"}

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from getpass import getuser
+from operator import attrgetter
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -157,17 +158,18 @@ def _build(program: Program, path: Path, options: dict[str, Any]) -> None:
         torch._inductor.aoti_compile_and_package(
             exported,
             package_path=str(path),
-            inductor_configs={key: value for key, value in options.items() if _known(config, key)},
+            inductor_configs=_as_known(config, options),
         )
 
 
-def _known(config: Any, key: str) -> bool:
-    """Whether this version of Inductor has an option."""
-    for part in key.split("."):
-        if not hasattr(config, part):
-            return False
-        config = getattr(config, part)
-    return True
+def _as_known(config: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that this version of Inductor has, in its own types: some were switches before they were words."""
+    found = {}
+    for key, value in options.items():
+        with suppress(AttributeError):
+            present = attrgetter(key)(config)
+            found[key] = value != "off" if isinstance(present, bool) and isinstance(value, str) else value
+    return found
 
 
 def _path(program: Program) -> Path:
