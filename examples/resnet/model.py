@@ -48,6 +48,7 @@ class ResNet(L.LightningModule):
         if not 0 <= label_smoothing < 1:
             raise ConfigurationError(f"model.label_smoothing is {label_smoothing}: write a share from 0 to below 1.")
         self.save_hyperparameters()
+        self.classes = classes
         self.label_smoothing = label_smoothing
         self.network = _MAKERS[size](channels=channels, classes=classes)
         self.val_loss: Metric = MeanMetric()

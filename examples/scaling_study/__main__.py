@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, help="processes (the cores; on a GPU at most 4); 0: only this one")
     options = parser.parse_args(arguments)
     device: str = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = quick(device) if options.quick else Settings(size="large" if device == "cuda" else "small", device=device)
+    settings = (
+        quick(device) if options.quick else Settings(size="large" if device == "cuda" else "small", device=device)
+    )
     folder = options.dir or Path("runs") / ("scaling_study_quick" if options.quick else "scaling_study")
     workers = _workers(device) if options.workers is None else options.workers
     if workers < 0:

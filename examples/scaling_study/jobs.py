@@ -26,8 +26,10 @@ def total(settings: Settings, rows: Sequence[Row]) -> int:
     first_grid = len(settings.tuning_seeds) * (2 * settings.grid_half_width + 1)
     tried = (_tuning_jobs(settings, rows, *pair) for pair in pairs)
     study = len(settings.ks) * len(settings.seeds)
-    return sum(max(first_grid, len({*jobs, *(row.job for row in tuning.of(rows, *pair))})) + study
-               for pair, jobs in zip(pairs, tried, strict=True))
+    return sum(
+        max(first_grid, len({*jobs, *(row.job for row in tuning.of(rows, *pair))})) + study
+        for pair, jobs in zip(pairs, tried, strict=True)
+    )
 
 
 def _of(settings: Settings, rows: Sequence[Row], task: str, optimizer: str) -> Iterable[Job]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no global state
@@ -22,6 +23,7 @@ _LOOKS = {  # color, line, marker: an 8-bit optimizer looks like its 32-bit one,
     "lars8bit": ("C0", "--", "o"),
     "lamb8bit": ("C3", "--", "^"),
 }
+_CROSS: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 7, "markeredgewidth": 2}
 _APART = 1.05  # error bars of the same batch, side by side
 
 
@@ -40,7 +42,9 @@ def draw(settings: Settings, lines: Sequence[Line], guesses: dict[str, float], p
     for axis, name in zip(panels, settings.tasks, strict=True):
         _panel(axis, name, [line for line in lines if line.task == name], settings, guesses[name])
     panels[0].set_ylabel("test accuracy (%)")
-    handles = {label: handle for axis in panels for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axis in panels for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
     seeds = len(settings.seeds)
     figure.suptitle(
@@ -71,17 +75,14 @@ def _panel(axis: Axes, name: str, lines: list[Line], settings: Settings, guess: 
             label=RECIPES[line.optimizer].title,
         )
         gone = [c for c in line.cells.values() if c.diverged]
-        axis.plot(
-            [c.batch_size * aside for c in gone],
-            [100 * (guess if c.mean is None else c.mean) for c in gone],
-            linestyle="",
-            marker="x",
-            markersize=9,
-            markeredgewidth=2,
-            color=color,
-        )
-    axis.plot([], [], linestyle="", marker="x", markersize=9, markeredgewidth=2, color="0.2", label="runs diverged")
-    axis.axhline(100 * guess, color="0.3", linestyle=":", linewidth=1, label="most frequent class")
+        # At the panel's lower edge: there is no accuracy to speak of.
+        places = [c.batch_size * aside for c in gone]
+        axis.plot(places, [0.0] * len(gone), color=color, clip_on=False, transform=axis.get_xaxis_transform(), **_CROSS)
+    axis.plot([], [], color="0.2", label="diverged, at least one seed", **_CROSS)
+    low, high = axis.get_ylim()
+    if low < 100 * guess:
+        axis.axhline(100 * guess, color="0.3", linestyle=":", linewidth=1, label="always the most frequent class")
+    axis.set_ylim(low, high)
     batches = [k * task.base_batch_size for k in settings.ks]
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_locator(FixedLocator(batches))

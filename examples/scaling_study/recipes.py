@@ -66,11 +66,11 @@ def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("sgd", "SGD, linear", 0.04, "linear", 5.0, _sgd),
+        Recipe("sgd", "SGD, linear", 0.08, "linear", 5.0, _sgd),
         Recipe("adamw", "AdamW, √k", 2e-3, "sqrt", None, _adamw),
-        Recipe("lars", "LARS + LEGW", 4.0, "sqrt", None, _lars(LARS)),
+        Recipe("lars", "LARS + LEGW", 2.0, "sqrt", None, _lars(LARS)),
         Recipe("lamb", "LAMB + LEGW", 1e-2, "sqrt", None, _lamb(LAMB)),
-        Recipe("lars8bit", "LARS8bit + LEGW", 4.0, "sqrt", None, _lars(LARS8bit)),
+        Recipe("lars8bit", "LARS8bit + LEGW", 2.0, "sqrt", None, _lars(LARS8bit)),
         Recipe("lamb8bit", "LAMB8bit + LEGW", 1e-2, "sqrt", None, _lamb(LAMB8bit)),
     )
 }

@@ -88,5 +88,7 @@ def _parsed(line: dict[str, str]) -> Row:
     values: dict[str, Any] = {}
     for name in _COLUMNS:
         kind = _KINDS[name]
-        values[name] = line[name] == "True" if kind is bool else kind(line[name]) if kind in (int, float) else line[name]
+        values[name] = (
+            line[name] == "True" if kind is bool else kind(line[name]) if kind in (int, float) else line[name]
+        )
     return Row(**values)

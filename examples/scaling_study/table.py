@@ -24,7 +24,9 @@ def table(settings: Settings, lines: Sequence[Line], guesses: dict[str, float]) 
         lines: What came out.
         guesses: For each task the accuracy of always answering the most frequent class.
     """
-    parts = [_of_task(task, [line for line in lines if line.task == task], settings, guesses) for task in settings.tasks]
+    parts = [
+        _of_task(task, [line for line in lines if line.task == task], settings, guesses) for task in settings.tasks
+    ]
     return "\n\n".join(part for part in [*parts, _LEGEND, _edges(lines)] if part) + "\n"
 
 

@@ -82,14 +82,13 @@ def train(task: Task, data: TaskData, recipe: Recipe, rate: float, k: int, seed:
     steps = samples // batch_size
     torch.manual_seed(seed)
     module = _Training(task.network(), partial(_configure, recipe=recipe, rate=rate, k=k, steps=steps, task=task))
-    sampler = ResumableBatchSampler(
-        data.training_size, batch_size, seed=seed, epoch_samples=samples, positions=True
-    )
+    sampler = ResumableBatchSampler(data.training_size, batch_size, seed=seed, epoch_samples=samples, positions=True)
     loader = DataLoader(MemoryDataset(data.training), batch_sampler=sampler, collate_fn=_as_it_is)
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
-        max_epochs=1,  # as Lightning counts them: all passes are one of its epochs
+        max_epochs=-1,
+        max_steps=steps,
         callbacks=[
             GradientAccumulation(batch_size, last_window="drop"),
             LEGWWarmup(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,42 +17,60 @@ from examples.bert.tokenizer import CLS_ID
 from examples.scaling_study.tasks.task import Samples, Size, Task, TaskData
 
 _LENGTH = 32
-_EPOCHS = 10
 _VALIDATION_SHARE = 0.15
-_VOCABULARY: dict[Size, int] = {"small": 1024, "large": 4096}
-_SHAPES: dict[Size, tuple[int, int, int]] = {"small": (1, 64, 2), "large": (4, 256, 4)}
-"""Layers, width, heads."""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    base_batch_size: int
+    epochs: int
+    training: int | None
+    """Samples; None for all of the text."""
+    held_out: int | None
+
+
+# The small vocabulary is letters and syllables: of whole words a few dozen steps teach nothing.
+_SCALES: dict[Size, _Scale] = {
+    "small": _Scale(128, layers=1, width=32, heads=2, base_batch_size=8, epochs=8, training=1280, held_out=800),
+    "large": _Scale(4096, layers=4, width=256, heads=4, base_batch_size=32, epochs=20, training=None, held_out=None),
+}
 
 
 def bert_task(size: Size) -> Task:
-    """Masked-language modelling; every pass hides other words, the same ones whatever the batch, optimizer and seed."""
+    """Masked-language modelling; every pass hides other pieces, the same ones whatever the batch, optimizer and seed."""
+    scale = _SCALES[size]
     return Task(
         "bert",
-        "BERT, hidden words",
-        base_batch_size=32,
-        epochs=_EPOCHS,
-        load=partial(_load, vocabulary=_VOCABULARY[size]),
-        network=partial(_network, size),
+        "BERT, hidden word pieces",
+        scale.base_batch_size,
+        scale.epochs,
+        load=partial(_load, scale),
+        network=partial(_network, scale),
     )
 
 
-def _load(folder: Path, vocabulary: int) -> TaskData:
+def _load(scale: _Scale, folder: Path) -> TaskData:
     """Every second held-out sample is for tuning, the others for the test."""
     folder = folder / "text"
-    prepared.prepare(folder, None, vocabulary, _VALIDATION_SHARE)
+    prepared.prepare(folder, None, scale.vocabulary, _VALIDATION_SHARE)
     text = prepared.load(folder)
-    training, held_out = _packed(text.training), _packed(text.validation)
-    masked = _in_memory(held_out, vocabulary, key=1, passes=1)
+    training, held_out = _packed(text.training, scale.training), _packed(text.validation, scale.held_out)
+    masked = _in_memory(held_out, scale.vocabulary, key=1, passes=1)
     return TaskData(
-        _in_memory(training, vocabulary, key=0, passes=_EPOCHS),
+        _in_memory(training, scale.vocabulary, key=0, passes=scale.epochs),
         len(training),
         *(Samples(tuple(each[i::2] for each in masked.inputs), masked.targets[i::2]) for i in (0, 1)),
-        classes=vocabulary,
+        classes=scale.vocabulary,
     )
 
 
-def _packed(tokens: TokenFile) -> PackedSamples:
-    return PackedSamples(tokens, _LENGTH, CLS_ID)
+def _packed(tokens: TokenFile, most: int | None) -> PackedSamples:
+    """The text's first samples."""
+    return PackedSamples(tokens[: None if most is None else most * (_LENGTH - 1)], _LENGTH, CLS_ID)
 
 
 def _in_memory(samples: PackedSamples, vocabulary: int, key: int, passes: int) -> Samples:
@@ -63,19 +82,18 @@ def _in_memory(samples: PackedSamples, vocabulary: int, key: int, passes: int) -
     return Samples((ids, positions), targets)
 
 
-def _network(size: Size) -> nn.Module:
+def _network(scale: _Scale) -> nn.Module:
     from transformers import BertConfig
 
     from examples.bert.network import BertAtPositions
 
-    layers, width, heads = _SHAPES[size]
     return BertAtPositions(
         BertConfig(
-            vocab_size=_VOCABULARY[size],
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
+            vocab_size=scale.vocabulary,
+            hidden_size=scale.width,
+            num_hidden_layers=scale.layers,
+            num_attention_heads=scale.heads,
+            intermediate_size=4 * scale.width,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             max_position_embeddings=_LENGTH,

@@ -6,8 +6,8 @@ from examples.resnet.digits import CLASSES, LabelledImages, load_digits
 from examples.scaling_study.tasks.task import Samples, TaskData
 
 TRAINING, TUNING, TEST = 1280, 157, 360
-"""Training is a multiple of 256, so that twenty passes are whole batches of up to 512. The last 360 of the file (a fifth)
-are by other writers for the most part."""
+"""Training is a multiple of 256, so that an even number of passes is whole batches of up to 512. The last 360 of the file (a
+fifth) are by other writers for the most part."""
 
 
 def digits(rows_as_sequence: bool) -> TaskData:

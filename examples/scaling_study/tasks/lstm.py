@@ -37,8 +37,8 @@ def lstm_task(size: Size) -> Task:
     return Task(
         "lstm",
         "LSTM, digits row by row",
-        base_batch_size=16,
-        epochs=20,
+        base_batch_size=8,
+        epochs={"small": 10, "large": 20}[size],
         load=_load,
         network=partial(RowReader, hidden={"small": 64, "large": 256}[size]),
     )

@@ -16,7 +16,7 @@ def residual_task(size: Size) -> Task:
         "residual",
         "residual network, digits",
         base_batch_size=16,
-        epochs=20,
+        epochs={"small": 12, "large": 20}[size],
         load=_load,
         network=partial(small_network, width={"small": 16, "large": 64}[size]),
     )
