@@ -13,7 +13,7 @@ PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
-	@echo "make study  accuracy against the batch for six optimizers: half an hour on two cores, goes on after a stop"
+	@echo "make study  accuracy against the batch for six optimizers: under half an hour on two cores; goes on after a stop"
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint"
 	@echo "make faults   a training killed 20 times under each strategy, and every other fault: an hour"

@@ -51,7 +51,10 @@ def load_digits(*sizes: int) -> list[LabelledImages]:
     labels = torch.from_numpy(file.target).long()
     training = images[: sizes[0]]
     images = (images - training.mean()) / training.std()
-    return [LabelledImages(*part) for part in zip(images.split(sizes), labels.split(sizes), strict=True)]
+    return [
+        LabelledImages(*part)
+        for part in zip(*(torch.split(each, list(sizes)) for each in (images, labels)), strict=True)
+    ]
 
 
 class Digits(L.LightningDataModule):

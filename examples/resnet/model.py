@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import lightning.pytorch as L
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 
 from examples.resnet.network import resnet50, small_network
 from lightning_scale.errors import ConfigurationError
 
-_MAKERS = {"small": small_network, "resnet50": resnet50}
+_MAKERS: dict[str, Callable[..., nn.Module]] = {"small": small_network, "resnet50": resnet50}
 
 
 class ResNet(L.LightningModule):
@@ -23,7 +24,7 @@ class ResNet(L.LightningModule):
     subclass's. A batch is a pair: images [samples, channels, height, width], labels [samples].
 
     Args:
-        size: "small" (three blocks, 78,810 parameters with one channel and ten classes) or "resnet50".
+        size: "small" (three blocks, 77,754 parameters with one channel and ten classes) or "resnet50".
         channels: Of an image.
         classes: To tell apart.
         label_smoothing: The share of the target that is spread over all classes (Szegedy et al. 2015, arXiv 1512.00567).

@@ -15,7 +15,7 @@ from lightning_scale.schedule import LRScaling
 
 _SGD_DECAY = 5e-4
 _ADAM_DECAY = 0.01
-_ADAM_BETAS = (0.99, 0.999)
+_ADAM_BETAS = (0.9, 0.999)
 _ADAM_EPS = 1e-8
 
 
@@ -41,8 +41,12 @@ def _sgd(network: nn.Module, lr: float, k: int) -> Optimizer:
 
 
 def _adamw(network: nn.Module, lr: float, k: int) -> Optimizer:
-    """Malladi et al. 2022 (arXiv 2205.10287), definition 5.2: 1 - β times k, ε by √k; the rate's √k is the callback's."""
-    beta1, beta2 = (1 - k * (1 - beta) for beta in _ADAM_BETAS)
+    """Malladi et al. 2022 (arXiv 2205.10287): 1 - β times k, ε by √k; the rate's √k is the callback's.
+
+    Where that would make β negative (β1 from k = 11 on) it is 0: the average over steps that the rule asks for is shorter
+    than one of the large steps.
+    """
+    beta1, beta2 = (max(0.0, 1 - k * (1 - beta)) for beta in _ADAM_BETAS)
     return torch.optim.AdamW(_groups(network, _ADAM_DECAY), lr=lr, betas=(beta1, beta2), eps=_ADAM_EPS / k**0.5)
 
 
@@ -67,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("sgd", "SGD, linear", 0.08, "linear", 5.0, _sgd),
-        Recipe("adamw", "AdamW, √k", 2e-3, "sqrt", None, _adamw),
+        Recipe("adamw", "AdamW, √k", 4e-3, "sqrt", None, _adamw),
         Recipe("lars", "LARS + LEGW", 2.0, "sqrt", None, _lars(LARS)),
         Recipe("lamb", "LAMB + LEGW", 1e-2, "sqrt", None, _lamb(LAMB)),
         Recipe("lars8bit", "LARS8bit + LEGW", 2.0, "sqrt", None, _lars(LARS8bit)),

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from examples.scaling_study.recipes import RECIPES
-from examples.scaling_study.tasks import TASKS, Size
+from examples.scaling_study.tasks import TASKS
+from examples.scaling_study.tasks.task import Size
 
 
 @dataclass(frozen=True)

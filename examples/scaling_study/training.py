@@ -125,7 +125,8 @@ def _configure(network: nn.Module, recipe: Recipe, rate: float, k: int, steps: i
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _as_it_is(batch: Samples) -> Samples:
+def _as_it_is(batch: Any) -> Any:
+    """What `MemoryDataset.__getitems__` gives is a batch already."""
     return batch
 
 

@@ -60,10 +60,12 @@ def _load(scale: _Scale, folder: Path) -> TaskData:
     text = prepared.load(folder)
     training, held_out = _packed(text.training, scale.training), _packed(text.validation, scale.held_out)
     masked = _in_memory(held_out, scale.vocabulary, key=1, passes=1)
+    tuning, test = (Samples(tuple(each[i::2] for each in masked.inputs), masked.targets[i::2]) for i in (0, 1))
     return TaskData(
         _in_memory(training, scale.vocabulary, key=0, passes=scale.epochs),
         len(training),
-        *(Samples(tuple(each[i::2] for each in masked.inputs), masked.targets[i::2]) for i in (0, 1)),
+        tuning,
+        test,
         classes=scale.vocabulary,
     )
 

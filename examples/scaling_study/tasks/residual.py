@@ -18,7 +18,7 @@ def residual_task(size: Size) -> Task:
         base_batch_size=16,
         epochs={"small": 12, "large": 20}[size],
         load=_load,
-        network=partial(small_network, width={"small": 16, "large": 64}[size]),
+        network=partial(small_network, width={"small": 12, "large": 64}[size]),
     )
 
 
