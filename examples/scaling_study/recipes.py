@@ -51,7 +51,10 @@ def _adamw(network: nn.Module, lr: float, k: int) -> Optimizer:
 
 
 def _lars(kind: type[LARS | LARS8bit]) -> Callable[[nn.Module, float, int], Optimizer]:
-    return lambda network, lr, k: kind(network.named_parameters(), lr=lr, momentum=0.9, weight_decay=_SGD_DECAY)
+    """The 2019 form: a layer's step is lr · ‖w‖, so that the rate has a size that suits biases and norms, too."""
+    return lambda network, lr, k: kind(
+        network.named_parameters(), lr=lr, momentum=0.9, weight_decay=_SGD_DECAY, trust_norm="momentum"
+    )
 
 
 def _lamb(kind: type[LAMB | LAMB8bit]) -> Callable[[nn.Module, float, int], Optimizer]:
@@ -72,9 +75,9 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("sgd", "SGD, linear", 0.08, "linear", 5.0, _sgd),
         Recipe("adamw", "AdamW, √k", 4e-3, "sqrt", None, _adamw),
-        Recipe("lars", "LARS + LEGW", 2.0, "sqrt", None, _lars(LARS)),
+        Recipe("lars", "LARS + LEGW", 0.02, "sqrt", None, _lars(LARS)),
         Recipe("lamb", "LAMB + LEGW", 1e-2, "sqrt", None, _lamb(LAMB)),
-        Recipe("lars8bit", "LARS8bit + LEGW", 2.0, "sqrt", None, _lars(LARS8bit)),
+        Recipe("lars8bit", "LARS8bit + LEGW", 0.02, "sqrt", None, _lars(LARS8bit)),
         Recipe("lamb8bit", "LAMB8bit + LEGW", 1e-2, "sqrt", None, _lamb(LAMB8bit)),
     )
 }
