@@ -45,11 +45,14 @@ def draw(settings: Settings, lines: Sequence[Line], guesses: dict[str, float], p
     handles = {
         label: handle for axis in panels for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
+    titles = [recipe.title for recipe in RECIPES.values()]
+    labels = sorted(handles, key=lambda label: titles.index(label) if label in titles else len(titles))
+    columns = 2 if count == 1 else 4
+    figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=columns, fontsize=9)
     seeds = len(settings.seeds)
     figure.suptitle(
-        "Rates tuned at the smallest batch only; the same epochs for every batch."
-        f" {seeds} {'seed' if seeds == 1 else 'seeds: mean and standard deviation'}.",
+        "Rates tuned at the smallest batch only, the same epochs for every batch\n"
+        + ("one seed" if seeds == 1 else f"mean and standard deviation over {seeds} seeds"),
         fontsize=10,
     )
     figure.savefig(path, dpi=120)
@@ -77,7 +80,9 @@ def _panel(axis: Axes, name: str, lines: list[Line], settings: Settings, guess: 
         gone = [c for c in line.cells.values() if c.diverged]
         # At the panel's lower edge: there is no accuracy to speak of.
         places = [c.batch_size * aside for c in gone]
-        axis.plot(places, [0.0] * len(gone), color=color, clip_on=False, transform=axis.get_xaxis_transform(), **_CROSS)
+        at_edge = axis.get_xaxis_transform()
+        (crosses,) = axis.plot(places, [0.0] * len(gone), color=color, clip_on=False, transform=at_edge, **_CROSS)
+        crosses.set_in_layout(False)  # where there are none, their box is infinite
     axis.plot([], [], color="0.2", label="diverged, at least one seed", **_CROSS)
     low, high = axis.get_ylim()
     if low < 100 * guess:

@@ -73,6 +73,7 @@ def test_where_all_diverged_the_table_says_so() -> None:
     )
 
 
+@pytest.mark.filterwarnings("error")  # a layout that does not fit
 def test_the_picture_has_a_color_for_each_optimizer_and_crosses_for_divergence(tmp_path: Path) -> None:
     lines = summarize(_SETTINGS, _ROWS)
     draw(_SETTINGS, lines, {"lstm": 0.103}, tmp_path / "with.png")
