@@ -275,6 +275,7 @@ class LoopAdapter(L.Callback):
         # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.
         if self.feed.owner is not None:
             divide(self._mean.divisor(trainer), optimizer, trainer)
+        self.rate.note()  # Lightning moves schedulers on before on_train_batch_end
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if args[1] is None and self.feed.owner is not None:
@@ -284,7 +285,6 @@ class LoopAdapter(L.Callback):
             self.data.streams.end_micro_batch(window_ends=ends)
         if self._window is not None and ends:
             self._end_window(self._window)
-            self.rate.note()
             self.write_rate(trainer)
 
     def _end_window(self, window: Window) -> None:

@@ -39,7 +39,7 @@ class ScaledRate:
             self._control.write(self.rule.rate(step, samples, batch_size, schedule))
 
     def note(self) -> None:
-        """The optimizer has stepped: remember its rate."""
+        """The optimizer is about to step: remember its rate."""
         if self._control is not None:
             self.last = self._control.first
 

@@ -62,9 +62,11 @@ def expected(name: str, steps: int, k: int, warmup: float) -> list[float]:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_it_composes_with_every_scheduler_without_compounding(tmp_path: Path, name: str) -> None:
     module = Net(configure(name))
-    callbacks = [LEGWWarmup(4, "4 steps"), GradientAccumulation(16)]
-    trainer(tmp_path, callbacks, max_steps=10).fit(module, Vectors(4))
+    callbacks, logger = [LEGWWarmup(4, "4 steps"), GradientAccumulation(16)], Recorder(tmp_path)
+    trainer(tmp_path, callbacks, max_steps=10, logger=logger, log_every_n_steps=1).fit(module, Vectors(4))
     assert [lr for _, lr, _ in module.steps] == pytest.approx(expected(name, 10, 4, 4), rel=1e-12)
+    # What is logged is the rate of the step, not what the scheduler says of the next one.
+    assert list(logger.values("lr").values()) == pytest.approx(expected(name, 10, 4, 4), rel=1e-6)
 
 
 def test_without_an_owner_the_batch_is_what_lightning_accumulates(tmp_path: Path) -> None:
