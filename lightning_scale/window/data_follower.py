@@ -111,8 +111,7 @@ class DataFollower:
         feed.read(loaders, stages.stage.micro_batch_size if stages is not None else None)
         resuming = self._resuming and self._loop.epoch_begun
         warn_of_loaders_that_cannot_continue(loaders, resuming=resuming, exact=self.streams is not None)
-        epoch = feed.samples_per_epoch(loaders)
-        self._data_known(epoch, feed.samples_of_run(epoch))
+        self._data_known(feed.samples_per_epoch(loaders), feed.samples_of_run(loaders))
 
     def _take_resumable_sampler(self, loader: Any) -> bool:
         """Whether a loader's order follows from the samples consumed; a training loader is told how many those are."""

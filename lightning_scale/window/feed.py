@@ -139,12 +139,14 @@ class Feed:
         epoch = self._sampler.epoch_samples if self._sampler is not None else self._loop.micro_batches_per_epoch * unit
         check_epoch_holds(max(self._possible(size) for _, size in schedule.changes()), epoch, owner.last_window)
 
-    def samples_per_epoch(self, loaders: list[Any]) -> int | None:
-        """Samples in one pass over the data, or what ``limit_train_batches`` leaves of it; None where nobody knows."""
+    def samples_per_epoch(self, loaders: list[Any], trained: bool = False) -> int | None:
+        """Samples in one pass over the data (``trained``: until training begins a new epoch), or what
+        ``limit_train_batches`` leaves of them; None where nobody knows."""
         limited = self._trainer.limit_train_batches != 1.0
-        return samples_per_epoch(loaders, self._loop.micro_batches_per_epoch if limited else math.inf, self._unit)
+        micro_batches = self._loop.micro_batches_per_epoch if limited else math.inf
+        return samples_per_epoch(loaders, micro_batches, self._unit, trained)
 
-    def samples_of_run(self, samples_per_epoch: int | None) -> int | None:
+    def samples_of_run(self, loaders: list[Any]) -> int | None:
         """Samples of the whole run, where it has no stages; None where nobody knows."""
         limits, steps, epochs = [], self._trainer.max_steps, self._trainer.max_epochs
         schedule, unit = self.schedule(), self._unit
@@ -152,8 +154,9 @@ class Feed:
             limits.append(schedule.samples_after(steps))
         elif steps != -1 and unit is not None:
             limits.append(steps * unit * self._trainer.accumulate_grad_batches)
-        if samples_per_epoch is not None and epochs is not None and epochs > 0:
-            limits.append(epochs * samples_per_epoch)
+        epoch = self.samples_per_epoch(loaders, trained=True)
+        if epoch is not None and epochs is not None and epochs > 0:
+            limits.append(epochs * epoch)
         return min(limits, default=None)
 
     # -- batches -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import SGD, lr_scheduler
 
 from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup
+from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.errors import ConfigurationError
 from tests.toys import Net, Recorder, Vectors, trainer
 
@@ -99,6 +100,16 @@ def test_a_share_is_of_what_will_be_trained(tmp_path: Path) -> None:
     module = Net(configure("none"))
     trainer(tmp_path, [LEGWWarmup(20, "40%")], max_steps=1000, max_epochs=1).fit(module, Vectors(20))
     assert [lr for _, lr, _ in module.steps] == pytest.approx(expected("none", 5, 1, 2), rel=1e-12)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [("40%", 0.4 * 12), ("1 epochs", 5)])
+def test_a_share_is_of_every_pass_of_an_epoch(tmp_path: Path, warmup: str, steps: float) -> None:
+    """2 epochs of 120 samples, each 1.2 passes over 100: 12 steps; an epoch of a warmup is one pass, 5 steps."""
+    data, module = Vectors(), Net(configure("none"))
+    sampler = ResumableBatchSampler(100, 20, epoch_samples=120)
+    loader = torch.utils.data.DataLoader(data.dataset, batch_sampler=sampler)
+    trainer(tmp_path, [LEGWWarmup(20, warmup), GradientAccumulation(20)], max_epochs=2).fit(module, loader)
+    assert [lr for _, lr, _ in module.steps] == pytest.approx(expected("none", 12, 1, steps), rel=1e-12)
 
 
 def test_it_follows_a_batch_that_lightning_changes(tmp_path: Path) -> None:
