@@ -108,8 +108,9 @@ def _cut(layout: Layout, alone: Callable[[int], bool] | None) -> list[tuple[tupl
     key = ("parts", alone)
     if key not in layout.cache:
         groups: list[list[int]] = []
-        last = [i for i, layer in enumerate(layout.layers) if alone is not None and alone(layer.numel)]
-        grouped = [i for i in range(len(layout.layers)) if i not in set(last)]
+        apart = [alone is not None and alone(layer.numel) for layer in layout.layers]
+        last = [i for i, by_itself in enumerate(apart) if by_itself]
+        grouped = [i for i, by_itself in enumerate(apart) if not by_itself]
         # As the updates of a whole group wait.
         held, most = 0, min(PART, max(LEAST, *(layer.numel for layer in layout.layers)))
         for i in sorted(grouped, key=lambda i: layout.layers[i].numel > SMALL):

@@ -43,10 +43,13 @@ def layer_elements(tensors: Sequence[Tensor], plan: Plan, layer: int) -> list[Te
     return elements(tensors, [run for run in (*plan.whole, *plan.padded) if run.layer == layer])
 
 
-@lru_cache(maxsize=16)
-def same_numbers(numbers: tuple[float, ...], rows: int) -> Tensor:
-    """[rows, K] float32, every row alike: read only. Steps use the same few again, layer after layer."""
+def alike(numbers: tuple[float, ...], rows: int) -> Tensor:
+    """[rows, K] float32, every row alike."""
     return torch.tensor([numbers], dtype=torch.float32, device="cpu").expand(rows, -1).contiguous()
+
+
+same_numbers = lru_cache(maxsize=16)(alike)
+"""`alike`, read only. Steps use the same few again, layer after layer."""
 
 
 def numbers_of(numbers: Sequence[tuple[float, ...]], runs: Sequence[Run]) -> Tensor:

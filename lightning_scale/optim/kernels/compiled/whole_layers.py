@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_scale.optim.kernels.compiled import rows
-from lightning_scale.optim.kernels.compiled.buffers import same_numbers
+from lightning_scale.optim.kernels.compiled.buffers import alike
 from lightning_scale.optim.kernels.compiled.first import Begin, First, UpdateBucket, take_rows_off
 from lightning_scale.optim.kernels.compiled.scratch import update_rows
 from lightning_scale.optim.kernels.compiled.sums import row_square
@@ -42,12 +43,14 @@ def one_by_one(bucket: UpdateBucket, first: First) -> Begin:
     """
     most = max(layer.numel for layer in bucket.layout.layers) // rows.WIDTH
     updates = update_rows(most, bucket.place)
+    # One for all layers of the same numbers, and gone with the step: of large layers they are large.
+    table = cache(partial(alike, rows=most))
     ready = []
     for i, layer in enumerate(bucket.layout.layers):
         run = rows.whole_layer(i, layer.numel)
         operands = [rows.rows_of(tensors[i], run) for tensors in (bucket.weights, bucket.grads)]
         operands += [t for state in first.states for t in state.rows(run)]
-        ready.append((*operands, updates[: run.rows], same_numbers(first.numbers(i, i), run.rows), *first.constants))
+        ready.append((*operands, updates[: run.rows], table(first.numbers(i, i))[: run.rows], *first.constants))
     return lambda: _step(bucket, first, len(first.states) + 2, ready)
 
 
