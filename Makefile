@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 
-.PHONY: demo study test test-slow test-oldest faults lint types bench docs clean
+.PHONY: demo study comparisons test test-slow test-oldest faults lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
 	@echo "make study  accuracy against the batch for six optimizers: under half an hour on two cores; goes on after a stop"
+	@echo "make comparisons  BERT with and without the second warmup, a batch that grows, 8-bit moments, ZeRO-2 beside DeepSpeed alone"
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint, every option of ZeRO at every stage"
 	@echo "make test-oldest   make test with the oldest torch, Lightning and other packages that are allowed; PYTHON=python3.10"
@@ -53,6 +54,9 @@ demo: $(VENV)/.examples
 # One worker a core; on a GPU larger networks. STUDY=--quick takes a minute.
 study: $(VENV)/.examples
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m examples.scaling_study $(STUDY)
+
+comparisons: $(VENV)/.examples $(VENV)/.deepspeed
+	$(BIN)/python -m examples.comparisons $(COMPARISONS)
 
 test: $(VENV)/.dev $(VENV)/.deepspeed
 	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults" $(addprefix --ignore=,$(PROCESSES)) $(TEST)

@@ -1,0 +1,130 @@
+"""What is compared with what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+CONFIGS = "examples/comparisons/configs"
+VOCABULARY = 4096
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train."""
+
+    name: str
+    title: str
+    """What tables and pictures call it."""
+    arguments: tuple[str, ...]
+    """Of ``lightning-scale fit``, or of `deepspeed_alone`."""
+    processes: int = 1
+    alone: bool = False
+    """Whether DeepSpeed's engine runs it without Lightning and without this package's strategy."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a picture."""
+
+    title: str
+    variants: tuple[str, ...]
+    """The first one is what the others are compared with."""
+    x: Literal["steps", "samples"] = "samples"
+    y: Literal["loss", "difference"] = "loss"
+    """The training loss, or how far it is from the first variant's, on a logarithmic axis."""
+    from_stage: int = 1
+    """Leave out the stages before."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that go into one table and one picture."""
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...]
+    panels: tuple[Panel, ...]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    quick: tuple[str, ...] = field(default=())
+    """Arguments of every run of a quick trial; none where there is no quick one."""
+
+
+def _fit(name: str, title: str, *files: str, more: tuple[str, ...] = (), processes: int = 1) -> Variant:
+    configs = tuple(f"--config={file if '/' in file else f'{CONFIGS}/{file}'}" for file in files)
+    ranks = (f"--trainer.devices={processes}",) if processes > 1 else ()
+    return Variant(name, title, (*configs, *ranks, *more), processes)
+
+
+def _of(title: str, optimizer: str, **options: float | str) -> Variant:
+    """A run of the 8-bit comparison."""
+    name = optimizer.rpartition(".")[2].lower()
+    more = (f"--optimizer={optimizer}", *(f"--optimizer.{key}={value}" for key, value in options.items()))
+    return _fit(name, title, "eight_bit.yaml", more=more)
+
+
+def _pair(name: str, plain: str, **options: float | str) -> tuple[Variant, Variant]:
+    return (
+        _of(f"{name}, 32 bits", plain, **options),
+        _of(f"{name}, 8 bits", f"lightning_scale.optim.{name}8bit", **options),
+    )
+
+
+def _alone(ranks: int) -> Variant:
+    title = f"LAMB under DeepSpeed alone, ZeRO-2 on {ranks} ranks"
+    return Variant(f"deepspeed_alone_{ranks}", title, ("--config", f"{CONFIGS}/zero.yaml"), ranks, alone=True)
+
+
+TWO_STAGE = Comparison(
+    "two_stage",
+    "BERT in two stages: with and without the second warmup, and with a batch that grows",
+    (
+        _fit("second_warmup", "second warmup; batch 128", "two_stage.yaml", "two_stage_second_warmup.yaml"),
+        _fit("one_warmup", "no second warmup; batch 128", "two_stage.yaml", "two_stage_one_warmup.yaml"),
+        _fit("ramp", "second warmup; batch 32, 64, 128", "two_stage.yaml", "two_stage_ramp.yaml"),
+        _fit("batch_64", "second warmup; batch 64, the ramp's steps", "two_stage.yaml", "two_stage_batch_64.yaml"),
+    ),
+    (
+        Panel("the second stage", ("second_warmup", "one_warmup"), "steps", from_stage=2),
+        Panel("a batch that grows in the first stage", ("second_warmup", "ramp", "batch_64")),
+    ),
+)
+
+EIGHT_BIT = Comparison(
+    "eight_bit",
+    "8-bit moments beside 32-bit ones",
+    (
+        *_pair("LAMB", "lightning_scale.optim.LAMB", lr=1e-2),
+        *_pair("LARS", "lightning_scale.optim.LARS", lr=2e-2, momentum=0.9, trust_norm="momentum"),
+        *_pair("AdamW", "torch.optim.AdamW", lr=2e-3, weight_decay=0.0),
+        *_pair("SGD", "torch.optim.SGD", lr=0.1, momentum=0.9, weight_decay=0.0),
+    ),
+    tuple(Panel(name, (name.lower(), f"{name.lower()}8bit"), "steps") for name in ("LAMB", "LARS", "AdamW", "SGD")),
+    seeds=(0, 1, 2),
+    quick=("--trainer.max_steps=12", "--lr_scheduler.total_iters=12"),
+)
+
+ZERO = Comparison(
+    "zero",
+    "ZeRO-2 with LAMB: this package's strategy, and DeepSpeed alone",
+    (
+        _fit("one_process", "one process", "zero.yaml"),
+        _fit("ours_2", "ZeROStrategy, 2 ranks", "zero.yaml", "strategies/zero2.yaml", processes=2),
+        _fit("ours_4", "ZeROStrategy, 4 ranks", "zero.yaml", "strategies/zero2.yaml", processes=4),
+        _alone(2),
+        _alone(4),
+    ),
+    (
+        Panel("training loss", ("one_process", "ours_2", "ours_4", "deepspeed_alone_2", "deepspeed_alone_4"), "steps"),
+        Panel(
+            "its distance from one process's",
+            ("one_process", "ours_2", "ours_4", "deepspeed_alone_2", "deepspeed_alone_4"),
+            "steps",
+            "difference",
+        ),
+    ),
+    seeds=(0, 1, 2),
+    quick=("--trainer.max_steps=4",),
+)
+
+COMPARISONS = {comparison.name: comparison for comparison in (TWO_STAGE, EIGHT_BIT, ZERO)}
