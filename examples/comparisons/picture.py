@@ -35,6 +35,8 @@ def draw(comparison: Comparison, curves: Curves, path: Path) -> None:
     titles = {variant.name: variant.title for variant in comparison.variants}
     for axis, panel in zip(axes, comparison.panels, strict=False):
         _panel(axis, panel, curves, titles)
+    for axis in axes[count:]:
+        axis.set_axis_off()
     seeds = len(next(iter(curves.values())))
     over = "one seed" if seeds == 1 else f"mean and standard deviation over {seeds} seeds"
     figure.suptitle(f"{comparison.title}\n{over}; losses are means over {_SMOOTH_OVER} steps", fontsize=10)

@@ -6,12 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from examples.scaling_study.recipes import RECIPES
 from examples.scaling_study.settings import Settings, quick
 from examples.scaling_study.study import run
+from examples.scaling_study.tasks import TASKS
 from lightning_scale.errors import ConfigurationError
 
 _MOST_WORKERS_ON_A_GPU = 4  # each has a CUDA context of its own
@@ -24,11 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dir", type=Path, help="where the rows are and the report goes (runs/scaling_study)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="the GPU where there is one; larger networks there")
     parser.add_argument("--workers", type=int, help="processes (the cores; on a GPU at most 4); 0: only this one")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), help="those alone")
+    parser.add_argument("--optimizers", nargs="+", choices=tuple(RECIPES), help="those alone")
+    parser.add_argument("--epochs-factor", type=float, help="of each task's epochs: 4 takes four times as long")
     options = parser.parse_args(arguments)
     device: str = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = (
         quick(device) if options.quick else Settings(size="large" if device == "cuda" else "small", device=device)
     )
+    if options.epochs_factor is not None and options.epochs_factor <= 0:
+        parser.error(f"--epochs-factor is {options.epochs_factor}: write a number above 0")
+    asked: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name in ("tasks", "optimizers", "epochs_factor")
+        if (value := getattr(options, name)) is not None
+    }
+    settings = replace(settings, **asked)
     folder = options.dir or Path("runs") / ("scaling_study_quick" if options.quick else "scaling_study")
     workers = _workers(device) if options.workers is None else options.workers
     if workers < 0:

@@ -23,11 +23,11 @@ def due(settings: Settings, rows: Sequence[Row]) -> list[Job]:
 def total(settings: Settings, rows: Sequence[Row]) -> int:
     """How many runs the study has, as far as it can be told: each search that goes on adds some."""
     pairs = [(task, name) for task in settings.tasks for name in settings.optimizers]
-    first_grid = len(settings.tuning_seeds) * (2 * settings.grid_half_width + 1)
+    least = 2 * settings.grid_half_width + 1 + settings.finalists * (len(settings.tuning_seeds) - 1)
     tried = (_tuning_jobs(settings, rows, *pair) for pair in pairs)
     study = len(settings.ks) * len(settings.seeds)
     return sum(
-        max(first_grid, len({*jobs, *(row.job for row in tuning.of(rows, *pair))})) + study
+        max(least, len({*jobs, *(row.job for row in tuning.of(rows, *pair))})) + study
         for pair, jobs in zip(pairs, tried, strict=True)
     )
 
@@ -40,11 +40,15 @@ def _of(settings: Settings, rows: Sequence[Row], task: str, optimizer: str) -> I
 
 
 def _tuning_jobs(settings: Settings, rows: Sequence[Row], task: str, optimizer: str) -> list[Job]:
-    """The runs that the search for one rate waits for."""
+    """The runs that the choice of one rate waits for: the search with the first seed, then the finalists' other seeds."""
+    first, *others = settings.tuning_seeds
     mine = tuning.of(rows, task, optimizer)
-    seeds_of: dict[int, set[int]] = {}
-    for row in mine:
-        seeds_of.setdefault(row.rate_index, set()).add(row.seed)
-    complete = [row for row in mine if seeds_of[row.rate_index] >= set(settings.tuning_seeds)]
-    indices = tuning.next_rates(complete, settings.grid_half_width, settings.grid_most)
-    return [Job(task, optimizer, "tuning", 1, index, seed) for index in indices for seed in settings.tuning_seeds]
+    searched = [row for row in mine if row.seed == first]
+    if indices := tuning.next_rates(searched, settings.grid_half_width, settings.grid_most):
+        return [Job(task, optimizer, "tuning", 1, index, first) for index in indices]
+    last = [
+        Job(task, optimizer, "tuning", 1, index, seed)
+        for index in tuning.finalists(searched, settings.finalists) for seed in others
+    ]  # fmt: skip
+    done = {row.job for row in mine}
+    return last if any(job not in done for job in last) else []

@@ -104,7 +104,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
     return {
         **settings.as_json(),
         "base_batches": {task.name: task.base_batch_size for task in tasks},
-        "task_epochs": {task.name: task.epochs for task in tasks},
+        "task_epochs": {task.name: settings.epochs(task) for task in tasks},
         "middle_rates": {name: RECIPES[name].middle_rate for name in settings.optimizers},
         "legw_warmup": LEGW_WARMUP,
         "python": platform.python_version(),

@@ -34,9 +34,8 @@ def _of_task(name: str, lines: list[Line], settings: Settings, guesses: dict[str
     if not lines:
         return ""
     task = TASKS[name](settings.size)
-    epochs = task.epochs if settings.epochs is None else settings.epochs
     batches = [f"{k * task.base_batch_size:,}" for k in settings.ks]
-    title = f"### {task.title}: {epochs} epochs; the most frequent class has {100 * guesses[name]:.1f} %"
+    title = f"### {task.title}: {settings.epochs(task)} epochs; the most frequent class has {100 * guesses[name]:.1f} %"
     header = ["batch", "rate at " + batches[0], *batches, "change"]
     winners = {k: best(line.cells[k] for line in lines if k in line.cells) for k in settings.ks}
     body = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -30,7 +31,7 @@ def next_rates(rows: Iterable[Row], half_width: int, most: int) -> list[int]:
     First ``-half_width`` to ``half_width``; while the best lies at an end, one more beyond it.
 
     Args:
-        rows: The tuning runs of one optimizer on one task, all seeds of each place.
+        rows: The tuning runs of one optimizer on one task, with one seed.
         half_width: The grid at first.
         most: The farthest place.
     """
@@ -43,15 +44,27 @@ def next_rates(rows: Iterable[Row], half_width: int, most: int) -> list[int]:
     return [beyond] if beyond is not None and abs(beyond) <= most else []
 
 
-def choose(rows: Iterable[Row]) -> Choice:
+def finalists(rows: Iterable[Row], count: int) -> list[int]:
+    """The places with the lowest losses of a finished search, which other seeds are to decide between.
+
+    Args:
+        rows: The tuning runs of one optimizer on one task, with one seed.
+        count: So many, or all.
+    """
+    scores = _scores(rows)
+    return sorted(sorted(scores), key=lambda index: scores[index])[:count]
+
+
+def choose(rows: Sequence[Row]) -> Choice:
     """The rate with the lowest loss on the tuning samples, mean over seeds; one of which a seed diverged never.
 
     Args:
-        rows: The tuning runs of one optimizer on one task.
+        rows: The tuning runs of one optimizer on one task. Only places that were run with the most seeds can win.
     """
-    scores = _scores(rows)
-    best = _best(scores)
-    return Choice(best, at_edge=best in (min(scores), max(scores)))
+    seeds = Counter(row.rate_index for row in rows)
+    most = max(seeds.values())
+    best = _best(_scores(row for row in rows if seeds[row.rate_index] == most))
+    return Choice(best, at_edge=best in (min(seeds), max(seeds)))
 
 
 def _scores(rows: Iterable[Row]) -> dict[int, float]:

@@ -75,8 +75,7 @@ def do_all(
 @lru_cache
 def _task(name: str, settings: Settings, folder: Path) -> tuple[Task, TaskData]:
     task = TASKS[name](settings.size)
-    if settings.epochs is not None:
-        task = replace(task, epochs=settings.epochs)
+    task = replace(task, epochs=settings.epochs(task))
     return task, task.load(folder)
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from examples.scaling_study import __main__ as command
 from examples.scaling_study.__main__ import main
 from examples.scaling_study.jobs import due, total
 from examples.scaling_study.rows import RowFile
-from examples.scaling_study.settings import quick
+from examples.scaling_study.settings import Settings, quick
+from examples.scaling_study.tasks import TASKS
 
 _ROOT = Path(__file__).parents[3]
 
@@ -101,3 +103,17 @@ def _wait(condition: object, process: subprocess.Popen[bytes] | None, log: Path)
         assert process is None or process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
+
+
+def test_what_is_asked_for_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+    monkeypatch.setattr(command, "run", lambda settings, folder, workers: str(seen.append(settings)))
+    main(["--device=cpu", f"--dir={tmp_path}", "--tasks", "lstm", "bert", "--optimizers", "lamb", "--epochs-factor=4"])
+    assert seen == [Settings(tasks=("lstm", "bert"), optimizers=("lamb",), epochs_factor=4.0)]
+    assert [seen[0].epochs(TASKS[name]("small")) for name in seen[0].tasks] == [40, 32]
+
+
+def test_no_epochs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--epochs-factor=0"])
+    assert "--epochs-factor is 0.0: write a number above 0" in capsys.readouterr().err

@@ -29,8 +29,11 @@ def test_every_order_leads_to_the_same_runs(seed: int, best: int) -> None:
     assert len(rows) == len({row.job for row in rows}) == total(_SETTINGS, rows)
     rates = range(-2, max(2, best + 1) + 1)
     expected = {
-        Job(task, optimizer, "tuning", 1, index, s)
-        for task in ("lstm", "bert") for optimizer in ("sgd", "lamb") for index in rates for s in (7, 8)
+        Job(task, optimizer, "tuning", 1, index, 7)
+        for task in ("lstm", "bert") for optimizer in ("sgd", "lamb") for index in rates
+    } | {
+        Job(task, optimizer, "tuning", 1, index, 8)
+        for task in ("lstm", "bert") for optimizer in ("sgd", "lamb") for index in (best - 1, best)  # the two best
     } | {
         Job(task, optimizer, "study", k, best, s)
         for task in ("lstm", "bert") for optimizer in ("sgd", "lamb") for k in (1, 4) for s in (0, 1)
@@ -42,17 +45,21 @@ def test_no_run_of_the_study_comes_before_its_rate() -> None:
     jobs = due(_SETTINGS, [])
     assert {job.phase for job in jobs} == {"tuning"}
     first = [_row(job) for job in jobs if (job.task, job.optimizer) == ("bert", "lamb")]
-    after = due(_SETTINGS, first)
+    between = [job for job in due(_SETTINGS, first) if job.optimizer == "lamb" and job.task == "bert"]
+    assert {(job.phase, job.rate_index, job.seed) for job in between} == {("tuning", 0, 8), ("tuning", 1, 8)}
+    assert {job.phase for job in due(_SETTINGS, [*first, _row(between[0])])} == {"tuning"}
+    after = due(_SETTINGS, [*first, *(_row(job) for job in between)])
     assert {(job.task, job.optimizer) for job in after if job.phase == "study"} == {("bert", "lamb")}
 
 
 def test_the_longest_runs_come_first() -> None:
     rows = [_row(job) for job in due(_SETTINGS, [])]
+    rows += [_row(job) for job in due(_SETTINGS, rows)]
     ks = [job.k for job in due(_SETTINGS, rows)]
     assert ks == sorted(ks) and set(ks) == {1, 4}
 
 
-def test_the_whole_study_has_630_runs_and_more_where_a_search_goes_on() -> None:
+def test_the_whole_study_has_702_runs_and_more_where_a_search_goes_on() -> None:
     settings = Settings()
-    assert total(settings, []) == 3 * 6 * (5 + 6 * 5)
+    assert total(settings, []) == 3 * 6 * (5 + 2 * 2 + 6 * 5)
     assert total(quick("cpu"), []) == 2 * (3 + 2)

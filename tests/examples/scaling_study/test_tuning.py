@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from examples.scaling_study.rows import Row
-from examples.scaling_study.tuning import choose, next_rates, rate
+from examples.scaling_study.tuning import choose, finalists, next_rates, rate
 
 
 def tried(index: int, loss: float, seed: int = 1000, diverged: bool = False) -> Row:
@@ -45,6 +45,14 @@ def test_the_search_ends_at_the_farthest_place_and_says_so() -> None:
 def test_a_rate_that_diverges_for_one_seed_is_not_taken() -> None:
     rows = [tried(0, 1.0), tried(0, 1.0, seed=1001), tried(1, 0.1), tried(1, math.nan, seed=1001, diverged=True)]
     assert choose([*rows, tried(-1, 2.0), tried(-1, 2.0, seed=1001)]).rate_index == 0
+
+
+def test_other_seeds_decide_between_the_best_of_the_search() -> None:
+    searched = [tried(-1, 3.0), tried(0, 1.0), tried(1, 0.9), tried(2, 2.0)]
+    assert finalists(searched, 2) == [1, 0]
+    others = [tried(0, 1.0, seed=1001), tried(1, 1.2, seed=1001)]
+    assert choose([*searched, *others]).rate_index == 0  # 1.0 on average, against 1.05
+    assert choose([tried(3, 0.1), *searched, *others]).rate_index == 0  # what only one seed ran does not count
 
 
 def test_the_search_turns_to_smaller_rates_where_all_diverge() -> None:
