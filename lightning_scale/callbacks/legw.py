@@ -16,7 +16,8 @@ class LEGWWarmup(L.Callback):
     (N samples an epoch). Step t = 1, 2, ... uses ``min(1, t/W)`` of the peak.
 
     Beside `SequenceLengthStages`, it gives the peak to every stage without an ``lr`` of its own, and the warmup, counted
-    from the stage's start, where the stage's own is zero.
+    from the stage's start, to those of them whose own is zero. A stage with an ``lr`` has its own warmup or none; a
+    warning says so.
 
     Args:
         base_batch_size: B₀, samples per optimizer step over all ranks.

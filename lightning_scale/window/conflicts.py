@@ -87,6 +87,13 @@ def refuse_rate_conflicts(trainer: L.Trainer, rule: RateRule, schedule: BatchSiz
             )
     if legw is not None and all(stage.lr is not None for stage in plan.stages):
         rank_zero_warn("LEGWWarmup is not used, for every stage sets its own lr: remove LEGWWarmup, or a stage's lr.")
+    elif legw is not None and Quantity.parse(legw.base_warmup).value:
+        for number, stage in enumerate(plan.stages, 1):
+            if stage.lr is not None and not Quantity.parse(stage.warmup).value:
+                rank_zero_warn(
+                    f"stage {number} sets its own lr, so LEGWWarmup's warmup is not used in it, and it begins at its peak"
+                    " rate: give the stage a warmup, or leave its lr out."
+                )
 
 
 def refuse_tokens_without_stages(interval: Quantity | None, plan: StagePlan | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,24 @@ def test_an_unused_rule_is_warned_of(tmp_path: Path) -> None:
     ):
         fit.fit(Net(lamb), Vectors())
     assert fit.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("warmup", "base_warmup", "warned"),
+    [("0 steps", "1 steps", True), ("1 steps", "1 steps", False), ("0 steps", "0 steps", False)],
+)
+def test_a_stage_that_legw_warms_up_and_one_that_it_does_not(
+    tmp_path: Path, warmup: str, base_warmup: str, warned: bool
+) -> None:
+    sizes = {"sequence_length": 8, "steps": 2, "batch_size": 8, "micro_batch_size": 4}
+    stages = [Stage(**sizes), Stage(**sizes, lr=0.1, warmup=warmup)]
+    fit = trainer(tmp_path, [LEGWWarmup(4, base_warmup), SequenceLengthStages(stages)], max_epochs=-1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(Net(lamb), Vectors())
+    said = [str(w.message) for w in caught if "LEGWWarmup's warmup is not used" in str(w.message)]
+    assert len(said) == warned
+    assert all(sentence.startswith("stage 2 sets its own lr") for sentence in said)
 
 
 def test_a_missing_private_part_is_named_with_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
