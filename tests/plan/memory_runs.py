@@ -67,7 +67,11 @@ def _storages() -> list[tuple[int, int]]:
     for thing in gc.get_objects():
         if not issubclass(type(thing), Tensor) or issubclass(type(thing), FakeTensor):
             continue  # fake ones: what a compiler has left
-        for tensor in (thing, thing.grad if thing.is_leaf else None):
+        try:
+            gradient = thing.grad if thing.is_leaf else None
+        except RuntimeError:  # torch 2.6 leaves undefined tensors, without memory
+            continue
+        for tensor in (thing, gradient):
             own = getattr(tensor, "_local_tensor", tensor)
             if own is not None and own.device.type == "cpu":
                 storage = own.untyped_storage()
