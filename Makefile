@@ -65,7 +65,7 @@ test: $(VENV)/.dev $(VENV)/.deepspeed
 test-slow: $(VENV)/.dev $(VENV)/.deepspeed
 	$(PYTEST) -m slow $(TEST)
 
-# Several GB: torch 2.6 for CPUs alone is not on PyPI. PYTHON must be 3.10 to 3.12, for which that torch was built.
+# Several GB: torch 2.6 for CPUs alone is not on PyPI. PYTHON must be 3.10 or 3.11, for which numpy 1.25 was built.
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_scale.errors import ConfigurationError
 from lightning_scale.saves.plain import load_plain, refusing
 from lightning_scale.strategies.whole_state import params_of, with_keys
 
@@ -46,6 +47,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         process_group_backend: As at `ModelParallelStrategy`.
 
     Raises:
+        ConfigurationError: with torch 2.6.
         ValueError: where ``replicas`` does not divide the number of ranks, no module is of a class in ``layers``, or float16
             is asked for, by these options or by the Trainer's ``precision``: nothing would scale the loss.
     """
@@ -60,6 +62,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
     ) -> None:
+        _check_torch()
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=save_distributed_checkpoint,
@@ -226,6 +229,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Move the module to this rank's device, unless its parameters stay on the host."""
         if not self._offload_parameters:
             super().model_to_device()
+
+
+def _check_torch() -> None:
+    # What fully_shard calls on CPUs and torch 2.6 lacks: https://github.com/pytorch/pytorch/pull/145935. With it, backward
+    # passes there still raise, and torch.distributed.checkpoint.load has no `no_dist`, by which folders are looked through.
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        raise ConfigurationError(
+            f"FSDP2Strategy needs torch 2.7 or later, and this is torch {torch.__version__}: upgrade it, or write another"
+            " strategy, ddp or one of ZeROStrategy's stages."
+        )
 
 
 def _check_dtype(option: str, value: str | None, allowed: Sequence[str]) -> None:

@@ -77,7 +77,6 @@ def test_weights_alone_are_not_gone_on_from(tmp_path: Path) -> None:
         assert len(fit(tmp_path, 4).gradients) == 4
 
 
-@pytest.mark.skipif(not hasattr(ModelCheckpoint("."), "save_on_exception"), reason="Lightning 2.5.3 and later")
 def test_a_checkpoint_written_on_an_exception_counts(tmp_path: Path) -> None:
     save = ModelCheckpoint(every_n_train_steps=100, save_on_exception=True, filename="{step}")
     with pytest.raises(RuntimeError, match="boom"):

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+FSDP2 = hasattr(torch.cpu.Stream, "record_event")  # torch 2.7 and later: FSDP2Strategy says what is missing
+needs_fsdp2 = pytest.mark.skipif(not FSDP2, reason="FSDP2 on CPUs needs torch 2.7")
 
 
 def mesh_of(*shape: int) -> Any:

@@ -15,12 +15,14 @@ import yaml
 
 from tests.distributed.bert_fit import write_text
 from tests.distributed.launch import ROOT, run_ranks
+from tests.distributed.meshes import FSDP2, needs_fsdp2
 from tests.distributed.zero_runs import DEEPSPEED, needs_deepspeed
 from tests.launch.demo import ended, logs, start_forked
 
 pytestmark = pytest.mark.timeout(600)
 
 FRAGMENTS = sorted(path.stem for path in (ROOT / "strategies").glob("*.yaml"))
+_HERE = {"zero": DEEPSPEED, "fsdp": FSDP2}
 STEPS = (5, 5)
 LOSS, RATIO = 1e-5, 1e-5
 NORM = 1e-6
@@ -28,8 +30,9 @@ NORM = 1e-6
 
 
 def _parameters(names: list[str], own: str | None = None) -> list[Any]:
-    """Those that need DeepSpeed skip without it; all but ``own`` are slow."""
-    marks = {name: [needs_deepspeed] if name.startswith("zero") else [] for name in names}
+    """Those that need DeepSpeed or a newer torch skip without it; all but ``own`` are slow."""
+    needs = {"zero": [needs_deepspeed], "fsdp": [needs_fsdp2]}
+    marks = {name: needs.get(name[:4], []) for name in names}
     return [
         pytest.param(name, marks=marks[name] + ([pytest.mark.slow] if own and name != own else [])) for name in names
     ]
@@ -136,7 +139,7 @@ def ranks(folder: str) -> None:
     from lightning_scale.cli import main
 
     for name in FRAGMENTS:
-        if DEEPSPEED or not name.startswith("zero"):
+        if _HERE.get(name[:4], True):
             where = Path(folder) / name
             where.mkdir(exist_ok=True)
             os.chdir(where)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.distributed.launch import run_ranks
+from tests.distributed.meshes import FSDP2
 from tests.distributed.test_zero_checkpoints import SaveAfter
 from tests.distributed.zero_cases import CASES
 from tests.distributed.zero_runs import Case, needs_deepspeed, result, stats_of, train, users_optimizer, whole, worst
@@ -23,8 +24,9 @@ ONE = replace(CASES["ramp, stage 1"], zero=None)
 """Two parameter groups, whose order is not the module's, a frozen parameter and a tied one."""
 SHARDED = {
     **{f"stage {stage}": CASES[f"ramp, stage {stage}"] for stage in STAGES},
-    "FSDP2": replace(ONE, fsdp2={}),
+    **({"FSDP2": replace(ONE, fsdp2={})} if FSDP2 else {}),
 }
+SOURCES = [name for name in ("stage 2", "FSDP2") if name in SHARDED]
 
 
 def to_files(case: Case) -> Case:
@@ -54,12 +56,12 @@ def same_bits(folder: str) -> dict[str, bool]:
 
 def moving(folder: str) -> dict[str, Any]:
     root = Path(folder)
-    for source in ("stage 2", "FSDP2"):
+    for source in SOURCES:
         save(root, SHARDED[source], root / f"{source}.ckpt")
     return {
         f"{source} → {to}": result(root, case, ckpt_path=root / f"{source}.ckpt")
         for to, case in SHARDED.items()
-        for source in ("one process", "stage 2", "FSDP2")
+        for source in ("one process", *SOURCES)
     }
 
 
@@ -74,9 +76,7 @@ def test_from_every_strategy_to_every_other(tmp_path: Path, ranks: int) -> None:
     in one process that was not stopped."""
     truth = save(tmp_path, ONE, tmp_path / "one process.ckpt")
     ends = run_ranks(__name__, "moving", tmp_path, ranks, timeout=400)
-    ends.append(
-        {f"{s} → one process": result(tmp_path, ONE, ckpt_path=tmp_path / f"{s}.ckpt") for s in ("stage 2", "FSDP2")}
-    )
+    ends.append({f"{s} → one process": result(tmp_path, ONE, ckpt_path=tmp_path / f"{s}.ckpt") for s in SOURCES})
     for end in ends:
         for name, found in end.items():
             weights, stats = worst(found, truth)

@@ -12,6 +12,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.bert_fit import fit, write_text
 from tests.distributed.launch import run_ranks
+from tests.distributed.meshes import needs_fsdp2
+
+pytestmark = needs_fsdp2
 
 
 @pytest.fixture

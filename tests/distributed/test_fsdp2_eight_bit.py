@@ -31,7 +31,9 @@ from tests.distributed.coded import (
     train,
 )
 from tests.distributed.launch import run_ranks
-from tests.distributed.meshes import all_reduces, mesh_of, own, relative, relative_stats, whole
+from tests.distributed.meshes import all_reduces, mesh_of, needs_fsdp2, own, relative, relative_stats, whole
+
+pytestmark = needs_fsdp2
 
 STEPS = 10
 STATE = 0.046

@@ -13,7 +13,9 @@ from lightning_scale.optim.codec import dequantize, quantize
 from lightning_scale.optim.moments import CODES
 from tests.distributed.coded import MAKERS, SHAPES, Layers, in_cut_blocks, named, numbers, own_bits, shard, train
 from tests.distributed.launch import run_ranks
-from tests.distributed.meshes import mesh_of
+from tests.distributed.meshes import mesh_of, needs_fsdp2
+
+pytestmark = needs_fsdp2
 
 STEPS = 4
 KINDS = ("AdamW8bit", "LAMB8bit")

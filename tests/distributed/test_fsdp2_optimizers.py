@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tests.distributed.launch import run_ranks
-from tests.distributed.meshes import all_reduces, mesh_of, relative, relative_stats, whole
+from tests.distributed.meshes import all_reduces, mesh_of, needs_fsdp2, relative, relative_stats, whole
 from tests.distributed.sharded import MAKERS, backward, groups, network
+
+pytestmark = needs_fsdp2
 
 STEPS = 10
 

@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.launch import run_ranks
-from tests.distributed.meshes import relative, relative_stats, whole
+from tests.distributed.meshes import needs_fsdp2, relative, relative_stats, whole
 from tests.distributed.sharded import groups
 from tests.toys import trainer
+
+pytestmark = needs_fsdp2
 
 STEPS = 6
 WORLD = 2

@@ -18,6 +18,7 @@ from lightning_scale.errors import UnsafeCheckpointError
 from lightning_scale.optim import LAMB
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.launch import run_ranks
+from tests.distributed.meshes import needs_fsdp2
 from tests.distributed.zero_cases import CASES
 from tests.distributed.zero_runs import needs_deepspeed, train
 from tests.saves.traps import Trap
@@ -160,6 +161,7 @@ def check(found: dict[str, Any], names: Sequence[str]) -> None:
         assert found[f"{name} ran"] is False
 
 
+@needs_fsdp2
 @pytest.mark.timeout(200)
 def test_fsdp2(tmp_path: Path) -> None:
     """The file with the layout of tensors, the rest of a checkpoint, and values in a rank's file."""
@@ -194,6 +196,7 @@ def trusting_ranks(folder: str) -> dict[str, Any]:
     return {"sprung": (root / "sprung").exists(), "rank": int(os.environ["RANK"])}
 
 
+@needs_fsdp2
 @pytest.mark.timeout(120)
 def test_whoever_trusts_a_folder_can_load_it(tmp_path: Path) -> None:
     assert all(found["sprung"] for found in run_ranks(__name__, "trusting_ranks", tmp_path))

@@ -13,6 +13,7 @@ from lightning_scale.callbacks import BatchSizeRamp, GradientNoiseScale
 from lightning_scale.errors import ConfigurationError
 from tests.callbacks.test_noise_scale import Watched, anova
 from tests.distributed.launch import run_ranks
+from tests.distributed.meshes import needs_fsdp2
 from tests.distributed.ranks import ddp_options
 from tests.distributed.zero_runs import needs_deepspeed
 from tests.toys import Vectors, trainer
@@ -102,7 +103,10 @@ def _refused(folder: str, name: str) -> str:
 
 @pytest.mark.parametrize(
     ("function", "strategy"),
-    [("refused", "FSDP2Strategy"), pytest.param("refused_zero", "ZeROStrategy", marks=needs_deepspeed)],
+    [
+        pytest.param("refused", "FSDP2Strategy", marks=needs_fsdp2),
+        pytest.param("refused_zero", "ZeROStrategy", marks=needs_deepspeed),
+    ],
 )
 def test_strategies_that_keep_gradients_are_refused(tmp_path: Path, function: str, strategy: str) -> None:
     for said in run_ranks(__name__, function, tmp_path):

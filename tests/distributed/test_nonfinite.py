@@ -18,6 +18,7 @@ from lightning_scale.errors import NonfiniteGradientsError
 from lightning_scale.optim import LAMB
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.launch import run_ranks, start_ranks
+from tests.distributed.meshes import FSDP2
 from tests.distributed.zero_runs import needs_deepspeed, users_optimizer
 from tests.toys import Recorder, Vectors, trainer
 
@@ -145,7 +146,7 @@ def check(ranks: list[dict[str, Any]], names: list[str]) -> None:
 
 
 LATER = ["fsdp2", "2", "3"]
-PLAIN, ZERO = ["ddp", "fsdp2"], ["1", "2", "3", "2 offloaded", "3 offloaded", "1 bfloat16"]
+PLAIN, ZERO = ["ddp", *(["fsdp2"] if FSDP2 else [])], ["1", "2", "3", "2 offloaded", "3 offloaded", "1 bfloat16"]
 
 
 def plain_ranks(folder: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from lightning_scale.callbacks import BatchSizeRamp, TrustRatioMonitor
 from tests.distributed.launch import run_ranks
+from tests.distributed.meshes import FSDP2
 from tests.distributed.zero_runs import DEEPSPEED, Case, train
 from tests.toys import Recorder
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.timeout(400)
 CASES = {
     # (A ramp takes batches that full micro-batches do not make up: 12 samples on each rank.)
     "DDP": Case(steps=4, batch=lambda: BatchSizeRamp("0:24 1M:25"), fit={"strategy": "ddp", "devices": 2}),
-    "FSDP2": Case(steps=4, fsdp2={}),
+    **({"FSDP2": Case(steps=4, fsdp2={})} if FSDP2 else {}),
     **(
         {
             f"ZeRO-{stage}{', offloaded' if offload else ''}": Case(

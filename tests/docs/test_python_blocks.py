@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from tests.distributed.meshes import FSDP2
 from tests.docs.pages import PAGES, ROOT, blocks, name
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
@@ -20,6 +21,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for block in blocks(page, "python"):
         if "zero" in block.text.lower():
             pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+        if "FSDP2" in block.text and not FSDP2:
+            pytest.skip("FSDP2Strategy needs torch 2.7")
         code = "\n" * (block.line - 1) + block.text  # so that errors have the page's line numbers
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -13,6 +13,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 
+from tests.distributed.meshes import needs_fsdp2
 from tests.faults.run import Launcher, by_forks, by_lightning, said_in, same, write_config
 from tests.launch.demo import ended, logs
 
@@ -79,7 +80,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=needs_fsdp2), "zero2"])
 def test_a_disk_that_is_full(tmp_path: Path, disk: Path, strategy: str) -> None:
     if strategy == "zero2" and find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.distributed.meshes import needs_fsdp2
 from tests.faults.run import Launcher, Processes, by_forks, by_lightning, said_in, same, write_config
 from tests.launch.demo import descendants, ended, logs, wait_until
 
@@ -126,7 +127,7 @@ def test_three_times(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=needs_fsdp2), "zero2"])
 def test_twenty_times(tmp_path: Path, strategy: str) -> None:
     kills = int(os.environ.get("KILLS", "20"))
     check_survives(tmp_path, by_lightning, strategy, kills, steps=8 * kills, seed=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.meshes import needs_fsdp2
 from tests.faults.run import LAUNCHERS, fault, said_in, write_config
 from tests.faults.test_kill import alive
 from tests.launch.demo import descendants, ended, logs, wait_until
@@ -84,7 +85,7 @@ def test_under_every_launcher(tmp_path: Path, launcher: str, what: str, rank: in
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ["raise", "kill"])
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", [pytest.param("fsdp2", marks=needs_fsdp2), "zero2"])
 def test_under_sharding(tmp_path: Path, strategy: str, what: str) -> None:
     if strategy == "zero2":
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")

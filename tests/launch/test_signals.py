@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import free_port, rank_variables
+from tests.distributed.meshes import needs_fsdp2
 from tests.launch.demo import ended, logs, same, start_forked, wait_until, weights, write_config
 from tests.processes.forks import Forked
 
@@ -83,7 +84,7 @@ def test_two_ranks(alone: Alone, tmp_path: Path, to: list[int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", [pytest.param("fsdp2", marks=needs_fsdp2), "zero2"])
 def test_sharded(alone: Alone, tmp_path: Path, strategy: str) -> None:
     """Rank 1 alone."""
     if strategy == "zero2" and find_spec("deepspeed") is None:

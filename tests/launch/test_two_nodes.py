@@ -11,6 +11,7 @@ from subprocess import Popen
 import pytest
 
 from tests.distributed.launch import free_port
+from tests.distributed.meshes import needs_fsdp2
 from tests.launch.demo import ROOT, descendants, ended, logs, same, start, wait_until, weights, write_config
 
 SCRIPT = str(ROOT / "examples/launch/torchrun.sh")
@@ -47,7 +48,7 @@ def run(folder: Path, strategy: str, nodes: int) -> None:
     assert ended(processes, 300) == [0] * nodes, logs(folder)  # DeepSpeed may have to compile first
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=needs_fsdp2), "zero2"])
 def test_two_nodes_have_the_bits_of_one(tmp_path: Path, strategy: str) -> None:
     if strategy == "zero2" and find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")

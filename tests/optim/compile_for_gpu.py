@@ -6,6 +6,7 @@ it was launched with. Run as a program, without TRITON_INTERPRET: `python -m tes
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -35,18 +36,25 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capabi
 
     names = kernel.arg_names
     given = {**dict(zip(names, args, strict=False)), **{k: v for k, v in options.items() if k in names}}
-    signature, constants, attributes = {}, {}, {}
+    signature, constants, aligned = {}, {}, []
     for place, name in enumerate(names):
         value = given[name]
         if kernel.params[place].is_constexpr:
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype]
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            aligned.append(place)
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
     chosen = {k: v for k, v in options.items() if k not in names}
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    if "constexprs" in inspect.signature(ASTSource).parameters:
+        attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
+        source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    else:  # Triton 3.2
+        from triton.backends.compiler import AttrsDescriptor
+
+        others = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+        source = ASTSource(kernel, others, constants, AttrsDescriptor.from_hints(dict.fromkeys(aligned, 16)))
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen)
     return {
         "kernel": f"{Path(sys.modules[kernel.fn.__module__].__file__ or '').stem}.{kernel.fn.__name__}",

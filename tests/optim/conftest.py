@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -20,6 +21,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_rounding() -> Iterator[None]:
+    """Of the interpreter's multiply-adds, as compiled kernels round them."""
+    if find_spec("triton") is None or torch.cuda.is_available():
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, interpreter_builder
+
+    from .interpreted_fma import create_fma, rounds_twice
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rounds_twice(interpreter_builder):
+            patch.setattr(InterpreterBuilder, "create_fma", create_fma)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def clip(value: float, bounds: tuple[float, float] | None) -> float:
 def round_to_bfloat16(x: Array) -> Array:
     """Round to the nearest bfloat16, ties to even: a float32 whose lower 16 bits are zero (finite numbers only)."""
     bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
-    bits = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) & np.uint64(0xFFFF0000)
+    bits = (bits + np.uint64(0x7FFF) + ((bits >> np.uint64(16)) & np.uint64(1))) & np.uint64(0xFFFF0000)
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
 

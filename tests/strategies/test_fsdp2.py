@@ -13,11 +13,20 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
+from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB, LAMB8bit
 from lightning_scale.strategies import FSDP2Strategy
+from tests.distributed.meshes import needs_fsdp2
 from tests.toys import trainer
 
 
+def test_torch_2_6_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu.Stream, "record_event", raising=False)
+    with pytest.raises(ConfigurationError, match=r"FSDP2Strategy needs torch 2\.7 or later, and this is torch .*write"):
+        FSDP2Strategy()
+
+
+@needs_fsdp2
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -70,16 +79,19 @@ def _fit(root: Path, module: Module, strategy: FSDP2Strategy, **options: Any) ->
     return run
 
 
+@needs_fsdp2
 def test_float16_is_refused_before_training(one_rank: None, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"precision='16-true' computes in float16.*\"bf16-mixed\""):
         _fit(tmp_path, Module(), FSDP2Strategy(), precision="16-true")
 
 
+@needs_fsdp2
 def test_unused_options_bring_a_warning(one_rank: None, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="FSDP2Strategy's offload_parameters, param_dtype will not be used"):
         _fit(tmp_path, Module(True), FSDP2Strategy(offload_parameters="cpu", param_dtype="bfloat16"))
 
 
+@needs_fsdp2
 @pytest.mark.parametrize(("saves", "loads"), [(LAMB8bit, LAMB), (LAMB, LAMB8bit)])
 def test_a_folder_of_another_optimizer_is_refused(saves: Any, loads: Any, one_rank: None, tmp_path: Path) -> None:
     """8-bit codes would fit where float32 moments belong."""
@@ -89,6 +101,7 @@ def test_a_folder_of_another_optimizer_is_refused(saves: Any, loads: Any, one_ra
         run.fit(Module(make=loads), DataLoader(range(1)), ckpt_path=str(tmp_path / "saved.ckpt"))
 
 
+@needs_fsdp2
 def test_the_group_of_offloaded_shards_reduces_on_the_host_too() -> None:
     for offload, expected in (("cpu", "cpu:gloo,cuda:nccl"), (None, "nccl")):
         strategy = FSDP2Strategy(offload_parameters=offload)

@@ -39,7 +39,6 @@ def test_a_checkpoint_after_any_micro_batch_resumes_with_the_same_bits(tmp_path:
         assert fit.global_step == reference.global_step
 
 
-@pytest.mark.skipif(not hasattr(ModelCheckpoint("."), "save_on_exception"), reason="Lightning 2.5.3 and later")
 @pytest.mark.parametrize("micro_batch", [4, 5, 6])
 def test_a_checkpoint_on_an_exception_lies_at_the_last_windows_end(tmp_path: Path, micro_batch: int) -> None:
     """Windows of 3 in 12 micro-batches of shuffled, resumable data: killed at micro-batch 4, 5 or 6 (from 0)."""

@@ -24,7 +24,8 @@ def place(base, first, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):  # type: ign
     """The pointer to an element; where it is ALIGNED, that of four whole elements, which one load then takes."""
     at = base.to(tl.pointer_type(DTYPE)) + first
     if ALIGNED:
-        at = tl.multiple_of(at, 4 * (DTYPE.primitive_bitwidth // 8))
+        BITS: tl.constexpr = tl.full((), 0, DTYPE).dtype.primitive_bitwidth  # as in elements.py
+        at = tl.multiple_of(at, BITS // 2)
     return at
 
 
