@@ -23,7 +23,10 @@ CASES: dict[str, tuple[list[L.Callback], dict[str, Any], int, str]] = {
         "never reaches its peak, only 40%",
     ),
     "warmup of a stage": (
-        [SequenceLengthStages([Stage(8, 2, 16, 4, lr=0.1), Stage(8, 5, 16, 4)]), LEGWWarmup(16, "10 steps")],
+        [
+            SequenceLengthStages([Stage(8, 2, 16, 4, lr=0.1, warmup="1 steps"), Stage(8, 5, 16, 4)]),
+            LEGWWarmup(16, "10 steps"),
+        ],
         {},
         1,
         "stage 2 has 5: the rate never reaches its peak, only 50%",
