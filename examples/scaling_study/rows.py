@@ -26,21 +26,34 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Row(Job):
-    """One run that was done; a line of ``rows.csv``. Losses in nats, accuracies from 0 to 1."""
+class Outcome:
+    """What came out of one run; losses in nats, accuracies from 0 to 1."""
 
-    batch_size: int
-    rate: float
-    """At the base batch; the run's own peak follows from it and k."""
     steps: int
     train_loss: float
+    """Mean of the last twentieth of the steps."""
     tuning_loss: float
     tuning_accuracy: float
     test_loss: float
     test_accuracy: float
     diverged: bool
+    """A loss at the end is not finite, or training ended no better than equal probabilities for all classes."""
     seconds: float
-    """Of processor time."""
+    """Of this process's processor time."""
+
+
+@dataclass(frozen=True)
+class RatedJob(Job):
+    """A job in numbers."""
+
+    batch_size: int
+    rate: float
+    """At the base batch; the run's own peak follows from it and k."""
+
+
+@dataclass(frozen=True)
+class Row(Outcome, RatedJob):
+    """One run that was done; a line of ``rows.csv``, the job first."""
 
     @property
     def job(self) -> Job:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -19,28 +18,12 @@ from torch.utils.data import DataLoader
 
 from examples.scaling_study.rates import LEGW_WARMUP, course
 from examples.scaling_study.recipes import Recipe
+from examples.scaling_study.rows import Outcome
 from examples.scaling_study.tasks.task import IGNORED, MemoryDataset, Samples, Task, TaskData
 from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup
 from lightning_scale.data import ResumableBatchSampler
 
 _LAST_SHARE = 0.05  # one step's loss is noise
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came out of one run; losses in nats, accuracies from 0 to 1."""
-
-    steps: int
-    train_loss: float
-    """Mean of the last twentieth of the steps."""
-    tuning_loss: float
-    tuning_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    diverged: bool
-    """A loss at the end is not finite, or training ended no better than equal probabilities for all classes."""
-    seconds: float
-    """Of this process's processor time."""
 
 
 class _Training(L.LightningModule):

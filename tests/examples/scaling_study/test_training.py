@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from examples.scaling_study.recipes import RECIPES
+from examples.scaling_study.rows import Outcome
 from examples.scaling_study.tasks import TASKS
 from examples.scaling_study.tasks.task import IGNORED, MemoryDataset, Samples, Task, TaskData
-from examples.scaling_study.training import Outcome, _diverged, _evaluate, train
+from examples.scaling_study.training import _diverged, _evaluate, train
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,8 @@ def triton_type(dtype: torch.dtype) -> tl.dtype:
 @triton.jit
 def address(table, tensor, start, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where an element of a tensor of a table of pointers lies, as a number."""
-    BITS: tl.constexpr = tl.full(
-        (), 0, DTYPE
-    ).dtype.primitive_bitwidth  # Triton 3.2 asks no constexpr for its attributes
+    # (Triton 3.2 asks no constexpr for its attributes.)
+    BITS: tl.constexpr = tl.full((), 0, DTYPE).dtype.primitive_bitwidth
     return tl.load(table + tensor) + start.to(tl.int64) * (BITS // 8)
 
 
