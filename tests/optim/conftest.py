@@ -71,3 +71,5 @@ def exact_square_roots(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Tensor, "sqrt", sqrt)
     monkeypatch.setattr(Tensor, "sqrt_", lambda t: t.copy_(sqrt(t)))
+    monkeypatch.setattr(torch, "_foreach_sqrt", lambda tensors: [sqrt(t) for t in tensors])
+    monkeypatch.setattr(torch, "_foreach_sqrt_", lambda tensors: [t.copy_(sqrt(t)) for t in tensors])

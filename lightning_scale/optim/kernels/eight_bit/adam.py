@@ -1,13 +1,13 @@
-"""Adam's moments and direction for one piece, as LAMB and AdamW share them."""
+"""Adam's moments and direction, as LAMB and AdamW share them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.eight_bit.moment import store
-from lightning_scale.optim.kernels.eight_bit.pieces import Piece, finite_on, gradient
+from lightning_scale.optim.kernels.eight_bit.pieces import Batch, gradient, read, write
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
+from lightning_scale.optim.kernels.masking import unless_skipped
 from lightning_scale.optim.kernels.work import Guard
 
 Corrections = list[tuple[Tensor, Tensor]]
@@ -22,33 +22,43 @@ def corrections(bucket: CodedAdamBucket) -> Corrections | None:
     return list(zip(first, second, strict=True))
 
 
-def moments(bucket: CodedAdamBucket, piece: Piece, guard: Guard) -> tuple[Tensor, Tensor]:
-    """This step's m and v of one piece, before any rounding to 8 bits, in new tensors; each operation rounds once."""
-    g = gradient(bucket, piece, guard)
+def moments(bucket: CodedAdamBucket, batch: Batch, guard: Guard) -> tuple[list[Tensor], list[Tensor]]:
+    """This step's m and v of some pieces, before any rounding to 8 bits, in new tensors; each operation rounds once."""
+    g = gradient(bucket, batch, guard)
     beta1, beta2 = bucket.betas
-    m = bucket.exp_avg[piece.segment].part(piece.offset, piece.length).read() * beta1
-    m += g * (1 - beta1)
-    v = bucket.exp_avg_sq[piece.segment].part(piece.offset, piece.length).read() * beta2
-    v += (g * (1 - beta2)).mul_(g)
+    m = list(torch._foreach_mul(read(bucket.exp_avg, batch), beta1))
+    torch._foreach_add_(m, torch._foreach_mul(g, 1 - beta1))
+    squares = list(torch._foreach_mul(g, 1 - beta2))
+    torch._foreach_mul_(squares, g)
+    v = list(torch._foreach_mul(read(bucket.exp_avg_sq, batch), beta2))
+    torch._foreach_add_(v, squares)
     return m, v
 
 
-def direction(bucket: CodedAdamBucket, piece: Piece, corrections: Corrections | None, m: Tensor, v: Tensor) -> Tensor:
-    """m̂ / (√v̂ + ε), in a new tensor."""
+def direction(
+    bucket: CodedAdamBucket, batch: Batch, corrections: Corrections | None, m: list[Tensor], v: list[Tensor]
+) -> list[Tensor]:
+    """m̂ / (√v̂ + ε), in new tensors."""
     if corrections is None:
-        return m / v.sqrt().add_(bucket.eps)
-    first, second = corrections[piece.tensor]
-    return (m / first).div_((v / second).sqrt_().add_(bucket.eps))
+        denominator = list(torch._foreach_sqrt(v))
+        torch._foreach_add_(denominator, bucket.eps)
+        return list(torch._foreach_div(m, denominator))
+    first, second = zip(*(corrections[piece.tensor] for piece in batch), strict=True)
+    denominator = list(torch._foreach_div(v, second))
+    torch._foreach_sqrt_(denominator)
+    torch._foreach_add_(denominator, bucket.eps)
+    update = list(torch._foreach_div(m, first))
+    torch._foreach_div_(update, denominator)
+    return update
 
 
-def set_moments(bucket: CodedAdamBucket, piece: Piece, guard: Guard, m: Tensor, v: Tensor) -> None:
-    """Store a piece's m and v."""
-    finite = finite_on(guard, bucket.device)
-    bucket.exp_avg[piece.segment].part(piece.offset, piece.length).write(m, finite)
-    bucket.exp_avg_sq[piece.segment].part(piece.offset, piece.length).write(v, finite)
+def set_moments(bucket: CodedAdamBucket, batch: Batch, guard: Guard, m: list[Tensor], v: list[Tensor]) -> None:
+    """Store the pieces' m and v."""
+    write(bucket, bucket.exp_avg, batch, m, guard)
+    write(bucket, bucket.exp_avg_sq, batch, v, guard)
 
 
 def count(steps: list[Tensor], guard: Guard) -> None:
     """One step more for each local tensor."""
-    for step in steps:
-        store(step, step + 1, finite_on(guard, step.device))
+    if steps:
+        torch._foreach_add_(steps, unless_skipped(1.0, 0.0, guard, steps[0]))

@@ -25,7 +25,7 @@ class PlainMoment:
 
     def part(self, offset: int, length: int) -> PlainMoment:
         """A run of elements."""
-        return PlainMoment(self.values[offset : offset + length])
+        return self if length == len(self.values) else PlainMoment(self.values[offset : offset + length])
 
     def read(self) -> Tensor:
         """The numbers, 1-D: read only."""
@@ -50,6 +50,8 @@ class CodedMoment:
 
     def part(self, offset: int, length: int) -> CodedMoment:
         """A run of elements that starts and ends with a block or with the segment."""
+        if length == len(self.codes):
+            return self
         start = self.start + offset
         first = start // BLOCK - self.start // BLOCK
         blocks = block_count(start, length)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from lightning_scale.optim.kernels.eight_bit.adam import corrections, count, direction, moments, set_moments
-from lightning_scale.optim.kernels.eight_bit.pieces import pieces, set_weight, weight
+from lightning_scale.optim.kernels.eight_bit.pieces import Batch, batches, set_weight, weight
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -19,9 +22,16 @@ def adamw(bucket: CodedAdamBucket, guard: Guard) -> None:
     """
     corrected = corrections(bucket)
     kept = [1 - bucket.lr * decay for decay in bucket.weight_decay]
-    for piece in pieces(bucket):
-        m, v = moments(bucket, piece, guard)
-        step = direction(bucket, piece, corrected, m, v).mul_(bucket.lr)
-        set_weight(bucket, piece, (weight(bucket, piece) * kept[piece.layer]).sub_(step), guard)
-        set_moments(bucket, piece, guard, m, v)
+    for batch in batches(bucket):
+        m, v = moments(bucket, batch, guard)
+        set_weight(bucket, batch, _stepped(bucket, batch, kept, direction(bucket, batch, corrected, m, v)), guard)
+        set_moments(bucket, batch, guard, m, v)
     count(bucket.steps, guard)
+
+
+def _stepped(bucket: CodedAdamBucket, batch: Batch, kept: list[Tensor], step: list[Tensor]) -> list[Tensor]:
+    """w·(1 - lr·λ) - lr·step, in new tensors; ``step`` is used up."""
+    torch._foreach_mul_(step, bucket.lr)
+    weights = list(torch._foreach_mul(weight(bucket, batch), [kept[piece.layer] for piece in batch]))
+    torch._foreach_sub_(weights, step)
+    return weights

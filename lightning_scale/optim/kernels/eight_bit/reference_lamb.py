@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_scale.optim.kernels.eight_bit.adam import (
@@ -13,7 +14,7 @@ from lightning_scale.optim.kernels.eight_bit.adam import (
     set_moments,
 )
 from lightning_scale.optim.kernels.eight_bit.norms import piecewise_norms
-from lightning_scale.optim.kernels.eight_bit.pieces import Piece, pieces, set_weight, weight
+from lightning_scale.optim.kernels.eight_bit.pieces import Batch, add_weight_decay, batches, set_weight, weight
 from lightning_scale.optim.kernels.eight_bit.work import CodedLambBucket
 from lightning_scale.optim.kernels.work import FirstPass, Guard
 
@@ -30,23 +31,26 @@ def lamb(bucket: CodedLambBucket, guard: Guard) -> FirstPass:
     """
     corrected = corrections(bucket)
 
-    def measured(piece: Piece) -> Tensor:
-        return _update(bucket, piece, corrected, *moments(bucket, piece, guard))
+    def measured(batch: Batch) -> list[Tensor]:
+        return _update(bucket, batch, corrected, *moments(bucket, batch, guard))
 
     def second(ratio: Tensor) -> None:
         scales = (ratio * bucket.lr).unbind()
-        for piece in pieces(bucket):
-            m, v = moments(bucket, piece, guard)
-            step = _update(bucket, piece, corrected, m, v).mul_(scales[piece.layer])
-            set_weight(bucket, piece, weight(bucket, piece) - step, guard)
-            set_moments(bucket, piece, guard, m, v)
+        for batch in batches(bucket):
+            m, v = moments(bucket, batch, guard)
+            step = _update(bucket, batch, corrected, m, v)
+            torch._foreach_mul_(step, [scales[piece.layer] for piece in batch])
+            set_weight(bucket, batch, list(torch._foreach_sub(weight(bucket, batch), step)), guard)
+            set_moments(bucket, batch, guard, m, v)
         count(bucket.steps, guard)
 
     return FirstPass(piecewise_norms(bucket, measured), second)
 
 
-def _update(bucket: CodedLambBucket, piece: Piece, corrected: Corrections | None, m: Tensor, v: Tensor) -> Tensor:
-    """u = m̂/(√v̂ + ε) + λw, in a new tensor."""
-    update = direction(bucket, piece, corrected, m, v)
-    decay = bucket.weight_decay[piece.layer]
-    return update.add_(weight(bucket, piece) * decay) if decay else update
+def _update(
+    bucket: CodedLambBucket, batch: Batch, corrected: Corrections | None, m: list[Tensor], v: list[Tensor]
+) -> list[Tensor]:
+    """u = m̂/(√v̂ + ε) + λw, in new tensors."""
+    update = direction(bucket, batch, corrected, m, v)
+    add_weight_decay(bucket, batch, update)
+    return update

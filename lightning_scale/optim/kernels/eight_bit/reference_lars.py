@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_scale.optim.kernels.eight_bit.norms import piecewise_norms
-from lightning_scale.optim.kernels.eight_bit.pieces import Piece, finite_on, gradient, pieces, set_weight, weight
+from lightning_scale.optim.kernels.eight_bit.pieces import (
+    Batch,
+    add_weight_decay,
+    batches,
+    gradient,
+    read,
+    set_weight,
+    weight,
+    write,
+)
 from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
 from lightning_scale.optim.kernels.work import FirstPass, Guard
 
@@ -21,48 +31,53 @@ def lars(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
         guard: The clip and the non-finite test of this step.
     """
 
-    def measured(piece: Piece) -> Tensor:
+    def measured(batch: Batch) -> list[Tensor]:
         # The norm is that of the gradient before decay, or of the momentum after it.
-        return (_averaged if bucket.momentum_norm else gradient)(bucket, piece, guard)
+        return (_averaged if bucket.momentum_norm else gradient)(bucket, batch, guard)
 
     def second(ratio: Tensor) -> None:
-        outside = ratio * bucket.lr if bucket.momentum_norm else bucket.lr.expand_as(ratio)
-        inside = ratio * bucket.lr if bucket.lr_in_momentum else ratio
-        for piece in pieces(bucket):
+        outside = (ratio * bucket.lr if bucket.momentum_norm else bucket.lr.expand_as(ratio)).unbind()
+        inside = (ratio * bucket.lr if bucket.lr_in_momentum else ratio).unbind()
+        for batch in batches(bucket):
             if bucket.momentum_norm:
-                buffer = _averaged(bucket, piece, guard)
-                step = buffer * outside[piece.layer]
+                buffer = _averaged(bucket, batch, guard)
+                step = list(torch._foreach_mul(buffer, [outside[piece.layer] for piece in batch]))
             else:
-                step, buffer = _step_and_momentum(bucket, piece, inside[piece.layer], guard)
+                step, buffer = _step_and_momentum(bucket, batch, [inside[piece.layer] for piece in batch], guard)
                 if not bucket.lr_in_momentum:
-                    step = step * outside[piece.layer]
-            set_weight(bucket, piece, weight(bucket, piece) - step, guard)
+                    step = list(torch._foreach_mul(step, [outside[piece.layer] for piece in batch]))
+            set_weight(bucket, batch, list(torch._foreach_sub(weight(bucket, batch), step)), guard)
             if bucket.momentum_buffer:
-                moment = bucket.momentum_buffer[piece.segment].part(piece.offset, piece.length)
-                moment.write(buffer, finite_on(guard, bucket.device))
+                write(bucket, bucket.momentum_buffer, batch, buffer, guard)
 
     return FirstPass(piecewise_norms(bucket, measured), second)
 
 
-def _averaged(bucket: CodedLarsBucket, piece: Piece, guard: Guard) -> Tensor:
-    """m = μ m + (1-μ)(g + λw), in a new tensor."""
-    buffer = bucket.momentum_buffer[piece.segment].part(piece.offset, piece.length).read() * bucket.momentum
-    buffer += _decayed(bucket, piece, guard) * (1 - bucket.momentum)
+def _averaged(bucket: CodedLarsBucket, batch: Batch, guard: Guard) -> list[Tensor]:
+    """m = μ m + (1-μ)(g + λw), in new tensors."""
+    buffer = list(torch._foreach_mul(read(bucket.momentum_buffer, batch), bucket.momentum))
+    torch._foreach_add_(buffer, torch._foreach_mul(_decayed(bucket, batch, guard), 1 - bucket.momentum))
     return buffer
 
 
-def _step_and_momentum(bucket: CodedLarsBucket, piece: Piece, inside: Tensor, guard: Guard) -> tuple[Tensor, Tensor]:
+def _step_and_momentum(
+    bucket: CodedLarsBucket, batch: Batch, inside: list[Tensor], guard: Guard
+) -> tuple[list[Tensor], list[Tensor]]:
     """d = inside · (g + λw), buf = μ buf + d: what is taken off the weights, and the new buf."""
-    direction = _decayed(bucket, piece, guard) * inside
+    direction = list(torch._foreach_mul(_decayed(bucket, batch, guard), inside))
     if not bucket.momentum_buffer:
         return direction, direction
-    buffer = bucket.momentum_buffer[piece.segment].part(piece.offset, piece.length).read() * bucket.momentum
-    buffer += direction
-    return (direction + buffer * bucket.momentum if bucket.nesterov else buffer), buffer
+    buffer = list(torch._foreach_mul(read(bucket.momentum_buffer, batch), bucket.momentum))
+    torch._foreach_add_(buffer, direction)
+    if not bucket.nesterov:
+        return buffer, buffer
+    return list(torch._foreach_add(direction, torch._foreach_mul(buffer, bucket.momentum))), buffer
 
 
-def _decayed(bucket: CodedLarsBucket, piece: Piece, guard: Guard) -> Tensor:
-    """g + λw; the gradient itself, read only, without decay."""
-    grad = gradient(bucket, piece, guard)
-    decay = bucket.weight_decay[piece.layer]
-    return grad + weight(bucket, piece) * decay if decay else grad
+def _decayed(bucket: CodedLarsBucket, batch: Batch, guard: Guard) -> list[Tensor]:
+    """g + λw; the gradients themselves, read only, without decay."""
+    grads = gradient(bucket, batch, guard)
+    if any(bucket.weight_decay[piece.layer] for piece in batch):
+        grads = [grad.clone() for grad in grads]
+        add_weight_decay(bucket, batch, grads)
+    return grads

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 from lightning_scale.optim.kernels.eight_bit.adam import count
-from lightning_scale.optim.kernels.eight_bit.pieces import finite_on, gradient, pieces, set_weight, weight
+from lightning_scale.optim.kernels.eight_bit.pieces import (
+    add_weight_decay,
+    batches,
+    gradient,
+    read,
+    set_weight,
+    weight,
+    write,
+)
 from lightning_scale.optim.kernels.eight_bit.work import CodedSgdBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -21,17 +29,17 @@ def sgd(bucket: CodedSgdBucket, guard: Guard) -> None:
     """
     first, later = torch.ones_like(bucket.lr), torch.full_like(bucket.lr, 1 - bucket.dampening)
     share = [torch.where(step == 0, first, later) for step in bucket.steps]
-    for piece in pieces(bucket):
-        step = gradient(bucket, piece, guard)
-        w = weight(bucket, piece)
-        decay = bucket.weight_decay[piece.layer]
-        if decay:
-            step = step + w * decay
+    for batch in batches(bucket):
+        step = gradient(bucket, batch, guard)
+        if any(bucket.weight_decay[piece.layer] for piece in batch):
+            step = [each.clone() for each in step]
+            add_weight_decay(bucket, batch, step)
         if bucket.momentum_buffer:
-            moment = bucket.momentum_buffer[piece.segment].part(piece.offset, piece.length)
-            buffer = moment.read() * bucket.momentum
-            buffer += step * share[piece.tensor]
-            step = step + buffer * bucket.momentum if bucket.nesterov else buffer
-            moment.write(buffer, finite_on(guard, bucket.device))
-        set_weight(bucket, piece, w - step * bucket.lr, guard)
+            buffer = list(torch._foreach_mul(read(bucket.momentum_buffer, batch), bucket.momentum))
+            torch._foreach_add_(buffer, torch._foreach_mul(step, [share[piece.tensor] for piece in batch]))
+            ahead = bucket.nesterov
+            step = list(torch._foreach_add(step, torch._foreach_mul(buffer, bucket.momentum))) if ahead else buffer
+            write(bucket, bucket.momentum_buffer, batch, buffer, guard)
+        step = list(torch._foreach_mul(step, bucket.lr))
+        set_weight(bucket, batch, list(torch._foreach_sub(weight(bucket, batch), step)), guard)
     count(bucket.steps, guard)
