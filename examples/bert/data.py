@@ -112,7 +112,7 @@ class TextData(L.LightningDataModule):
         return DataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers, pin_memory=_has_cuda())
 
     def val_dataloader(self) -> DataLoader[Any]:
-        dataset = self._held_out()
+        dataset = self.held_out()
         return DataLoader(
             dataset,
             sampler=RankShare(len(dataset)),
@@ -147,9 +147,14 @@ class TextData(L.LightningDataModule):
         """The loss, on the present stage's held-out hidden tokens, of guessing by the training text's frequencies."""
         length = self._present_length
         if length not in self._guess_losses:
-            targets = hidden_tokens(self._held_out())
+            targets = hidden_tokens(self.held_out())
             self._guess_losses[length] = frequency_guess_loss(self.text.training_counts, targets, len(SPECIAL_TOKENS))
         return self._guess_losses[length]
+
+    def held_out(self) -> MaskedSamples:
+        """The held-out samples of the present stage."""
+        samples = self._samples(self.text.validation, "held-out")
+        return MaskedSamples(samples, len(self.text.training_counts), (self.seed, _VALIDATION), held_out=True)
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -168,10 +173,6 @@ class TextData(L.LightningDataModule):
     @property
     def _stage_index(self) -> int:
         return self.stage.index if self.stage is not None else 0
-
-    def _held_out(self) -> MaskedSamples:
-        samples = self._samples(self.text.validation, "held-out")
-        return MaskedSamples(samples, len(self.text.training_counts), (self.seed, _VALIDATION), held_out=True)
 
     def _samples(self, tokens: TokenFile, name: str) -> PackedSamples:
         samples = PackedSamples(tokens, self._present_length, CLS_ID)

@@ -20,11 +20,11 @@ class RunReport(L.Callback):
     """Writes ``report.png`` and ``report.csv`` at the end of fit, and prints a table of the stages. A fit that ends by an
     exception leaves the files too.
 
-    Recorded at every optimizer step: training loss (mean over the step's micro-batches and ranks), learning rate, global
-    batch, sequence length; every few steps the trust ratios of the layers that adapt, from an optimizer that keeps them
-    (LAMB, LARS); at every validation its loss and accuracy, and the loss of guessing by word frequency, which is logged
-    as ``val_frequency_guess`` too. The rows are part of checkpoints, so a resumed run's picture is whole. Its place among
-    the callbacks does not matter.
+    Recorded at every optimizer step: training loss (mean over all items of the step's micro-batches and ranks), learning
+    rate, global batch, sequence length; every few steps the trust ratios of the layers that adapt, from an optimizer that
+    keeps them (LAMB, LARS); at every validation its loss and accuracy, and the loss of guessing by word frequency, which is
+    logged as ``val_frequency_guess`` too. The rows are part of checkpoints, so a resumed run's picture is whole. Its place
+    among the callbacks does not matter.
 
     Args:
         dir: Where the files go; None for the run's log folder.
@@ -44,8 +44,7 @@ class RunReport(L.Callback):
         self.record = RunRecord()
         self._folder: Path | None = None
         self._seen_step = 0
-        self._losses: list[Tensor] = []
-        self._samples = 0
+        self._sums: list[Tensor] = []  # of each micro-batch: loss · items, items, samples
         self._lr = 0.0
 
     # -- collecting ----------------------------------------------------------------------------------------------------
@@ -56,7 +55,7 @@ class RunReport(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seen_step = trainer.global_step
-        self._losses, self._samples = [], 0
+        self._sums = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -67,17 +66,17 @@ class RunReport(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._losses.append(trainer.callback_metrics["train_loss"])
+        loss = trainer.callback_metrics["train_loss"].double()
         samples, length = batch["input_ids"].shape
-        self._samples += samples
+        items = outputs.get("num_items", samples) if isinstance(outputs, dict) else samples
+        weight = torch.as_tensor(items, dtype=loss.dtype, device=loss.device)
+        self._sums.append(torch.stack([loss * weight, weight, loss.new_tensor(samples)]))
         if trainer.global_step == self._seen_step:
             return  # inside a step's micro-batches
         self._seen_step = trainer.global_step
-        # Ranks may hold different numbers of samples.
-        loss = torch.stack(self._losses).double().mean()
-        own = torch.stack([loss, torch.full_like(loss, self._samples)])
-        mean_loss, samples_of_rank = trainer.strategy.reduce(own, reduce_op="mean").tolist()
-        batch_size = round(samples_of_rank * trainer.world_size)
+        # Ranks may hold different numbers of items.
+        total, items, samples = trainer.strategy.reduce(torch.stack(self._sums).sum(0), reduce_op="sum").tolist()
+        batch_size = round(samples)
         ratios = self._trust_ratios(trainer) if _due(trainer.global_step, self.trust_ratio_every) else ()
         if trainer.is_global_zero:
             before = self.record.steps[-1].samples if self.record.steps else 0
@@ -89,11 +88,11 @@ class RunReport(L.Callback):
                     length,
                     batch_size,
                     self._lr,
-                    mean_loss,
+                    total / items if items else 0.0,
                     *ratios,
                 )
             )
-        self._losses, self._samples = [], 0
+        self._sums = []
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if _counts(trainer) and hasattr(_data(trainer), "frequency_guess_loss"):

@@ -30,7 +30,7 @@ class StepRow:
     lr: float
     """The first parameter group's rate in this step."""
     train_loss: float
-    """Mean over the step's micro-batches and ranks, in nats."""
+    """Mean over all items of the step's micro-batches and ranks, in nats."""
     trust_ratio_min: float | None = None
     """Smallest ratio of the layers that adapt; None at steps that were not looked at."""
     trust_ratio_median: float | None = None

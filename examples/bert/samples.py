@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from examples.bert.masking import IGNORED, mask
-from examples.bert.packing import PackedSamples
 from examples.bert.tokenizer import MASK_ID, SPECIAL_TOKENS
 
 
@@ -21,14 +21,14 @@ class MaskedSamples(Dataset[dict[str, Tensor]]):
     [sequence length], "positions" [places to guess] and "targets" [places to guess].
 
     Args:
-        samples: The packed text.
+        samples: Arrays of tokens, [sequence length] each; the packed text.
         vocab_size: Tokens in the vocabulary.
         key: Non-negative integers that the masks are drawn from, beside pass and index.
         held_out: The masks of the first pass are the only ones; items of later passes are padding, and none of their
             targets counts.
     """
 
-    def __init__(self, samples: PackedSamples, vocab_size: int, key: tuple[int, ...], held_out: bool = False) -> None:
+    def __init__(self, samples: Sequence[Any], vocab_size: int, key: tuple[int, ...], held_out: bool = False) -> None:
         self.samples = samples
         self.vocab_size = vocab_size
         self.key = key

@@ -154,6 +154,20 @@ def test_a_run_without_stages_optimizer_statistics_or_validation(
     assert {path.name for path in tmp_path.iterdir()} >= {"report.png", "report.csv"}
 
 
+def test_the_training_loss_weighs_micro_batches_by_their_items(
+    text_data: Callable[..., TextData], tmp_path: Path
+) -> None:
+    class Uneven(Watched):
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, Any]:
+            return {**super().training_step(batch, batch_idx), "num_items": 1 + 2 * (batch_idx % 2)}
+
+    report, module = RunReport(), Uneven()
+    data = text_data(sequence_length=16, micro_batch_size=4)
+    trainer(tmp_path, [report], max_steps=3, accumulate_grad_batches=2, limit_val_batches=0).fit(module, data)
+    means = [(a + 3 * b) / 4 for a, b in zip(module.losses[::2], module.losses[1::2], strict=True)]
+    assert [row.train_loss for row in report.record.steps] == pytest.approx(means, rel=1e-6)
+
+
 class Failing(Watched):
     def on_train_batch_end(self, *_: Any) -> None:
         if self.trainer.global_step == 3:
