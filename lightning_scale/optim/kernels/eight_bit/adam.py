@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.eight_bit.pieces import Batch, gradient, read, write
+from lightning_scale.optim.kernels.eight_bit.batches import Batch
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.masking import unless_skipped
 from lightning_scale.optim.kernels.work import Guard
@@ -24,13 +24,13 @@ def corrections(bucket: CodedAdamBucket) -> Corrections | None:
 
 def moments(bucket: CodedAdamBucket, batch: Batch, guard: Guard) -> tuple[list[Tensor], list[Tensor]]:
     """This step's m and v of some pieces, before any rounding to 8 bits, in new tensors; each operation rounds once."""
-    g = gradient(bucket, batch, guard)
+    g = batch.gradient(guard)
     beta1, beta2 = bucket.betas
-    m = list(torch._foreach_mul(read(bucket.exp_avg, batch), beta1))
+    m = list(torch._foreach_mul(batch.read(bucket.exp_avg), beta1))
     torch._foreach_add_(m, torch._foreach_mul(g, 1 - beta1))
     squares = list(torch._foreach_mul(g, 1 - beta2))
     torch._foreach_mul_(squares, g)
-    v = list(torch._foreach_mul(read(bucket.exp_avg_sq, batch), beta2))
+    v = list(torch._foreach_mul(batch.read(bucket.exp_avg_sq), beta2))
     torch._foreach_add_(v, squares)
     return m, v
 
@@ -43,7 +43,7 @@ def direction(
         denominator = list(torch._foreach_sqrt(v))
         torch._foreach_add_(denominator, bucket.eps)
         return list(torch._foreach_div(m, denominator))
-    first, second = zip(*(corrections[piece.tensor] for piece in batch), strict=True)
+    first, second = zip(*(corrections[piece.tensor] for piece in batch.pieces), strict=True)
     denominator = list(torch._foreach_div(v, second))
     torch._foreach_sqrt_(denominator)
     torch._foreach_add_(denominator, bucket.eps)
@@ -54,8 +54,8 @@ def direction(
 
 def set_moments(bucket: CodedAdamBucket, batch: Batch, guard: Guard, m: list[Tensor], v: list[Tensor]) -> None:
     """Store the pieces' m and v."""
-    write(bucket, bucket.exp_avg, batch, m, guard)
-    write(bucket, bucket.exp_avg_sq, batch, v, guard)
+    batch.write(bucket.exp_avg, m, guard)
+    batch.write(bucket.exp_avg_sq, v, guard)
 
 
 def count(steps: list[Tensor], guard: Guard) -> None:

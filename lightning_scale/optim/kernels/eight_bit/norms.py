@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.eight_bit.pieces import Batch, batches, weight
+from lightning_scale.optim.kernels.eight_bit.batches import Batch
 from lightning_scale.optim.kernels.eight_bit.work import CodedBucket
 
 
-def piecewise_norms(bucket: CodedBucket, measured: Callable[[Batch], list[Tensor]]) -> Tensor:
+def piecewise_norms(bucket: CodedBucket, batches: Sequence[Batch], measured: Callable[[Batch], list[Tensor]]) -> Tensor:
     """This rank's share of ‖w‖ and of the norm of something else, [2, layers] float64.
 
     Sums are in float64: rounded to float32 in the end, they do not depend on how a layer is cut.
 
     Args:
         bucket: Whose weights to measure.
+        batches: All of its pieces.
         measured: Gives the something else of some pieces.
     """
     found = [torch.zeros(2, 0, dtype=torch.float64, device=bucket.device)]
-    measured_layers: list[int] = []  # of each piece
-    for batch in batches(bucket):
-        both = [*weight(bucket, batch), *measured(batch)]
+    layers: list[int] = []  # of each piece
+    for batch in batches:
+        both = [*batch.weight(), *measured(batch)]
         found.append(torch.stack(torch._foreach_norm(both, 2, dtype=torch.float64)).view(2, -1))
-        measured_layers += [piece.layer for piece in batch]
+        layers += batch.layers
     norms = torch.cat(found, dim=1)
-    places: list[list[int]] = [[] for _ in bucket.layout.layers]
-    for place, layer in enumerate(measured_layers):
-        places[layer].append(place)
-    if places == [[i] for i in range(len(places))]:
+    if layers == list(range(len(bucket.layout.layers))):
         return norms
+    places: list[list[int]] = [[] for _ in bucket.layout.layers]
+    for place, layer in enumerate(layers):
+        places[layer].append(place)
     nothing = norms.new_zeros(2)
-    layers = [torch.linalg.vector_norm(norms.t()[its], dim=0) if its else nothing for its in places]
-    return torch.stack(layers, dim=1) if layers else norms
+    whole = [torch.linalg.vector_norm(norms.t()[its], dim=0) if its else nothing for its in places]
+    return torch.stack(whole, dim=1) if whole else norms

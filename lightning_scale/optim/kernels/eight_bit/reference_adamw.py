@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.kernels.eight_bit.adam import corrections, count, direction, moments, set_moments
-from lightning_scale.optim.kernels.eight_bit.pieces import Batch, batches, set_weight, weight
+from lightning_scale.optim.kernels.eight_bit.batches import Batch, batches
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -24,7 +24,7 @@ def adamw(bucket: CodedAdamBucket, guard: Guard) -> None:
     kept = [1 - bucket.lr * decay for decay in bucket.weight_decay]
     for batch in batches(bucket):
         m, v = moments(bucket, batch, guard)
-        set_weight(bucket, batch, _stepped(bucket, batch, kept, direction(bucket, batch, corrected, m, v)), guard)
+        batch.set_weight(_stepped(bucket, batch, kept, direction(bucket, batch, corrected, m, v)), guard)
         set_moments(bucket, batch, guard, m, v)
     count(bucket.steps, guard)
 
@@ -32,6 +32,6 @@ def adamw(bucket: CodedAdamBucket, guard: Guard) -> None:
 def _stepped(bucket: CodedAdamBucket, batch: Batch, kept: list[Tensor], step: list[Tensor]) -> list[Tensor]:
     """w·(1 - lr·λ) - lr·step, in new tensors; ``step`` is used up."""
     torch._foreach_mul_(step, bucket.lr)
-    weights = list(torch._foreach_mul(weight(bucket, batch), [kept[piece.layer] for piece in batch]))
+    weights = list(torch._foreach_mul(batch.weight(), [kept[layer] for layer in batch.layers]))
     torch._foreach_sub_(weights, step)
     return weights

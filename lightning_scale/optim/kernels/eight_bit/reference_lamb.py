@@ -13,8 +13,8 @@ from lightning_scale.optim.kernels.eight_bit.adam import (
     moments,
     set_moments,
 )
+from lightning_scale.optim.kernels.eight_bit.batches import Batch, batches
 from lightning_scale.optim.kernels.eight_bit.norms import piecewise_norms
-from lightning_scale.optim.kernels.eight_bit.pieces import Batch, add_weight_decay, batches, set_weight, weight
 from lightning_scale.optim.kernels.eight_bit.work import CodedLambBucket
 from lightning_scale.optim.kernels.work import FirstPass, Guard
 
@@ -29,22 +29,22 @@ def lamb(bucket: CodedLambBucket, guard: Guard) -> FirstPass:
         bucket: What to update.
         guard: The clip and the non-finite test of this step.
     """
-    corrected = corrections(bucket)
+    corrected, every = corrections(bucket), batches(bucket)
 
     def measured(batch: Batch) -> list[Tensor]:
         return _update(bucket, batch, corrected, *moments(bucket, batch, guard))
 
     def second(ratio: Tensor) -> None:
         scales = (ratio * bucket.lr).unbind()
-        for batch in batches(bucket):
+        for batch in every:
             m, v = moments(bucket, batch, guard)
             step = _update(bucket, batch, corrected, m, v)
-            torch._foreach_mul_(step, [scales[piece.layer] for piece in batch])
-            set_weight(bucket, batch, list(torch._foreach_sub(weight(bucket, batch), step)), guard)
+            torch._foreach_mul_(step, [scales[layer] for layer in batch.layers])
+            batch.set_weight(list(torch._foreach_sub(batch.weight(), step)), guard)
             set_moments(bucket, batch, guard, m, v)
         count(bucket.steps, guard)
 
-    return FirstPass(piecewise_norms(bucket, measured), second)
+    return FirstPass(piecewise_norms(bucket, every, measured), second)
 
 
 def _update(
@@ -52,5 +52,5 @@ def _update(
 ) -> list[Tensor]:
     """u = m̂/(√v̂ + ε) + λw, in new tensors."""
     update = direction(bucket, batch, corrected, m, v)
-    add_weight_decay(bucket, batch, update)
+    batch.add_weight_decay(update)
     return update

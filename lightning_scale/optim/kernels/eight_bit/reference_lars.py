@@ -5,17 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.eight_bit.batches import Batch, batches
 from lightning_scale.optim.kernels.eight_bit.norms import piecewise_norms
-from lightning_scale.optim.kernels.eight_bit.pieces import (
-    Batch,
-    add_weight_decay,
-    batches,
-    gradient,
-    read,
-    set_weight,
-    weight,
-    write,
-)
 from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
 from lightning_scale.optim.kernels.work import FirstPass, Guard
 
@@ -30,32 +21,33 @@ def lars(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
         bucket: What to update.
         guard: The clip and the non-finite test of this step.
     """
+    every = batches(bucket)
 
     def measured(batch: Batch) -> list[Tensor]:
         # The norm is that of the gradient before decay, or of the momentum after it.
-        return (_averaged if bucket.momentum_norm else gradient)(bucket, batch, guard)
+        return _averaged(bucket, batch, guard) if bucket.momentum_norm else batch.gradient(guard)
 
     def second(ratio: Tensor) -> None:
         outside = (ratio * bucket.lr if bucket.momentum_norm else bucket.lr.expand_as(ratio)).unbind()
         inside = (ratio * bucket.lr if bucket.lr_in_momentum else ratio).unbind()
-        for batch in batches(bucket):
+        for batch in every:
             if bucket.momentum_norm:
                 buffer = _averaged(bucket, batch, guard)
-                step = list(torch._foreach_mul(buffer, [outside[piece.layer] for piece in batch]))
+                step = list(torch._foreach_mul(buffer, [outside[layer] for layer in batch.layers]))
             else:
-                step, buffer = _step_and_momentum(bucket, batch, [inside[piece.layer] for piece in batch], guard)
+                step, buffer = _step_and_momentum(bucket, batch, [inside[layer] for layer in batch.layers], guard)
                 if not bucket.lr_in_momentum:
-                    step = list(torch._foreach_mul(step, [outside[piece.layer] for piece in batch]))
-            set_weight(bucket, batch, list(torch._foreach_sub(weight(bucket, batch), step)), guard)
+                    step = list(torch._foreach_mul(step, [outside[layer] for layer in batch.layers]))
+            batch.set_weight(list(torch._foreach_sub(batch.weight(), step)), guard)
             if bucket.momentum_buffer:
-                write(bucket, bucket.momentum_buffer, batch, buffer, guard)
+                batch.write(bucket.momentum_buffer, buffer, guard)
 
-    return FirstPass(piecewise_norms(bucket, measured), second)
+    return FirstPass(piecewise_norms(bucket, every, measured), second)
 
 
 def _averaged(bucket: CodedLarsBucket, batch: Batch, guard: Guard) -> list[Tensor]:
     """m = μ m + (1-μ)(g + λw), in new tensors."""
-    buffer = list(torch._foreach_mul(read(bucket.momentum_buffer, batch), bucket.momentum))
+    buffer = list(torch._foreach_mul(batch.read(bucket.momentum_buffer), bucket.momentum))
     torch._foreach_add_(buffer, torch._foreach_mul(_decayed(bucket, batch, guard), 1 - bucket.momentum))
     return buffer
 
@@ -67,7 +59,7 @@ def _step_and_momentum(
     direction = list(torch._foreach_mul(_decayed(bucket, batch, guard), inside))
     if not bucket.momentum_buffer:
         return direction, direction
-    buffer = list(torch._foreach_mul(read(bucket.momentum_buffer, batch), bucket.momentum))
+    buffer = list(torch._foreach_mul(batch.read(bucket.momentum_buffer), bucket.momentum))
     torch._foreach_add_(buffer, direction)
     if not bucket.nesterov:
         return buffer, buffer
@@ -76,8 +68,8 @@ def _step_and_momentum(
 
 def _decayed(bucket: CodedLarsBucket, batch: Batch, guard: Guard) -> list[Tensor]:
     """g + λw; the gradients themselves, read only, without decay."""
-    grads = gradient(bucket, batch, guard)
-    if any(bucket.weight_decay[piece.layer] for piece in batch):
+    grads = batch.gradient(guard)
+    if batch.decays():
         grads = [grad.clone() for grad in grads]
-        add_weight_decay(bucket, batch, grads)
+        batch.add_weight_decay(grads)
     return grads

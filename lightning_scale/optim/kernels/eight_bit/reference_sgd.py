@@ -5,15 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_scale.optim.kernels.eight_bit.adam import count
-from lightning_scale.optim.kernels.eight_bit.pieces import (
-    add_weight_decay,
-    batches,
-    gradient,
-    read,
-    set_weight,
-    weight,
-    write,
-)
+from lightning_scale.optim.kernels.eight_bit.batches import batches
 from lightning_scale.optim.kernels.eight_bit.work import CodedSgdBucket
 from lightning_scale.optim.kernels.work import Guard
 
@@ -30,16 +22,16 @@ def sgd(bucket: CodedSgdBucket, guard: Guard) -> None:
     first, later = torch.ones_like(bucket.lr), torch.full_like(bucket.lr, 1 - bucket.dampening)
     share = [torch.where(step == 0, first, later) for step in bucket.steps]
     for batch in batches(bucket):
-        step = gradient(bucket, batch, guard)
-        if any(bucket.weight_decay[piece.layer] for piece in batch):
+        step = batch.gradient(guard)
+        if batch.decays():
             step = [each.clone() for each in step]
-            add_weight_decay(bucket, batch, step)
+            batch.add_weight_decay(step)
         if bucket.momentum_buffer:
-            buffer = list(torch._foreach_mul(read(bucket.momentum_buffer, batch), bucket.momentum))
-            torch._foreach_add_(buffer, torch._foreach_mul(step, [share[piece.tensor] for piece in batch]))
+            buffer = list(torch._foreach_mul(batch.read(bucket.momentum_buffer), bucket.momentum))
+            torch._foreach_add_(buffer, torch._foreach_mul(step, [share[piece.tensor] for piece in batch.pieces]))
             ahead = bucket.nesterov
             step = list(torch._foreach_add(step, torch._foreach_mul(buffer, bucket.momentum))) if ahead else buffer
-            write(bucket, bucket.momentum_buffer, batch, buffer, guard)
+            batch.write(bucket.momentum_buffer, buffer, guard)
         step = list(torch._foreach_mul(step, bucket.lr))
-        set_weight(bucket, batch, list(torch._foreach_sub(weight(bucket, batch), step)), guard)
+        batch.set_weight(list(torch._foreach_sub(batch.weight(), step)), guard)
     count(bucket.steps, guard)
