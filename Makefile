@@ -16,7 +16,7 @@ PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 help:
 	@echo "make demo   two-stage BERT pretraining on real text, on any machine; a picture and a table at the end"
 	@echo "make study  accuracy against the batch for six optimizers: under half an hour on two cores; goes on after a stop"
-	@echo "make comparisons  BERT with and without the second warmup, a batch that grows, 8-bit moments, ZeRO-2 beside DeepSpeed alone"
+	@echo "make comparisons  BERT with and without the second warmup, a batch that grows, 8-bit moments, ZeRO-2, cut batches, a kill"
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint, every option of ZeRO at every stage"
 	@echo "make test-oldest   make test with the oldest torch, Lightning and other packages that are allowed; PYTHON=python3.10"

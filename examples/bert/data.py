@@ -28,7 +28,7 @@ class TextData(L.LightningDataModule):
 
     Order and masks are functions of the seed, the stage and the samples consumed, so a resumed run, or one with another
     number of workers, sees the same. The held-out masks never change. It is the library's callbacks that count the
-    samples consumed: without any of them (`GradientAccumulation` is enough) every epoch repeats the first one.
+    samples consumed: without any of them (`GradientAccumulation` is enough) a run resumed inside an epoch begins it anew.
 
     A batch is a dict of int64 tensors: "input_ids" [samples, sequence length], "positions" and "targets" [samples, places
     to guess]; a target of -100 does not count.

@@ -1,9 +1,8 @@
-"""Train a small BERT in several ways and put them beside each other: two stages, 8-bit moments, ZeRO-2."""
+"""Train a small BERT in several ways and put them beside each other: stages, 8-bit moments, ZeRO-2, cut batches, a kill."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from examples.comparisons.catalogue import COMPARISONS, VOCABULARY, ZERO, Compar
 from examples.comparisons.curves import read
 from examples.comparisons.fits import Run, do_all, runs_of
 from examples.comparisons.table import LEGEND, table
+from examples.cores import cores
 from lightning_scale.errors import ConfigurationError
 
 _TEXT = "runs/comparisons/text"  # as the configurations have it
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(COMPARISONS)}; all where none is named")
     parser.add_argument("--dir", type=Path, default=Path("runs/comparisons"), help="where the runs and the report go")
     parser.add_argument("--quick", action="store_true", help="a few steps and one seed: it shows that everything works")
-    parser.add_argument("--cores", type=int, default=_cores(), help="processes at once")
+    parser.add_argument("--cores", type=int, default=cores(), help="processes at once")
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in COMPARISONS:
@@ -77,10 +77,6 @@ def _report(comparison: Comparison, runs: Sequence[Run], folder: Path) -> str:
     }
     draw(comparison, curves, folder / f"{comparison.name}.png")
     return table(comparison, curves)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ class Variant:
     processes: int = 1
     alone: bool = False
     """Whether DeepSpeed's engine runs it without Lightning and without this package's strategy."""
+    killed_in_step: int = 0
+    """Where it is killed, to go on from its last checkpoint; 0 for nowhere."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,12 @@ class Comparison:
     """Arguments of every run of a quick trial; none where there is no quick one."""
 
 
-def _fit(name: str, title: str, *files: str, more: tuple[str, ...] = (), processes: int = 1) -> Variant:
+def _fit(
+    name: str, title: str, *files: str, more: tuple[str, ...] = (), processes: int = 1, killed_in_step: int = 0
+) -> Variant:
     configs = tuple(f"--config={file if '/' in file else f'{CONFIGS}/{file}'}" for file in files)
     ranks = (f"--trainer.devices={processes}",) if processes > 1 else ()
-    return Variant(name, title, (*configs, *ranks, *more), processes)
+    return Variant(name, title, (*configs, *ranks, *more), processes, killed_in_step=killed_in_step)
 
 
 def _of(title: str, optimizer: str, **options: float | str) -> Variant:
@@ -130,4 +134,64 @@ ZERO = Comparison(
     quick=("--trainer.max_steps=4",),
 )
 
-COMPARISONS = {comparison.name: comparison for comparison in (TWO_STAGE, EIGHT_BIT, ZERO)}
+_CUT = ("at_once", "ours", "ours_2", "lightning", "lightning_2")
+
+BATCHES = Comparison(
+    "batches",
+    "The same batch of 64 sentences, cut in several ways",
+    (
+        _fit("at_once", "64 at once, plain Lightning", "batches.yaml", more=("--data.micro_batch_size=64",)),
+        _fit("ours", "GradientAccumulation, 16 times 4", "batches.yaml", "batches_ours.yaml"),
+        _fit("ours_2", "GradientAccumulation, 8 times 4 on 2 ranks", "batches.yaml", "batches_ours.yaml", processes=2),
+        _fit(
+            "lightning",
+            "accumulate_grad_batches, 16 times 4",
+            "batches.yaml",
+            more=("--trainer.accumulate_grad_batches=16",),
+        ),
+        _fit(
+            "lightning_2",
+            "accumulate_grad_batches, 8 times 4 on 2 ranks",
+            "batches.yaml",
+            more=("--trainer.accumulate_grad_batches=8",),
+            processes=2,
+        ),
+    ),
+    (
+        Panel("training loss", _CUT, "steps"),
+        Panel("its distance from that of 64 at once", _CUT, "steps", "difference"),
+    ),
+    quick=("--trainer.max_steps=4",),
+)
+
+_KILLED_IN = 100
+
+RESUME = Comparison(
+    "resume",
+    f"Killed in step {_KILLED_IN}, and gone on from the checkpoint of step 90",
+    (
+        _fit("whole", "this package, not stopped", "resume.yaml", "resume_ours.yaml"),
+        _fit("killed", "this package, killed", "resume.yaml", "resume_ours.yaml", killed_in_step=_KILLED_IN),
+        _fit("lightning_whole", "Lightning alone, not stopped", "resume.yaml", "resume_lightning.yaml"),
+        _fit(
+            "lightning_killed",
+            "Lightning alone, killed",
+            "resume.yaml",
+            "resume_lightning.yaml",
+            killed_in_step=_KILLED_IN,
+        ),
+    ),
+    (
+        Panel("this package: training loss", ("whole", "killed"), "steps"),
+        Panel("its distance from the run that was not stopped", ("whole", "killed"), "steps", "difference"),
+        Panel("Lightning alone: training loss", ("lightning_whole", "lightning_killed"), "steps"),
+        Panel(
+            "its distance from the run that was not stopped",
+            ("lightning_whole", "lightning_killed"),
+            "steps",
+            "difference",
+        ),
+    ),
+)
+
+COMPARISONS = {comparison.name: comparison for comparison in (TWO_STAGE, EIGHT_BIT, ZERO, BATCHES, RESUME)}

@@ -90,12 +90,12 @@ def _engine(network: nn.Module, options: dict[str, Any], micro_batch_size: int, 
     """DeepSpeed's, with `LAMB` as its client optimizer; each step appends the ratios that it used."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
-    decay = options.pop("weight_decay")
+    decay, others = options["weight_decay"], {name: v for name, v in options.items() if name != "weight_decay"}
     groups = [  # what LAMB itself does with layers that it can tell apart
         {"params": matrices, "weight_decay": decay, "layer_adaptation": True},
         {"params": vectors, "weight_decay": 0.0, "layer_adaptation": False},
     ]
-    optimizer = LAMB(groups, **options)
+    optimizer = LAMB(groups, **others)
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": 1,

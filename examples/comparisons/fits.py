@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lightning_scale.errors import ConfigurationError
 
 _ROOT = Path(__file__).parents[2]
 _FACTS = "run.json"
+_KILL = "examples.comparisons.kill.KillInStep"
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,22 @@ class Run:
             *self.more,
         ]
 
+    def starts(self, folder: Path) -> list[tuple[list[str], int]]:
+        """The commands, one after the other, each with the status that it is to end with."""
+        step = self.variant.killed_in_step
+        if not step:
+            return [(self.command(folder), 0)]
+        kill = (f"--trainer.callbacks+={_KILL}", f"--trainer.callbacks.step={step}")
+        on = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+        return [([*self.command(folder), *kill], -signal.SIGKILL), ([*self.command(folder), on], 0)]
+
     def facts(self) -> dict[str, Any]:
         """What its result depends on: where it is what it was, a finished run is not done again."""
         files = [argument.removeprefix("--config=") for argument in self.variant.arguments]
         texts = {file: (_ROOT / file).read_text() for file in files if file.endswith(".yaml")}
         command = [*self.variant.arguments, *self.more]
-        return {"command": command, "seed": self.seed, "files": texts, "torch": torch.__version__}
+        facts = {"command": command, "seed": self.seed, "files": texts, "torch": torch.__version__}
+        return {**facts, "killed_in_step": self.variant.killed_in_step} if self.variant.killed_in_step else facts
 
     def done(self) -> bool:
         """Whether its files are there, of this very run."""
@@ -74,18 +86,22 @@ class Run:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **os.environ}
-        with (part / "log.txt").open("wb") as log:
-            status = subprocess.run(
-                self.command(part), cwd=_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-            ).returncode
-        if status or not (part / "report.csv").exists():
-            last = "\n".join((part / "log.txt").read_text(errors="replace").splitlines()[-15:])
-            raise ConfigurationError(
-                f"{self.comparison}/{self.variant.name} ended with {status}; its last lines:\n{last}"
-            )
+        for command, expected in self.starts(part):
+            with (part / "log.txt").open("ab") as log:
+                status = subprocess.run(
+                    command, cwd=_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+                ).returncode
+            if status != expected:
+                raise self._failure(f"ended with {status}", part)
+        if not (part / "report.csv").exists():
+            raise self._failure("wrote no report.csv", part)
         (part / _FACTS).write_text(json.dumps(self.facts(), indent=2) + "\n")
         shutil.rmtree(self.folder, ignore_errors=True)
         part.rename(self.folder)
+
+    def _failure(self, what: str, folder: Path) -> ConfigurationError:
+        last = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-15:])
+        return ConfigurationError(f"{self.comparison}/{self.variant.name} {what}; its last lines:\n{last}")
 
 
 def runs_of(comparison: Comparison, folder: Path, quick: bool = False) -> list[Run]:

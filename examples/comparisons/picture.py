@@ -64,9 +64,12 @@ def _panel(axis: Axes, panel: Panel, curves: Curves, titles: Mapping[str, str]) 
         _validations(axis, places, list(runs.values()), color)
     axis.set_title(panel.title, fontsize=10)
     axis.set_xlabel({"steps": "optimizer steps", "samples": "samples consumed"}[panel.x])
-    axis.set_ylabel("loss (nats per hidden token)" if panel.y == "loss" else "largest distance over the seeds (nats)")
+    axis.set_ylabel(
+        "loss (nats per hidden token)" if panel.y == "loss" else f"largest distance, {_NO_DISTANCE:.0e} for none"
+    )
     if panel.y == "difference":
         axis.set_yscale("log")
+        axis.set_ylim(_NO_DISTANCE / 2, max(2.0, axis.get_ylim()[1]))  # the same in pictures that stand side by side
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 

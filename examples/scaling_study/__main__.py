@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from examples.cores import cores
 from examples.scaling_study.recipes import RECIPES
 from examples.scaling_study.settings import Settings, quick
 from examples.scaling_study.study import run
@@ -60,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _workers(device: str) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if device == "cpu" else min(cores, _MOST_WORKERS_ON_A_GPU)
+    return cores() if device == "cpu" else min(cores(), _MOST_WORKERS_ON_A_GPU)
 
 
 if __name__ == "__main__":
