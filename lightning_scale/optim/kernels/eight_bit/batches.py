@@ -42,13 +42,17 @@ class Batch:
             grads = list(torch._foreach_neg(grads))
         return guarded_grads(grads, guard)
 
-    def decays(self) -> bool:
-        """Whether any piece's weights decay."""
-        return any(self.bucket.weight_decay[piece.layer] for piece in self.pieces)
+    def decayed_gradient(self, guard: Guard) -> list[Tensor]:
+        """g + λw; the gradients themselves, read only, where nothing decays."""
+        grads = self.gradient(guard)
+        if any(self.bucket.weight_decay[layer] for layer in self.layers):
+            grads = [grad.clone() for grad in grads]
+            self.add_weight_decay(grads)
+        return grads
 
     def add_weight_decay(self, tensors: list[Tensor]) -> None:
         """``tensors += λ·w``, each layer with its own λ, in place."""
-        decays = [self.bucket.weight_decay[piece.layer] for piece in self.pieces]
+        decays = [self.bucket.weight_decay[layer] for layer in self.layers]
         decayed = [i for i, decay in enumerate(decays) if decay]
         if decayed:
             weights = _flat([self.weights[i] for i in decayed], self.bucket.compute)

@@ -48,7 +48,7 @@ def lars(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
 def _averaged(bucket: CodedLarsBucket, batch: Batch, guard: Guard) -> list[Tensor]:
     """m = μ m + (1-μ)(g + λw), in new tensors."""
     buffer = list(torch._foreach_mul(batch.read(bucket.momentum_buffer), bucket.momentum))
-    torch._foreach_add_(buffer, torch._foreach_mul(_decayed(bucket, batch, guard), 1 - bucket.momentum))
+    torch._foreach_add_(buffer, torch._foreach_mul(batch.decayed_gradient(guard), 1 - bucket.momentum))
     return buffer
 
 
@@ -56,7 +56,7 @@ def _step_and_momentum(
     bucket: CodedLarsBucket, batch: Batch, inside: list[Tensor], guard: Guard
 ) -> tuple[list[Tensor], list[Tensor]]:
     """d = inside · (g + λw), buf = μ buf + d: what is taken off the weights, and the new buf."""
-    direction = list(torch._foreach_mul(_decayed(bucket, batch, guard), inside))
+    direction = list(torch._foreach_mul(batch.decayed_gradient(guard), inside))
     if not bucket.momentum_buffer:
         return direction, direction
     buffer = list(torch._foreach_mul(batch.read(bucket.momentum_buffer), bucket.momentum))
@@ -64,12 +64,3 @@ def _step_and_momentum(
     if not bucket.nesterov:
         return buffer, buffer
     return list(torch._foreach_add(direction, torch._foreach_mul(buffer, bucket.momentum))), buffer
-
-
-def _decayed(bucket: CodedLarsBucket, batch: Batch, guard: Guard) -> list[Tensor]:
-    """g + λw; the gradients themselves, read only, without decay."""
-    grads = batch.gradient(guard)
-    if batch.decays():
-        grads = [grad.clone() for grad in grads]
-        batch.add_weight_decay(grads)
-    return grads

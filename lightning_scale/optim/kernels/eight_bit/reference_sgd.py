@@ -22,15 +22,12 @@ def sgd(bucket: CodedSgdBucket, guard: Guard) -> None:
     first, later = torch.ones_like(bucket.lr), torch.full_like(bucket.lr, 1 - bucket.dampening)
     share = [torch.where(step == 0, first, later) for step in bucket.steps]
     for batch in batches(bucket):
-        step = batch.gradient(guard)
-        if batch.decays():
-            step = [each.clone() for each in step]
-            batch.add_weight_decay(step)
+        step = batch.decayed_gradient(guard)
         if bucket.momentum_buffer:
             buffer = list(torch._foreach_mul(batch.read(bucket.momentum_buffer), bucket.momentum))
             torch._foreach_add_(buffer, torch._foreach_mul(step, [share[piece.tensor] for piece in batch.pieces]))
-            ahead = bucket.nesterov
-            step = list(torch._foreach_add(step, torch._foreach_mul(buffer, bucket.momentum))) if ahead else buffer
+            ahead = torch._foreach_mul(buffer, bucket.momentum) if bucket.nesterov else ()
+            step = list(torch._foreach_add(step, ahead)) if ahead else buffer
             batch.write(bucket.momentum_buffer, buffer, guard)
         step = list(torch._foreach_mul(step, bucket.lr))
         batch.set_weight(list(torch._foreach_sub(batch.weight(), step)), guard)
