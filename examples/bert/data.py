@@ -20,7 +20,7 @@ from examples.bert.tokenizer import CLS_ID, SPECIAL_TOKENS
 from lightning_scale.data import ResumableBatchSampler, StageData
 from lightning_scale.errors import ConfigurationError
 
-_TRAINING, _VALIDATION = 0, 1  # keep their masks apart
+TRAINING, VALIDATION = 0, 1  # keep their masks apart
 
 
 class TextData(L.LightningDataModule):
@@ -96,7 +96,7 @@ class TextData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         stage = self.stage
         samples = self._samples(self.text.training, "training")
-        dataset = MaskedSamples(samples, len(self.text.training_counts), (self.seed, _TRAINING, self._stage_index))
+        dataset = MaskedSamples(samples, len(self.text.training_counts), (self.seed, TRAINING, self._stage_index))
         sampler = ResumableBatchSampler(
             len(dataset),
             (stage.micro_batch_size if stage is not None else None) or self.micro_batch_size,
@@ -154,7 +154,7 @@ class TextData(L.LightningDataModule):
     def held_out(self) -> MaskedSamples:
         """The held-out samples of the present stage."""
         samples = self._samples(self.text.validation, "held-out")
-        return MaskedSamples(samples, len(self.text.training_counts), (self.seed, _VALIDATION), held_out=True)
+        return MaskedSamples(samples, len(self.text.training_counts), (self.seed, VALIDATION), held_out=True)
 
     # ------------------------------------------------------------------------------------------------------------------
 

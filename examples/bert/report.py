@@ -69,8 +69,8 @@ class RunReport(L.Callback):
         loss = trainer.callback_metrics["train_loss"].double()
         samples, length = batch["input_ids"].shape
         items = outputs.get("num_items", samples) if isinstance(outputs, dict) else samples
-        weight = torch.as_tensor(items, dtype=loss.dtype, device=loss.device)
-        self._sums.append(torch.stack([loss * weight, weight, loss.new_tensor(samples)]))
+        one = torch.ones_like(loss)  # so that numbers get to the loss' device without a copy
+        self._sums.append(torch.stack([loss * items, one * items, one * samples]))
         if trainer.global_step == self._seen_step:
             return  # inside a step's micro-batches
         self._seen_step = trainer.global_step

@@ -68,8 +68,14 @@ class Run:
         files = [argument.removeprefix("--config=") for argument in self.variant.arguments]
         texts = {file: (_ROOT / file).read_text() for file in files if file.endswith(".yaml")}
         command = [*self.variant.arguments, *self.more]
-        facts = {"command": command, "seed": self.seed, "files": texts, "torch": torch.__version__}
-        return {**facts, "killed_in_step": self.variant.killed_in_step} if self.variant.killed_in_step else facts
+        killed = self.variant.killed_in_step
+        return {
+            "command": command,
+            "killed_in_step": killed,
+            "seed": self.seed,
+            "files": texts,
+            "torch": torch.__version__,
+        }
 
     def done(self) -> bool:
         """Whether its files are there, of this very run."""

@@ -13,17 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 
-from examples.bert.data import TextData
+from examples.bert.data import TRAINING, VALIDATION, TextData
 from examples.bert.masking import IGNORED, count_masked
 from examples.bert.samples import MaskedSamples
 from examples.bert.token_file import TokenFile
-from examples.bert.tokenizer import CLS_ID, SEP_ID
+from examples.bert.tokenizer import CLS_ID, PAD_ID, SEP_ID
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.data.ranks import rank, world_size
 
 _SHORTEST = 4  # tokens; what is between the dots of "..." is no sentence
-_PAD_ID = 0
-_TRAINING, _VALIDATION = 0, 1
 
 
 class Sentences(Sequence[npt.NDArray[np.int64]]):
@@ -59,7 +57,7 @@ class PaddedSamples(MaskedSamples):
         item = super().__getitem__(position)
         places = count_masked(self.length)
         return {
-            "input_ids": _filled(item["input_ids"], self.length, _PAD_ID),
+            "input_ids": _filled(item["input_ids"], self.length, PAD_ID),
             "positions": _filled(item["positions"], places, 0),
             "targets": _filled(item["targets"], places, IGNORED),
         }
@@ -79,7 +77,7 @@ class SentenceData(TextData):
         self.resumable = resumable
 
     def train_dataloader(self) -> DataLoader[Any]:
-        dataset = self._padded(self.text.training, _TRAINING)
+        dataset = self._padded(self.text.training, TRAINING)
         if self.resumable:
             order = ResumableBatchSampler(len(dataset), self.micro_batch_size, seed=self.seed)
             return DataLoader(dataset, batch_sampler=order)
@@ -87,7 +85,7 @@ class SentenceData(TextData):
         return DataLoader(dataset, self.micro_batch_size, sampler=sampler)
 
     def held_out(self) -> MaskedSamples:
-        return self._padded(self.text.validation, _VALIDATION)
+        return self._padded(self.text.validation, VALIDATION)
 
     def _padded(self, tokens: TokenFile, part: int) -> PaddedSamples:
         words = Tokenizer.from_file(str(Path(self.cache_dir) / "tokenizer.json"))
@@ -95,7 +93,7 @@ class SentenceData(TextData):
         ends = (SEP_ID,) if stop is None else (stop, SEP_ID)
         sentences = Sentences(tokens[:], ends, self.sequence_length)
         vocabulary = len(self.text.training_counts)
-        return PaddedSamples(sentences, self.sequence_length, vocabulary, (self.seed, part), part == _VALIDATION)
+        return PaddedSamples(sentences, self.sequence_length, vocabulary, (self.seed, part), part == VALIDATION)
 
 
 def _filled(values: Tensor, length: int, value: int) -> Tensor:

@@ -85,13 +85,8 @@ def test_bfloat16_without_master_weights_is_the_rounded_step(name: str, options:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_pieces_and_what_is_stepped_together_do_not_change_a_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[tuple[int, ...]] = [
-        (150, 70),
-        (31, 300),
-        (13, 11),
-        (200,),
-        (9, 17),
-    ]  # with 256, each of the last alone
+    # In pieces of 256 each of the last three is stepped alone.
+    shapes: list[tuple[int, ...]] = [(150, 70), (31, 300), (13, 11), (200,), (9, 17)]
     runs = []
     for largest in (1 << 18, 1 << 10, 256):
         monkeypatch.setattr(pieces, "LARGEST_PIECE", largest)

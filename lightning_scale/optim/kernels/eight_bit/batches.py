@@ -62,7 +62,7 @@ class Batch:
 
     def set_weight(self, values: list[Tensor], guard: Guard) -> None:
         """Store new weights, and round them into parameters whose master copies they are."""
-        finite = finite_on(guard, self.bucket.device)
+        finite = _finite_on(guard, self.bucket.device)
         _store(self.weights, values, finite)
         if self.params is not self.weights:
             _store(self.params, values, finite)
@@ -73,7 +73,7 @@ class Batch:
 
     def write(self, moments: Sequence[Moment], values: list[Tensor], guard: Guard) -> None:
         """Store the pieces of a moment."""
-        finite = finite_on(guard, self.bucket.device)
+        finite = _finite_on(guard, self.bucket.device)
         parts = [moments[piece.segment].part(piece.offset, piece.length) for piece in self.pieces]
         plain: list[tuple[Tensor, Tensor]] = []
         for part, new in zip(parts, values, strict=True):
@@ -109,7 +109,7 @@ def _batch(bucket: CodedBucket, some: list[Piece]) -> Batch:
     return Batch(bucket, some, weights if same else places(bucket.params), weights, places(bucket.grads))
 
 
-def finite_on(guard: Guard, device: torch.device) -> Tensor | None:
+def _finite_on(guard: Guard, device: torch.device) -> Tensor | None:
     """The guard's test on the device that is to be masked."""
     return None if guard.finite is None else guard.finite.to(device)
 

@@ -31,10 +31,6 @@ class PlainMoment:
         """The numbers, 1-D: read only."""
         return self.values
 
-    def write(self, values: Tensor, finite: Tensor | None) -> None:
-        """Store new ones."""
-        store(self.values, values, finite)
-
 
 @dataclass(frozen=True)
 class CodedMoment:

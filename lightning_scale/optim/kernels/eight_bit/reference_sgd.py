@@ -26,8 +26,11 @@ def sgd(bucket: CodedSgdBucket, guard: Guard) -> None:
         if bucket.momentum_buffer:
             buffer = list(torch._foreach_mul(batch.read(bucket.momentum_buffer), bucket.momentum))
             torch._foreach_add_(buffer, torch._foreach_mul(step, [share[piece.tensor] for piece in batch.pieces]))
-            ahead = torch._foreach_mul(buffer, bucket.momentum) if bucket.nesterov else ()
-            step = list(torch._foreach_add(step, ahead)) if ahead else buffer
+            step = (
+                list(torch._foreach_add(step, torch._foreach_mul(buffer, bucket.momentum)))
+                if bucket.nesterov
+                else buffer
+            )
             batch.write(bucket.momentum_buffer, buffer, guard)
         step = list(torch._foreach_mul(step, bucket.lr))
         batch.set_weight(list(torch._foreach_sub(batch.weight(), step)), guard)
