@@ -12,7 +12,6 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_scale.errors import UnsafeCheckpointError
 from lightning_scale.optim import LAMB
@@ -21,6 +20,7 @@ from tests.distributed.launch import run_ranks
 from tests.distributed.meshes import needs_fsdp2
 from tests.distributed.zero_cases import CASES
 from tests.distributed.zero_runs import needs_deepspeed, train
+from tests.optim.kinds import bits
 from tests.saves.traps import Trap
 from tests.toys import Net, Vectors, trainer
 
@@ -46,14 +46,9 @@ def fit_zero(stage: int) -> Fit:
     return lambda folder, callbacks=(), **options: train(folder, CASES[f"LAMB, stage {stage}"], callbacks, **options)
 
 
-def shares(module: L.LightningModule) -> list[Tensor]:
-    """What this rank holds of all parameters."""
-    return [
-        (getattr(p, "ds_tensor", p).to_local() if hasattr(p, "to_local") else getattr(p, "ds_tensor", p))
-        .detach()
-        .clone()
-        for p in module.parameters()
-    ]
+def shares(module: L.LightningModule) -> Any:
+    """The bits that this rank holds of all parameters: ZeRO-3 never writes its shares' padding, which may be NaN."""
+    return bits([p.to_local() if hasattr(p, "to_local") else getattr(p, "ds_tensor", p) for p in module.parameters()])
 
 
 class Weights(L.Callback):
@@ -88,8 +83,7 @@ def refusals(folder: Path, fit: Fit, spoil: dict[str, Callable[[Path, Trap], Non
         try:
             fit(folder, [look], ckpt_path=bad)
         except UnsafeCheckpointError as error:
-            same = all(torch.equal(a, b) for a, b in zip(look.before, look.after, strict=True))
-            found[name] = [str(error), same, len(look.after) > 0]
+            found[name] = [str(error), look.before == look.after, len(look.after) > 0]
         torch.distributed.barrier()
         found[f"{name} ran"] = trap.exists()
     return found

@@ -14,7 +14,7 @@ import torch
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 from tests.distributed.launch import run_ranks
 from tests.distributed.zero_cases import CASES, EACH_KIND, FEW, LAYERWISE, THE_REST, truth
-from tests.distributed.zero_runs import needs_deepspeed, result, train, worst
+from tests.distributed.zero_runs import needs_deepspeed, result, result_of, train, worst
 
 pytestmark = [needs_deepspeed, pytest.mark.timeout(900)]
 
@@ -52,6 +52,38 @@ def check(name: str, found: list[dict[str, Any]], folder: Path) -> None:
 @pytest.mark.parametrize("name", EACH_KIND)
 def test_steps_are_those_of_whole_parameters(name: str, found: list[dict[str, Any]], tmp_path: Path) -> None:
     check(name, found, tmp_path)
+
+
+PADDED = [
+    "LAMB, stage 3",
+    "LARS, offloaded, stage 3",
+    "LAMB8bit, stage 3",
+    "bfloat16, stage 3",
+    "Trainer's clip, stage 3",
+]
+
+
+def ranks_on_unwritten_memory(folder: str) -> dict[str, Any]:
+    """What was allocated and not written is NaN; and whether there was any."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    results = {}
+    for name in PADDED:
+        zero = CASES[name].zero or {}
+        options = (zero.get("config") or {}).get("zero_optimization", {})
+        small = {"zero_optimization": {"reduce_bucket_size": 10_000, **options}}  # else 2 GB are filled each time
+        run, module = train(Path(folder), replace(CASES[name], zero={**zero, "config": small}))
+        shares: list[Any] = [getattr(p, "ds_tensor", p) for p in module.parameters()]
+        results[name] = {**result_of(run, module), "unwritten": any(bool(share.isnan().any()) for share in shares)}
+    return results
+
+
+def test_padding_is_never_read(tmp_path: Path) -> None:
+    """DeepSpeed does not write what the last rank's shares of ZeRO-3 have too much."""
+    found = run_ranks(__name__, "ranks_on_unwritten_memory", tmp_path, 2, timeout=600)
+    assert any(case["unwritten"] for case in found[-1].values())
+    for name in PADDED:
+        check(name, found, tmp_path)
 
 
 @pytest.mark.slow

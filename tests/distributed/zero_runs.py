@@ -222,9 +222,14 @@ def train(root: Path, case: Case, callbacks: Sequence[L.Callback] = (), **fit: A
 
 
 def result(root: Path, case: Case, **fit: Any) -> dict[str, Any]:
-    """What a training ends with: whole weights and the last step's statistics."""
+    """Train, and see what it ends with."""
     run, module = train(root, case, **fit)
     assert run.global_step == case.steps
+    return result_of(run, module)
+
+
+def result_of(run: L.Trainer, module: nn.Module) -> dict[str, Any]:
+    """What a training ends with: whole weights and the last step's statistics."""
     optimizer = users_optimizer(run)
     skipped = int(getattr(optimizer, "skipped_steps", 0))
     return {"weights": whole(module), "stats": stats_of(optimizer), "skipped": skipped}
