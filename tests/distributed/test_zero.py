@@ -13,6 +13,7 @@ import torch
 
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 from tests.distributed.launch import run_ranks
+from tests.distributed.sharded import network
 from tests.distributed.zero_cases import CASES, EACH_KIND, FEW, LAYERWISE, THE_REST, truth
 from tests.distributed.zero_runs import needs_deepspeed, result, result_of, train, worst
 
@@ -211,3 +212,22 @@ def ranks_on_nan(folder: str) -> list[list[bool]]:
 def test_deepspeed_does_not_step_on_nan(tmp_path: Path) -> None:
     for found in run_ranks(__name__, "ranks_on_nan", tmp_path):
         assert found == [[True, True]] * 3
+
+
+def network_with_a_nan() -> torch.nn.Module:
+    net = network()
+    with torch.no_grad():
+        net.layers[0].weight[2, 3] = torch.nan
+    return net
+
+
+def ranks_with_a_nan(folder: str) -> list[int]:
+    """Skipped steps of each stage."""
+    cases = [replace(CASES[f"LAMB, stage {stage}"], make_network=network_with_a_nan, steps=2) for stage in (1, 2, 3)]
+    return [result(Path(folder), case)["skipped"] for case in cases]
+
+
+def test_weights_that_are_nan_are_no_fault_of_deepspeed(tmp_path: Path) -> None:
+    """Training starts, as it does without ZeRO, and every step is left out."""
+    for skipped in run_ranks(__name__, "ranks_with_a_nan", tmp_path):
+        assert skipped == [2, 2, 2]

@@ -94,6 +94,11 @@ def insist(condition: bool, what: str) -> None:
         )
 
 
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers; a weight may be NaN, which is no fault of DeepSpeed's."""
+    return torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 def sum_over(group: Any) -> AllReduce:
     """The sum over a process group of the training device."""
     from deepspeed.accelerator import get_accelerator

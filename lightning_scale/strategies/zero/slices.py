@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.strategies.zero.flat import Flat, slice_layout
-from lightning_scale.strategies.zero.partitions import Partitions, insist, sum_over
+from lightning_scale.strategies.zero.partitions import Partitions, insist, same_values, sum_over
 
 
 class Slices(Partitions):
@@ -32,7 +32,7 @@ class Slices(Partitions):
         insist(all(s.numel() == size for s in slices), "its slices are not equally long")
         begin = _place(slices[rank], long)
         insist(begin == rank * size, f"rank {rank}'s slice begins at {begin}, not at {rank * size}")
-        insist(torch.equal(own.detach(), slices[rank].to(own)), "the stepped tensor is not a copy of the slice")
+        insist(same_values(own.detach(), slices[rank].to(own)), "the stepped tensor is not a copy of the slice")
         # The views tell, also where the order of the parameters was changed or space was left between them.
         starts = [_place(p.data, long) for p in params]
         insist(all(p.is_contiguous() for p in params), "a parameter is not contiguous")

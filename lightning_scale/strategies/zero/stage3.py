@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.strategies.zero.flat import Flat, shard_layout
-from lightning_scale.strategies.zero.partitions import Gradients, Partitions, has, insist, sum_over
+from lightning_scale.strategies.zero.partitions import Gradients, Partitions, has, insist, same_values, sum_over
 
 
 class Stage3(Partitions):
@@ -57,7 +57,7 @@ class Stage3(Partitions):
                 shard = params[segment.layer].ds_tensor
                 if shard.numel() >= segment.length:  # else it lies on a disk
                     held = own.detach()[segment.tensor_start : segment.tensor_start + segment.length]
-                    same = torch.equal(held, shard.detach().view(-1)[: segment.length].to(held))
+                    same = same_values(held, shard.detach().view(-1)[: segment.length].to(held))
                     insist(same, f"the share of {layers[segment.layer].name!r} is not where it should be")
         return Flat(own, w.sub_group_to_group_id[number], layout, loaded)
 
