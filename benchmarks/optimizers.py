@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         const=RESULTS,
         metavar="FOLDER",
-        help="write the table and its JSON; into benchmarks/results where no folder is given",
+        help="write the table, its JSON and, with matplotlib, a picture; into benchmarks/results where no folder is given",
     )
     given = parser.parse_args(arguments)
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
@@ -14,16 +15,28 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def write(report: Report, folder: Path = RESULTS) -> list[Path]:
-    """Write ``<date>-<device>.md`` and ``.json``, with a number behind where there are such files; returns both paths."""
+    """Write ``<date>-<device>.md``, ``.json`` and, with matplotlib, ``.png``, with a number behind where there are such files.
+
+    Returns:
+        The paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     device = report.environment["device"]
     slug = re.sub(r"[^a-z0-9]+", "-", f"{report.environment['device_type']}-{device}".lower()).strip("-")
     stem = f"{report.date[:10]}-{slug}"
     for number in count(1):
         name = stem if number == 1 else f"{stem}-{number}"
-        paths = [folder / f"{name}.md", folder / f"{name}.json"]
+        paths = [folder / f"{name}{kind}" for kind in (".md", ".json", ".png")]
         if not any(path.exists() for path in paths):
             break
-    paths[0].write_text(markdown(report), encoding="utf-8")
-    paths[1].write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return paths
+    table, data, picture = paths
+    drawn = find_spec("matplotlib") is not None
+    shown = f"\n![time and state of every optimizer]({picture.name})\n" if drawn else ""
+    table.write_text(markdown(report) + shown, encoding="utf-8")
+    data.write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not drawn:
+        return [table, data]
+    from benchmarks.report.picture import draw
+
+    draw(report.as_dict(), picture)
+    return [table, data, picture]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lightning_scale.optim.kernels.choice import has_triton
 
 ROOT = Path(__file__).parents[2]
 TINY = {"parameters": "tiny", "threads": 1, "rounds": 2, "least": 1, "seconds": 1.0, "copy_mib": 1, "flush_mib": 1}
+needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
 ROW = set(Row.__dataclass_fields__)
 
 
@@ -114,7 +116,7 @@ def test_the_interpreter_is_not_asked_for_millions() -> None:
 
 
 def test_the_json_has_everything(report: Report, tmp_path: Path) -> None:
-    table, data = write(report, tmp_path)
+    table, data, *_ = write(report, tmp_path)
     assert table.suffix == ".md" and data.suffix == ".json" and table.stem == data.stem
     assert table.stem.startswith(report.date[:10])
     read = json.loads(data.read_text())
@@ -124,8 +126,41 @@ def test_the_json_has_everything(report: Report, tmp_path: Path) -> None:
     assert read["environment"]["versions"].keys() >= {"torch", "triton", "timm", "bitsandbytes", "torchao", "apex"}
     assert set(read["rows"][0]["seconds"]) == {"min", "median", "max", "count"}
     assert len(read["targets"]) == len(TARGETS)
-    again, _ = write(report, tmp_path)
+    again, *_ = write(report, tmp_path)
     assert again != table  # nothing is overwritten
+
+
+@needs_matplotlib
+def test_the_picture_has_everyone_who_was_measured(report: Report, tmp_path: Path) -> None:
+    from benchmarks.report import picture
+
+    table, _, drawn = write(report, tmp_path)
+    assert f"]({drawn.name})" in table.read_text()
+    assert drawn.suffix == ".png" and drawn.read_bytes().startswith(b"\x89PNG")
+    times, state = picture.figure_of(report.as_dict()).axes
+    measured = [r for r in report.rows if r.status != "missing"]
+    names = [label.get_text() for label in times.get_yticklabels()]
+    assert names == [("✗ " if r.status == "wrong" else "") + r.name for r in measured]
+    assert "✗ other" in names
+    assert [bar.get_width() for bar in state.patches] == [r.state_bytes_per_element for r in measured]
+    medians = [line.get_xdata()[0] for line in times.lines if line.get_marker() in ("o", "X")]
+    assert medians == [r.ratio.median for r in measured if r.ratio is not None]
+
+
+@needs_matplotlib
+def test_a_written_run_is_drawn_again(report: Report, tmp_path: Path) -> None:
+    from benchmarks.report import picture
+
+    _, data, drawn = write(report, tmp_path)
+    drawn.unlink()
+    picture.main([str(data)])
+    assert drawn.is_file()
+
+
+def test_without_matplotlib_there_is_a_table(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.report.files.find_spec", lambda name: None)
+    assert [path.suffix for path in write(report, tmp_path)] == [".md", ".json"]
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_targets_say_unmeasured_where_they_are(report: Report) -> None:

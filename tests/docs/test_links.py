@@ -47,7 +47,8 @@ def test_every_picture_is_shown() -> None:
     shown = {
         (page.parent / target).resolve() for page in PAGES for target in _LINK.findall(prose(page)) if ".png" in target
     }
-    assert shown == set(ROOT.glob("docs/*.png")) | set(ROOT.glob("examples/*/*.png"))
+    folders = ("docs", "examples/*", "benchmarks/results")
+    assert shown == {picture for folder in folders for picture in ROOT.glob(f"{folder}/*.png")}
 
 
 def test_the_navigation_has_every_page() -> None:

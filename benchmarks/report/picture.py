@@ -1,0 +1,81 @@
+"""A report as a picture. Imports matplotlib: import it where it is used.
+
+``python -m benchmarks.report.picture benchmarks/results/<name>.json`` draws one of a run that was written down.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+from benchmarks.report.result import MEASURED, WRONG
+
+_OURS = "lightning_scale"
+_ROW = 0.2  # inches
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Write a PNG of a report, `Report.as_dict`'s or a results file's."""
+    figure_of(report).savefig(path, dpi=110)
+
+
+def figure_of(report: Mapping[str, Any]) -> Figure:
+    """Everyone's time beside the baseline's, and the state that everyone keeps."""
+    rows = [row for row in report["rows"] if row["status"] in (MEASURED, WRONG) and row["ratio"] is not None]
+    figure = Figure(figsize=(11, 1.4 + _ROW * len(rows)), layout="constrained")
+    times, state = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    _times(times, rows)
+    times.set_xlabel(f"time of a step / {report['baseline']}'s, median and smallest to largest")
+    state.barh(range(len(rows)), [row["state_bytes_per_element"] for row in rows], color=[_color(row) for row in rows])
+    state.set_xlabel("bytes of state / element")
+    for axis in (times, state):
+        axis.grid(axis="x", alpha=0.3)
+    where, asked = report["environment"], report["settings"]
+    wrong = "; ✗ does not compute what it is named after" if any(row["status"] == WRONG for row in rows) else ""
+    figure.suptitle(
+        f"Optimizer steps on {where['device']}, {asked['parameters']}: {report['elements']:,} elements in"
+        f" {report['tensors']} tensors, {asked['dtype']}, {report['date'][:10]}\n"
+        f"orange: this library; blue: torch; grey: others{wrong}",
+        fontsize=10,
+    )
+    return figure
+
+
+def _times(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    for place, row in enumerate(rows):
+        ratio, color = row["ratio"], _color(row)
+        axis.plot([ratio["min"], ratio["max"]], [place, place], color=color, linewidth=2, alpha=0.4)
+        axis.plot(ratio["median"], place, "X" if row["status"] == WRONG else "o", color=color)
+        axis.annotate(f"{ratio['median']:.2f}", (ratio["max"], place), (5, -3), textcoords="offset points", fontsize=7)
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.margins(x=0.1)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_yticks(range(len(rows)), [_mark(row) + row["name"] for row in rows], fontsize=8)
+    axis.invert_yaxis()
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    return "✗ " if row["status"] == WRONG else ""
+
+
+def _color(row: Mapping[str, Any]) -> str:
+    return {_OURS: "C1", "torch": "C0"}.get(row["package"], "0.5")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    for name in arguments:
+        path = Path(name).with_suffix(".png")
+        draw(json.loads(Path(name).read_text(encoding="utf-8")), path)
+        print(f"written: {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
