@@ -45,7 +45,7 @@ def clip_of(grads: list[Tensor], limit: float) -> float:
 def test_a_layers_norm(magnitude: float) -> None:
     """Beside layers of other magnitudes, which must not lend it their digits; a zero layer stays zero."""
     tensors = [torch.zeros(4), values_of(magnitude), values_of(1.0), values_of(1e25), values_of(1e-25)]
-    result = norms.own_norms(whole_layout(list("abcde"), tensors), tensors)
+    (result,) = norms.own_norms(whole_layout(list("abcde"), tensors), tensors)
     assert result.tolist() == pytest.approx([exact(t) for t in tensors], rel=1e-6)
     assert result[0] == 0
 
@@ -56,14 +56,14 @@ def test_the_norm_of_a_layer_in_pieces(magnitude: float) -> None:
     tensors = [values[:20].clone(), values[20:].clone()]
     segments = (Segment(0, 0, 0, 0, 20), Segment(0, 1, 0, 20, 15))
     layout = Layout((LayerInfo("a", 35, 2),), segments, (20, 15))
-    result = norms.own_norms(layout, tensors)
+    (result,) = norms.own_norms(layout, tensors)
     assert float(result) == pytest.approx(exact(values), rel=1e-6)
 
 
 def test_ordinary_norms_are_those_of_float32() -> None:
     """On a CPU bit for bit; on a GPU, where they are summed in float64, all but."""
     tensors = [values_of(magnitude) for magnitude in (1e-10, 1e-3, 1.0, 1e10)]
-    result = norms.own_norms(whole_layout(list("abcd"), tensors), tensors)
+    (result,) = norms.own_norms(whole_layout(list("abcd"), tensors), tensors)
     tolerance = 0.0 if norms._may_look(torch.device("cpu")) else 1e-6
     torch.testing.assert_close(result.float(), torch.stack(torch._foreach_norm(tensors, 2)), rtol=tolerance, atol=0.0)
 
@@ -73,7 +73,7 @@ def test_the_norm_of_a_large_layer(lie: Callable[[Tensor], Tensor]) -> None:
     """Squares added up one by one in float32 lose five digits of a norm like this one."""
     values = torch.randn(1000, 2001, generator=torch.Generator().manual_seed(0))
     tensors = [torch.ones(3), lie(values)]
-    result = norms.own_norms(whole_layout(["a", "b"], tensors), tensors)
+    (result,) = norms.own_norms(whole_layout(["a", "b"], tensors), tensors)
     assert float(result[1]) == pytest.approx(exact(tensors[1]), rel=1e-8)
 
 

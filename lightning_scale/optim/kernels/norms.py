@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,19 +32,22 @@ def l2_norms(tensors: list[Tensor]) -> Tensor:
     # On a CPU sums in float64 take four times as long, so only where float32 is not sure.
     first = torch.promote_types(tensors[0].dtype, torch.float32)
     norms = torch.empty(len(tensors), dtype=torch.float64)
-    by_rows = [i for i, t in enumerate(tensors) if t.numel() >= 2 * _ROW and dense(t)]
+    values = norms.numpy()  # the same memory: torch takes many times as long to put a few numbers in their places
+    short: list[int] = []
+    by_rows: list[int] = []
+    strided: list[int] = []
+    for i, t in enumerate(tensors):
+        (short if t.numel() < 2 * _ROW else by_rows if dense(t) else strided).append(i)
     if by_rows:
-        norms[by_rows] = _norms_by_rows([in_memory_order(tensors[i]) for i in by_rows], first)
-    others = sorted(set(range(len(tensors))).difference(by_rows))
-    for i in others:
-        if tensors[i].numel() >= 2 * _ROW:
-            norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
-    short = [i for i in others if tensors[i].numel() < 2 * _ROW]
+        values[by_rows] = _norms_by_rows([in_memory_order(tensors[i]) for i in by_rows], first).numpy()
+    for i in strided:
+        values[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64).item()
     if short:
-        norms[short] = torch.stack(torch._foreach_norm([tensors[i] for i in short], 2, dtype=first)).double()
-    unsure = (~(norms.isfinite() & (norms >= _SMALLEST_SURE_NORM))).nonzero().flatten()
-    if len(unsure) and tensors[0].dtype != torch.float64:
-        norms[unsure] = torch.stack(torch._foreach_norm([tensors[i] for i in unsure.tolist()], 2, dtype=torch.float64))
+        values[short] = torch.stack(torch._foreach_norm([tensors[i] for i in short], 2, dtype=first)).numpy()
+    unsure = np.flatnonzero(~(np.isfinite(values) & (values >= _SMALLEST_SURE_NORM))).tolist()
+    if unsure and tensors[0].dtype != torch.float64:
+        again = torch._foreach_norm([tensors[i] for i in unsure], 2, dtype=torch.float64)
+        values[unsure] = torch.stack(again).numpy()
     return norms
 
 
@@ -56,7 +60,7 @@ def _norms_by_rows(flat: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         torch.linalg.vector_norm(t[: whole * _ROW].view(-1, _ROW), dim=1, dtype=dtype, out=rows[:whole])
         if whole < len(rows):
             torch.linalg.vector_norm(t[whole * _ROW :], dtype=dtype, out=rows[whole])
-    return torch.stack([part.square().sum() for part in torch.split(norms.double(), counts)]).sqrt()
+    return torch.stack([part.sum() for part in torch.split(norms.double().square(), counts)]).sqrt()
 
 
 def _may_look(device: torch.device) -> bool:
@@ -64,21 +68,25 @@ def _may_look(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def own_norms(layout: Layout, tensors: list[Tensor]) -> Tensor:
-    """This rank's share of each layer's L2 norm, 1-D float64: in float32, squares would overflow where the norm does not.
+def own_norms(layout: Layout, *lists: list[Tensor]) -> Tensor:
+    """This rank's share of each layer's L2 norm, in float64: in float32, squares would overflow where the norm does not.
 
     Args:
         layout: Where the layers lie.
-        tensors: The local tensors that it describes.
+        lists: Local tensors that it describes: weights, say, and their updates.
+
+    Returns:
+        [lists, layers].
     """
+    shape = len(lists), len(layout.layers)
     if not layout.segments:
-        return torch.zeros(len(layout.layers), dtype=torch.float64, device=tensors[0].device if tensors else None)
-    parts = l2_norms(layout.views(tensors))
+        return torch.zeros(shape, dtype=torch.float64, device=lists[0][0].device if lists[0] else None)
+    parts = l2_norms([view for tensors in lists for view in layout.views(tensors)]).view(len(lists), -1)
     if layout.whole:
         return parts
     layers = torch.tensor([s.layer for s in layout.segments], device=parts.device)
-    squares = torch.zeros(len(layout.layers), dtype=torch.float64, device=parts.device)
-    return squares.index_add_(0, layers, parts.square()).sqrt()
+    squares = torch.zeros(shape, dtype=torch.float64, device=parts.device)
+    return squares.index_add_(1, layers, parts.square()).sqrt()
 
 
 def over_ranks(values: Sequence[tuple[Layout, Tensor]]) -> list[Tensor]:

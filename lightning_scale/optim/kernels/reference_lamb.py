@@ -29,7 +29,7 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:
         scale_layers(bucket.layout, update, ratio * bucket.lr)
         apply(bucket, update)
 
-    return FirstPass(torch.stack([own_norms(bucket.layout, t) for t in (bucket.weights, update)]), second)
+    return FirstPass(own_norms(bucket.layout, bucket.weights, update), second)
 
 
 def _moments_and_update(bucket: LambBucket, guard: Guard) -> list[Tensor]:

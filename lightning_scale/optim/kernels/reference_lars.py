@@ -36,7 +36,7 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass:
             step = _gradient_step(bucket, measured, ratio, guard)
         apply(bucket, zero_if_skipped(step, guard, NOTHING_TO_SUBTRACT))
 
-    return FirstPass(torch.stack([own_norms(bucket.layout, t) for t in (bucket.weights, measured)]), second)
+    return FirstPass(own_norms(bucket.layout, bucket.weights, measured), second)
 
 
 def _momentum(bucket: LarsBucket, grads: list[Tensor], guard: Guard) -> list[Tensor]:
