@@ -132,9 +132,7 @@ def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, c
     callbacks = trainer.get("callbacks") or []
     with redirect_stdout(stderr):  # what is printed here is no part of the plan
         found = rehearse(model, datamodule, callbacks, trainer, world_size, read_samples=options.activations)
-        measured = (
-            measure(found, placed.precision, placed.gpu) if options.activations else Measured({}, "not asked for")
-        )
+        measured = measure(found, placed) if options.activations else Measured({}, "not asked for")
     print(report(found, placed, machine, timing, measured, as_json=options.format == "json"))
     if options.picture:
         _draw(found, Path(options.picture))

@@ -19,7 +19,7 @@ def under(strategy: str, measured: Measured, configured: Configured) -> list[Act
     """Each stage's activations under a strategy; empty where they are left out."""
     if measured.left_out is not None:
         return []
-    return measured.by_computing[computing_of(strategy, configured.precision, configured.gpu)]
+    return measured.by_computing[computing_of(strategy, configured)]
 
 
 def largest_micro_batches(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import lightning.pytorch as L
 import torch
 
+from lightning_scale.plan.configured import Configured
 from lightning_scale.plan.director import Fed
 from lightning_scale.plan.memory import STRATEGIES, parameter_bytes
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, first_line
@@ -49,33 +50,35 @@ class Measured:
     """Why there are none."""
 
 
-def computing_of(strategy: str, precision: str, gpu: bool) -> Computing:
-    """How a strategy's layers are computed under the Trainer's precision.
+def computing_of(strategy: str, configured: Configured) -> Computing:
+    """How a strategy's layers are computed under the Trainer's precision, and FSDP2's own.
 
     Raises:
         Unknown: for a precision of its own kind.
     """
+    precision, gpu = configured.precision, configured.gpu
     low = _LOW.get(precision.split("-")[0])
     if low is None:
         raise Unknown(f"what precision {precision!r} computes in is not known here")
+    if strategy.startswith("fsdp2") and configured.param_dtype is not None:
+        return Computing(torch.bfloat16, low if precision.endswith("-mixed") else None, gpu, buffers=False)
     if strategy.startswith("zero") or not precision.endswith("-mixed"):
         own = parameter_bytes(strategy, precision) == 4
         return Computing(None if own else low, None, gpu)
     return Computing(None, low, gpu)
 
 
-def measure(found: Rehearsed, precision: str, gpu: bool) -> Measured:
+def measure(found: Rehearsed, configured: Configured) -> Measured:
     """Trace a training step of every stage as every strategy would compute it.
 
     Args:
         found: The run, its samples read.
-        precision: The Trainer's.
-        gpu: Whether it runs on GPUs.
+        configured: The precision, and whether it runs on GPUs.
     """
     traced: dict[Computing, list[Activations]] = {}
     try:
         for strategy in STRATEGIES:
-            computing = computing_of(strategy, precision, gpu)
+            computing = computing_of(strategy, configured)
             if computing not in traced:
                 traced[computing] = [_of_stage(found, fed, computing) for fed in found.fed]
     except Unknown as error:

@@ -21,20 +21,25 @@ class Traffic:
     """|w| for each all-reduce, half of it for each reduce-scatter or all-gather."""
 
 
-def traffic(strategy: str, model_bytes: float, micro_batches: int = 1) -> Traffic:
+def traffic(
+    strategy: str, gradient_bytes: float, micro_batches: int = 1, parameter_bytes: float | None = None
+) -> Traffic:
     """What one optimizer step exchanges.
 
     Args:
         strategy: One of `memory.STRATEGIES`; offload changes nothing here.
-        model_bytes: |w|, the bytes of all gradients as they are sent.
+        gradient_bytes: |w|, the bytes of all gradients as they are sent.
         micro_batches: Of each rank in the step. DDP and ZeRO-1 send gradients once a step, FSDP2, ZeRO-2 and ZeRO-3 at each
             micro-batch; FSDP2 and ZeRO-3 gather the parameters for each forward and each backward pass.
+        parameter_bytes: The bytes of all parameters as they are gathered; None: as many.
     """
     kind = strategy.removesuffix("_offload")
     if kind == "ddp":
-        return Traffic(1, model_bytes)
-    halves = {"zero1": 2, "zero2": micro_batches + 1, "zero3": 3 * micro_batches, "fsdp2": 3 * micro_batches}[kind]
-    return Traffic(halves, halves * model_bytes / 2)
+        return Traffic(1, gradient_bytes)
+    reductions = 1 if kind == "zero1" else micro_batches
+    gathers = {"zero1": 1, "zero2": 1, "zero3": 2 * micro_batches, "fsdp2": 2 * micro_batches}[kind]
+    gathered = gradient_bytes if parameter_bytes is None else parameter_bytes
+    return Traffic(reductions + gathers, (reductions * gradient_bytes + gathers * gathered) / 2)
 
 
 @dataclass(frozen=True)

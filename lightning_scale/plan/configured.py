@@ -28,6 +28,10 @@ class Configured:
     precision: str
     replicas: int = 1
     """Of FSDP2: how many copies all ranks hold together."""
+    param_dtype: str | None = None
+    """Of FSDP2: what parameters are gathered and layers computed in; None: what they are kept in."""
+    reduce_dtype: str | None = None
+    """Of FSDP2: what gradients are sent in; None: what they are computed in."""
     bucket_elements: int = BUCKET_ELEMENTS
     bucket_view: bool = True
     """Of DDP: ``gradient_as_bucket_view``, which is off unless it is written."""
@@ -52,7 +56,13 @@ def _placed(strategy: Any, precision: Any) -> Configured:
     path, options = str(strategy["class_path"]).rsplit(".", 1)[-1], strategy.get("init_args") or {}
     if path == "FSDP2Strategy":
         offload = "_offload" if options.get("offload_parameters") else ""
-        return Configured(f"fsdp2{offload}", precision, int(options.get("replicas") or 1))
+        return Configured(
+            f"fsdp2{offload}",
+            precision,
+            int(options.get("replicas") or 1),
+            options.get("param_dtype"),
+            options.get("reduce_dtype"),
+        )
     if path == "ZeROStrategy":
         offload = "_offload" if options.get("offload_optimizer") else ""
         config = options.get("config")

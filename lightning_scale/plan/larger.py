@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_scale.plan.communication import Link, seconds, steps_for, traffic
+from lightning_scale.plan.communication import Link, seconds, steps_for
 from lightning_scale.plan.configured import Configured
-from lightning_scale.plan.memory import Shapes, parameter_bytes
+from lightning_scale.plan.memory import Shapes
 from lightning_scale.plan.rehearsal import Rehearsed
+from lightning_scale.plan.step_traffic import step_traffic
 from lightning_scale.plan.text import count, size, table
 
 
@@ -38,7 +38,6 @@ def larger_batches(
         timing: The link.
     """
     strategy, ranks = configured.strategy or "ddp", found.schedule.rules.world_size
-    weights = sum(map(math.prod, shapes.trained)) * parameter_bytes(strategy, configured.precision)
     rows = []
     for fed in found.fed:
         largest = max((s for s in found.schedule.steps if s.stage == fed.stage), key=lambda step: step.batch_size)
@@ -46,7 +45,7 @@ def larger_batches(
         while fed.samples_per_epoch and (factor == 1 or factor * largest.batch_size <= fed.samples_per_epoch):
             micro_batches = factor * largest.micro_batches
             steps = steps_for(fed.samples_per_epoch, factor * largest.batch_size)
-            sent = traffic(strategy, weights, micro_batches)
+            sent = step_traffic(strategy, shapes, configured, micro_batches)
             exchange = steps * seconds(sent, ranks, timing.link) if timing is not None else None
             rows.append(
                 {

@@ -98,7 +98,7 @@ def _traffic(
 ) -> dict[str, Any]:
     """What is sent: for each strategy, with larger batches, and (with a link) on more nodes."""
     rows: dict[str, Any] = {
-        "communication": traffic_tables.communication_rows(found.schedule, held.shapes, configured.precision),
+        "communication": traffic_tables.communication_rows(found.schedule, held.shapes, configured),
         "larger_batches": larger_batches(found, held.shapes, configured, timing),
     }
     if timing is not None:

@@ -26,11 +26,14 @@ class Computing:
     autocast: torch.dtype | None = None
     gpu: bool = False
     """Attention with dropout is one operation there, and autocast has other types."""
+    buffers: bool = True
+    """Whether ``parameters`` is of buffers, too; FSDP2's ``param_dtype`` is not."""
 
     def __str__(self) -> str:
         named = self.autocast or self.parameters
         name = str(named).removeprefix("torch.") if named is not None else "the model's precision"
-        return f"autocast to {name}" if self.autocast is not None else name
+        said = f"autocast to {name}" if self.autocast is not None else name
+        return said if self.buffers else f"{said}, param_dtype"
 
 
 def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, computing: Computing) -> int:
@@ -56,7 +59,8 @@ def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, comp
         for parameter in held.values():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
-        held |= {name: _like(b, computing.parameters) for name, b in model.named_buffers()}
+        of_buffers = computing.parameters if computing.buffers else None
+        held |= {name: _like(b, of_buffers) for name, b in model.named_buffers()}
         live = LiveBytes(held.values())
         inside = {f"module.{name}": tensor for name, tensor in held.items()}
         with live, _logging_nothing(model), as_on_a_gpu(computing.gpu):

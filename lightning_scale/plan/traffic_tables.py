@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lightning_scale.plan import communication
-from lightning_scale.plan.communication import Link, Traffic, traffic
+from lightning_scale.plan.communication import Link, Traffic
 from lightning_scale.plan.configured import Configured
-from lightning_scale.plan.memory import STRATEGIES, Shapes, parameter_bytes
+from lightning_scale.plan.memory import STRATEGIES, Shapes
+from lightning_scale.plan.step_traffic import step_traffic
 from lightning_scale.plan.steps import Schedule
 from lightning_scale.plan.text import size, table
 
 
-def traffic_of(schedule: Schedule, shapes: Shapes, strategy: str, precision: str) -> list[Traffic]:
+def traffic_of(schedule: Schedule, shapes: Shapes, strategy: str, found: Configured) -> list[Traffic]:
     """What each step of a run exchanges."""
-    weights = sum(map(math.prod, shapes.trained)) * parameter_bytes(strategy, precision)
-    kinds = {m: traffic(strategy, weights, m) for m in {step.micro_batches for step in schedule.steps}}
+    kinds = {m: step_traffic(strategy, shapes, found, m) for m in {step.micro_batches for step in schedule.steps}}
     return [kinds[step.micro_batches] for step in schedule.steps]
 
 
-def communication_rows(schedule: Schedule, shapes: Shapes, precision: str) -> list[dict[str, Any]]:
+def communication_rows(schedule: Schedule, shapes: Shapes, found: Configured) -> list[dict[str, Any]]:
     """For each strategy: messages and bytes of the largest step, of an epoch (where its length is known), of the run."""
     rows = []
     epochs = schedule.epochs
     for strategy in [name for name in STRATEGIES if not name.endswith("_offload")]:
-        sent = traffic_of(schedule, shapes, strategy, precision)
+        sent = traffic_of(schedule, shapes, strategy, found)
         most = max(sent, key=lambda one: one.bytes)
         messages, volume = sum(one.messages for one in sent), sum(one.bytes for one in sent)
         rows.append(
@@ -80,9 +79,8 @@ def scaling_rows(
         ranks_per_node: Ranks on a node.
     """
     step = max(schedule.steps, key=lambda one: one.micro_batches)
-    strategy = found.strategy or "ddp"
-    weights = sum(map(math.prod, shapes.trained)) * parameter_bytes(strategy, found.precision)
-    sent, work = traffic(strategy, weights, step.micro_batches), compute * step.micro_batches
+    sent = step_traffic(found.strategy or "ddp", shapes, found, step.micro_batches)
+    work = compute * step.micro_batches
     nodes, rows = 1, []
     while nodes * ranks_per_node <= max(4 * schedule.rules.world_size, ranks_per_node):
         ranks = nodes * ranks_per_node

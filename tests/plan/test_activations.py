@@ -47,7 +47,7 @@ def rehearsed(make: Any, data: Any, callbacks: Any = (), **options: Any) -> Rehe
 def test_a_run_takes_what_was_planned(tmp_path: Path) -> None:
     """States and activations together, of a run by Lightning: its second micro-batch finds gradients of the first."""
     found = rehearsed(Bert, Loaded(16), [GradientAccumulation(32)])
-    (held,) = measure(found, "32-true", gpu=False).by_computing[Computing()]
+    (held,) = measure(found, Configured(None, "32-true", gpu=False)).by_computing[Computing()]
     states = by_strategy(shapes_of(found.model, found.optimizers[0]), found.optimizers[0], CPU, Machine(1, 1))["ddp"]
 
     def train() -> None:
@@ -59,7 +59,7 @@ def test_a_run_takes_what_was_planned(tmp_path: Path) -> None:
 
 def test_the_largest_micro_batch_is_the_largest() -> None:
     found = rehearsed(Bert, Loaded(8))
-    (held,) = measure(found, "bf16-mixed", gpu=False).by_computing[Computing(autocast=torch.bfloat16)]
+    (held,) = measure(found, Configured(None, "bf16-mixed", gpu=False)).by_computing[Computing(autocast=torch.bfloat16)]
     shapes = found.fed[0].batch
     assert isinstance(shapes, BatchShapes) and held.off < 0.01
     for room in (3 * held.bytes // 2, 40 * held.bytes):
@@ -89,7 +89,7 @@ def test_what_was_traced_is_never_denied() -> None:
     ],
 )
 def test_how_strategies_compute(strategy: str, precision: str, expected: Computing) -> None:
-    assert computing_of(strategy, precision, gpu=False) == expected
+    assert computing_of(strategy, Configured(None, precision, gpu=False)) == expected
 
 
 class Staged(Loaded):
@@ -111,7 +111,7 @@ class Staged(Loaded):
 def test_stages_and_data_that_is_not_there() -> None:
     stages = SequenceLengthStages([Stage(12, 2, 16, 8, lr=0.1), Stage(48, 2, 8, 2, lr=0.1)])
     found = rehearsed(Bert, standing_for(Staged(), 1000, None), [stages], max_steps=-1)
-    measured = measure(found, "32-true", gpu=False)
+    measured = measure(found, Configured(None, "32-true", gpu=False))
     short, long = measured.by_computing[Computing()]
     assert (short.stage, short.sequence_length, short.micro_batch_size) == (1, 12, 8)
     assert (long.stage, long.sequence_length, long.micro_batch_size) == (2, 48, 2)
@@ -162,7 +162,7 @@ class NotHere(Loaded):
     ],
 )
 def test_why_they_are_left_out(model: Any, data: Any, words: str) -> None:
-    measured = measure(rehearsed(model, data()), "32-true", gpu=False)
+    measured = measure(rehearsed(model, data()), Configured(None, "32-true", gpu=False))
     assert measured.left_out is not None and words in measured.left_out
     assert measured.by_computing == {} and largest_micro_batches({}, measured, CPU, 10**9) == {}
     text = activations_text({}, measured, CPU, 10**9)
@@ -170,7 +170,7 @@ def test_why_they_are_left_out(model: Any, data: Any, words: str) -> None:
 
 
 def test_a_precision_of_its_own_kind() -> None:
-    measured = measure(rehearsed(Bert, Loaded()), "transformer-engine", gpu=True)
+    measured = measure(rehearsed(Bert, Loaded()), Configured(None, "transformer-engine", gpu=True))
     assert measured.left_out == "what precision 'transformer-engine' computes in is not known here"
 
 

@@ -31,7 +31,7 @@ def found() -> Rehearsed:
 
 def said(configured: Configured, machine: Machine, timing: Timing | None, as_json: bool) -> str:
     run = found()
-    measured = measure(run, configured.precision, configured.gpu)
+    measured = measure(run, configured)
     return report(run, configured, machine, timing, measured, as_json=as_json)
 
 
