@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -41,8 +40,8 @@ class Run:
         """What starts it, writing into ``folder``."""
         if self.variant.alone:
             return [
-                *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self.variant.processes}"),
-                *("--master-addr=127.0.0.1", f"--master-port={_free_port()}"),
+                *(sys.executable, "-m", "torch.distributed.run"),
+                *("--standalone", f"--nproc-per-node={self.variant.processes}"),
                 *("-m", "examples.comparisons.deepspeed_alone", f"--dir={folder}", f"--seed={self.seed}"),
                 *self.variant.arguments,
                 *self.more,
@@ -138,9 +137,3 @@ def do_all(runs: Sequence[Run], cores: int, finished: Callable[[Run], object]) -
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-
-def _free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])

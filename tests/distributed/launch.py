@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from tests.processes.forks import ROOT, Forked, zygote
+from tests.processes.ports import free_port
 
 
 def work(module: str, function: str, folder: str) -> None:
@@ -38,13 +38,6 @@ def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",  # Lightning then takes ranks from the environment
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def start_ranks(module: str, function: str, folder: Path, world_size: int) -> list[Forked]:

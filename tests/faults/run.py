@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.data import ResumableBatchSampler
-from tests.distributed.launch import free_port, rank_variables
+from tests.distributed.launch import rank_variables
 from tests.launch.demo import BIN, start, start_forked
 from tests.processes.forks import Forked
+from tests.processes.ports import free_port
 
 SAMPLES = 64
 

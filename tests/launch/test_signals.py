@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import free_port, rank_variables
+from tests.distributed.launch import rank_variables
 from tests.distributed.meshes import needs_fsdp2
 from tests.launch.demo import ended, logs, same, start_forked, wait_until, weights, write_config
 from tests.processes.forks import Forked
+from tests.processes.ports import free_port
 
 pytestmark = pytest.mark.timeout(400)
 

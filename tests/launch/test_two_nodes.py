@@ -10,9 +10,9 @@ from subprocess import Popen
 
 import pytest
 
-from tests.distributed.launch import free_port
 from tests.distributed.meshes import needs_fsdp2
 from tests.launch.demo import ROOT, descendants, ended, logs, same, start, wait_until, weights, write_config
+from tests.processes.ports import free_port
 
 SCRIPT = str(ROOT / "examples/launch/torchrun.sh")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]

@@ -17,6 +17,7 @@ from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB, LAMB8bit
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.meshes import needs_fsdp2
+from tests.processes.ports import free_port
 from tests.toys import trainer
 
 
@@ -62,11 +63,7 @@ class Module(L.LightningModule):
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A process group of this process alone, for as long as a test."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     yield
     if torch.distributed.is_initialized():
