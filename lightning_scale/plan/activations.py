@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as L
 import torch
@@ -60,12 +60,13 @@ def computing_of(strategy: str, configured: Configured) -> Computing:
     low = _LOW.get(precision.split("-")[0])
     if low is None:
         raise Unknown(f"what precision {precision!r} computes in is not known here")
-    if strategy.startswith("fsdp2") and configured.param_dtype is not None:
-        return Computing(torch.bfloat16, low if precision.endswith("-mixed") else None, gpu, buffers=False)
     if strategy.startswith("zero") or not precision.endswith("-mixed"):
         own = parameter_bytes(strategy, precision) == 4
-        return Computing(None if own else low, None, gpu)
-    return Computing(None, low, gpu)
+        found = Computing(None if own else low, None, gpu)
+    else:
+        found = Computing(None, low, gpu)
+    gathered = _LOW["bf16"] if strategy.startswith("fsdp2") and configured.param_dtype is not None else None
+    return found if gathered == found.parameters else replace(found, param_dtype=gathered)
 
 
 def measure(found: Rehearsed, configured: Configured) -> Measured:

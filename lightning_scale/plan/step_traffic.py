@@ -24,5 +24,7 @@ def step_traffic(strategy: str, shapes: Shapes, found: Configured, micro_batches
     if strategy.startswith("fsdp2"):
         gathered = reduced = _BYTES.get(found.param_dtype or "", gathered)
         reduced = _BYTES.get(found.reduce_dtype or "", reduced)
-    elements = sum(map(math.prod, shapes.trained))
-    return traffic(strategy, reduced * elements, micro_batches, gathered * elements)
+    trained = sum(map(math.prod, shapes.trained))
+    # Those that are not trained are sharded, too; ZeRO-1 and 2 gather what they have stepped.
+    all_gathered = shapes.numel if strategy.startswith(("fsdp2", "zero3")) else trained
+    return traffic(strategy, reduced * trained, micro_batches, gathered * all_gathered)

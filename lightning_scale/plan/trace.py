@@ -26,14 +26,14 @@ class Computing:
     autocast: torch.dtype | None = None
     gpu: bool = False
     """Attention with dropout is one operation there, and autocast has other types."""
-    buffers: bool = True
-    """Whether ``parameters`` is of buffers, too; FSDP2's ``param_dtype`` is not."""
+    param_dtype: torch.dtype | None = None
+    """FSDP2's: of parameters and inputs, in place of ``parameters``; buffers stay as that says."""
 
     def __str__(self) -> str:
-        named = self.autocast or self.parameters
+        named = self.autocast or self.param_dtype or self.parameters
         name = str(named).removeprefix("torch.") if named is not None else "the model's precision"
         said = f"autocast to {name}" if self.autocast is not None else name
-        return said if self.buffers else f"{said}, param_dtype"
+        return f"{said}, param_dtype" if self.param_dtype is not None else said
 
 
 def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, computing: Computing) -> int:
@@ -54,17 +54,17 @@ def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, comp
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    computed = computing.param_dtype or computing.parameters
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        held = {name: _like(p, computing.parameters) for name, p in model.named_parameters()}
+        held = {name: _like(p, computed) for name, p in model.named_parameters()}
         for parameter in held.values():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
-        of_buffers = computing.parameters if computing.buffers else None
-        held |= {name: _like(b, of_buffers) for name, b in model.named_buffers()}
+        held |= {name: _like(b, computing.parameters) for name, b in model.named_buffers()}
         live = LiveBytes(held.values())
         inside = {f"module.{name}": tensor for name, tensor in held.items()}
         with live, _logging_nothing(model), as_on_a_gpu(computing.gpu):
-            batch = shapes.of(samples, computing.parameters)
+            batch = shapes.of(samples, computed)
             torch.func.functional_call(_Step(model, computing.autocast), inside, (batch,))
     return live.peak
 

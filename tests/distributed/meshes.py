@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -30,9 +31,15 @@ def own(t: Tensor) -> Tensor:
     return t.to_local() if hasattr(t, "to_local") else t
 
 
+def largest(differences: Iterable[float]) -> float:
+    """The largest, infinity where one is NaN: Python's ``max`` passes over those."""
+    return max((math.inf if math.isnan(d) else d for d in differences), default=0.0)
+
+
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest element."""
-    return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-30))
+    """The largest difference over the largest element; infinity where anything is NaN."""
+    difference = (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-30)
+    return largest([float(difference)])
 
 
 def relative_stats(ours: Any, theirs: Any) -> float:
@@ -40,7 +47,7 @@ def relative_stats(ours: Any, theirs: Any) -> float:
     found, expected = ours.layer_stats(), theirs.layer_stats()
     assert found.keys() == expected.keys()
     pairs = [pair for name in expected for pair in zip(found[name], expected[name], strict=True)]
-    return max(abs(float(a) - float(b)) / max(float(b), 1e-30) for a, b in pairs)
+    return largest(abs(float(a) - float(b)) / max(float(b), 1e-30) for a, b in pairs)
 
 
 def all_reduces(call: Callable[[], Any]) -> int:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.launch import run_ranks
-from tests.distributed.meshes import needs_fsdp2, relative, relative_stats, whole
+from tests.distributed.meshes import largest, needs_fsdp2, relative, relative_stats, whole
 from tests.distributed.sharded import groups
 from tests.toys import trainer
 
@@ -152,7 +152,11 @@ def _compare(root: Path, case: Case) -> dict[str, float]:
     module, optimizer, losses = _fit(root, case, STEPS)
     net, theirs, expected = _truth(case, STEPS)
     optimizer = getattr(optimizer, "optimizer", optimizer)
-    found = {"loss": max(abs(a - b) / b for a, b in zip(losses, expected, strict=True)), "weights": 0.0, "stats": 0.0}
+    found = {
+        "loss": largest(abs(a - b) / b for a, b in zip(losses, expected, strict=True)),
+        "weights": 0.0,
+        "stats": 0.0,
+    }
     for p, q in zip(module.net.parameters(), net.parameters(), strict=True):
         assert p.dtype == q.dtype and type(p.data).__name__ == "DTensor"
         state = optimizer.state[p]
@@ -189,7 +193,7 @@ def ranks_with_other_policies(folder: str) -> dict[str, float]:
         module, _, _ = _fit(Path(folder), CASES[name], STEPS)
         net, _, _ = _truth(replace(CASES[name], precision=CASES[without].precision, options={}), STEPS)
         pairs = zip(module.net.parameters(), net.parameters(), strict=True)
-        found[name] = max(relative(whole(p.detach()), q.detach()) for p, q in pairs)
+        found[name] = largest(relative(whole(p.detach()), q.detach()) for p, q in pairs)
     return found
 
 

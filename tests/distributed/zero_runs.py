@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler, StageData
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
-from tests.distributed.meshes import relative
+from tests.distributed.meshes import largest, relative
 from tests.distributed.sharded import groups, network
 from tests.toys import trainer
 
@@ -239,6 +239,6 @@ def worst(found: dict[str, Any], truth: dict[str, Any]) -> tuple[float, float]:
     """The largest relative differences of weights and of statistics."""
     assert found["weights"].keys() == truth["weights"].keys()
     assert found["stats"].keys() == truth["stats"].keys()
-    weights = max(relative(found["weights"][name], truth["weights"][name]) for name in truth["weights"])
+    weights = largest(relative(found["weights"][name], truth["weights"][name]) for name in truth["weights"])
     pairs = [pair for name in truth["stats"] for pair in zip(found["stats"][name], truth["stats"][name], strict=True)]
-    return weights, max((abs(a - b) / max(abs(b), 1e-30) for a, b in pairs), default=0.0)
+    return weights, largest(abs(a - b) / max(abs(b), 1e-30) for a, b in pairs)

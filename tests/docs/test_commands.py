@@ -45,6 +45,20 @@ def test_the_command_takes_what_pages_write(words: list[str], monkeypatch: pytes
     assert "trainer:" in printed.getvalue()
 
 
+@pytest.mark.parametrize("words", [words for words in OURS if "my.yaml" not in words.values[0]])
+def test_the_command_would_start(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to its first step, by `plan`, which refuses what `fit` refuses."""
+    pytest.importorskip("transformers", reason="the examples' packages are not installed")
+    if any("zero" in word for word in words):
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    monkeypatch.chdir(ROOT)
+    words = [*words[1:], "--picture=null", "--activations=false", "--samples-per-epoch=30000000"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        ScaleCLI(args=["plan", *words])
+    assert "SCHEDULE" in printed.getvalue()
+
+
 def test_make_targets_are_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     shown = {word for block in SHOWN for words in commands(block, "make") for word in words[1:2]}

@@ -85,7 +85,7 @@ def test_bfloat16_without_master_weights_is_the_rounded_step(name: str, options:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_pieces_and_what_is_stepped_together_do_not_change_a_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # In pieces of 256 each of the last three is stepped alone.
+    # In pieces of 256 the last three are stepped alone or beside the rest of the second.
     shapes: list[tuple[int, ...]] = [(150, 70), (31, 300), (13, 11), (200,), (9, 17)]
     runs = []
     for largest in (1 << 18, 1 << 10, 256):

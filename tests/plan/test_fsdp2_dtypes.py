@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.plan.activations import computing_of
 from lightning_scale.plan.configured import configured
@@ -120,10 +123,50 @@ def test_what_micro_batches_take(name: str, seen: dict[str, list[int]]) -> None:
 
 
 def test_what_is_configured() -> None:
-    assert computing_of("fsdp2", placed("bfloat16")) == Computing(torch.bfloat16, buffers=False)
+    assert computing_of("fsdp2", placed("bfloat16")) == Computing(param_dtype=torch.bfloat16)
     assert computing_of("fsdp2_offload", placed("under autocast")) == Computing(
-        torch.bfloat16, torch.bfloat16, buffers=False
+        autocast=torch.bfloat16, param_dtype=torch.bfloat16
+    )
+    true = replace(placed("bfloat16"), precision="bf16-true")
+    assert computing_of("fsdp2", true) == Computing(torch.bfloat16)  # nothing is left to cast
+    assert computing_of("fsdp2", replace(true, precision="64-true")) == Computing(
+        torch.float64, param_dtype=torch.bfloat16
     )
     assert computing_of("fsdp2", placed("averaged in bfloat16")) == Computing()
     assert computing_of("ddp", placed("bfloat16")) == Computing()  # the others do not know that option
     assert str(computing_of("fsdp2", placed("bfloat16"))) == "bfloat16, param_dtype"
+
+
+class Shifted(L.LightningModule):
+    """Inputs, a product, and a buffer that is added to it."""
+
+    data = TensorDataset(torch.randn(64, 32))
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 512)
+        self.register_buffer("shift", torch.zeros(512))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.seen = self.layer(batch[0]) + self.shift
+        return self.seen.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-true", torch.bfloat16), ("64-true", torch.float64)]
+)
+def test_buffers_stay_as_the_precision_says(precision: str, dtype: torch.dtype) -> None:
+    """As in `FSDP2Strategy`: the Trainer's precision converts the module, and ``param_dtype`` is of parameters alone."""
+    model = Shifted()
+    shapes: Any = read([DataLoader(Shifted.data, batch_size=8)])
+    peak_bytes(model, shapes, 8, computing_of("fsdp2", replace(placed("bfloat16"), precision=precision)))
+    assert model.seen.dtype == dtype
+
+
+def test_frozen_parameters_are_gathered() -> None:
+    shapes = Shapes(((10,),), frozen=990)
+    assert step_traffic("fsdp2", shapes, placed("float32"), 1).bytes == (2 * 4 * 1000 + 4 * 10) / 2
+    assert step_traffic("zero3", shapes, placed("float32"), 1).bytes == (2 * 4 * 1000 + 4 * 10) / 2
+    assert step_traffic("zero1", shapes, placed("float32"), 1).bytes == 4 * 10
+    assert step_traffic("ddp", shapes, placed("float32"), 1).bytes == 4 * 10

@@ -33,5 +33,7 @@ def unless_skipped(value: float | Tensor, skipped: float, guard: Guard, like: Te
     """``value``, or ``skipped`` on a non-finite step: a 0-d tensor where the step is tested, else ``value`` itself."""
     if guard.finite is None:
         return value
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if not isinstance(value, Tensor):  # filled there: for a copy the host would wait
+        value = torch.full((), value, dtype=like.dtype, device=like.device)
+    value = value.to(like.device, like.dtype)
     return torch.where(guard.finite.to(like.device), value, torch.full_like(value, skipped))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import layers_of_segments
 from lightning_scale.optim.kernels.memory import dense, in_memory_order
 from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.layout import Layout
@@ -31,7 +32,7 @@ def l2_norms(tensors: list[Tensor]) -> Tensor:
         return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
     # On a CPU sums in float64 take four times as long, so only where float32 is not sure.
     first = torch.promote_types(tensors[0].dtype, torch.float32)
-    norms = torch.empty(len(tensors), dtype=torch.float64)
+    norms = torch.empty(len(tensors), dtype=torch.float64, device="cpu")
     values = norms.numpy()  # the same memory: torch takes many times as long to put a few numbers in their places
     short: list[int] = []
     by_rows: list[int] = []
@@ -54,7 +55,7 @@ def l2_norms(tensors: list[Tensor]) -> Tensor:
 def _norms_by_rows(flat: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Of 1-D tensors of a row and more; between them nothing but the sums over rows, for caches are empty then."""
     counts = [-(-t.numel() // _ROW) for t in flat]
-    norms = torch.empty(sum(counts), dtype=dtype)
+    norms = torch.empty(sum(counts), dtype=dtype, device="cpu")
     for t, rows in zip(flat, torch.split(norms, counts), strict=True):
         whole = t.numel() // _ROW
         torch.linalg.vector_norm(t[: whole * _ROW].view(-1, _ROW), dim=1, dtype=dtype, out=rows[:whole])
@@ -84,7 +85,7 @@ def own_norms(layout: Layout, *lists: list[Tensor]) -> Tensor:
     parts = l2_norms([view for tensors in lists for view in layout.views(tensors)]).view(len(lists), -1)
     if layout.whole:
         return parts
-    layers = torch.tensor([s.layer for s in layout.segments], device=parts.device)
+    layers = layers_of_segments(layout, parts.device)
     squares = torch.zeros(shape, dtype=torch.float64, device=parts.device)
     return squares.index_add_(1, layers, parts.square()).sqrt()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import layers_of_segments
 from lightning_scale.optim.kernels.work import Bucket
 from lightning_scale.optim.layout import Layout
 
@@ -19,7 +20,7 @@ def _per_segment(layout: Layout, per_layer: Tensor) -> tuple[Tensor, ...]:
     """A 1-D tensor of one number a layer as one 0-d tensor a segment."""
     if layout.whole:
         return per_layer.unbind()
-    return per_layer[torch.tensor([s.layer for s in layout.segments], device=per_layer.device)].unbind()
+    return per_layer[layers_of_segments(layout, per_layer.device)].unbind()
 
 
 def add_weight_decay(bucket: Bucket, update: list[Tensor]) -> None:

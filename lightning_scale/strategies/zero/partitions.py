@@ -95,8 +95,8 @@ def insist(condition: bool, what: str) -> None:
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers; a weight may be NaN, which is no fault of DeepSpeed's."""
-    return torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    """Whether two tensors hold the same numbers; a weight may be NaN, which is no fault of DeepSpeed's."""
+    return a.shape == b.shape and (torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
 def sum_over(group: Any) -> AllReduce:

@@ -33,6 +33,9 @@ def piecewise_norms(bucket: CodedBucket, batches: Sequence[Batch], measured: Cal
     places: list[list[int]] = [[] for _ in bucket.layout.layers]
     for place, layer in enumerate(layers):
         places[layer].append(place)
-    nothing = norms.new_zeros(2)
-    whole = [torch.linalg.vector_norm(norms.t()[its], dim=0) if its else nothing for its in places]
+    # (To index by a list of the host's would make it wait for a GPU.)
+    pieces, nothing = norms.unbind(1), norms.new_zeros(2)
+    whole = [
+        torch.linalg.vector_norm(torch.stack([pieces[i] for i in its]), dim=0) if its else nothing for its in places
+    ]
     return torch.stack(whole, dim=1) if whole else norms
