@@ -57,6 +57,9 @@ class RunReport(L.Callback):
         self._seen_step = trainer.global_step
         self._sums = []
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._sums = []  # micro-batches that an epoch's end left out of any step
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:

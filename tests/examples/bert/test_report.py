@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from examples.bert import BertPretraining, RunReport, TextData
-from lightning_scale.callbacks import SequenceLengthStages, Stage
+from lightning_scale.callbacks import GradientAccumulation, SequenceLengthStages, Stage
 from lightning_scale.optim import LAMB
 from lightning_scale.schedule import StagePlan
 from tests.toys import trainer
@@ -166,6 +166,18 @@ def test_the_training_loss_weighs_micro_batches_by_their_items(
     trainer(tmp_path, [report], max_steps=3, accumulate_grad_batches=2, limit_val_batches=0).fit(module, data)
     means = [(a + 3 * b) / 4 for a, b in zip(module.losses[::2], module.losses[1::2], strict=True)]
     assert [row.train_loss for row in report.record.steps] == pytest.approx(means, rel=1e-6)
+
+
+def test_what_an_epochs_end_leaves_out_is_in_no_step(text_data: Callable[..., TextData], tmp_path: Path) -> None:
+    report, module = RunReport(), Watched()
+    data = text_data(sequence_length=16, micro_batch_size=4)
+    drop = GradientAccumulation(8, last_window="drop")
+    trainer(tmp_path, [report, drop], max_steps=5, limit_train_batches=5, limit_val_batches=0).fit(module, data)
+    assert len(module.losses) == 12  # five in each of two epochs
+    pairs = [(0, 1), (2, 3), (5, 6), (7, 8), (10, 11)]
+    means = [(module.losses[i] + module.losses[j]) / 2 for i, j in pairs]
+    assert [row.train_loss for row in report.record.steps] == pytest.approx(means, rel=1e-6)
+    assert [row.batch_size for row in report.record.steps] == [8] * 5
 
 
 class Failing(Watched):
