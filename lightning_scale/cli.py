@@ -164,7 +164,7 @@ class ScaleCLI(LightningCLI):
         """Give the model a ``configure_optimizers`` that builds what the configuration names."""
         scheduler = self._get(self.config_init, "lr_scheduler")
         interval = self._get(self.config_init, "lr_scheduler_interval")
-        if "configure_optimizers" in type(self.model).__dict__:
+        if type(self.model).configure_optimizers is not L.LightningModule.configure_optimizers:
             rank_zero_warn(
                 f"{type(self.model).__name__}.configure_optimizers is not used, for the configuration names an"
                 " optimizer: remove one of the two."

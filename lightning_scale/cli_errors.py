@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from lightning_scale.errors import two_callbacks
+
 # What a parser lists beside the real reason when a value fits none of a type's alternatives.
 _ALTERNATIVES = re.compile(
     r"^(Not a valid subclass of|Subclass types expect one of|a class path \(str\)|a dict with|a dict without"
@@ -45,7 +47,7 @@ def repeated_callback(message: str) -> str | None:
     match = re.match(r"Found more than one stateful callback of type `(\w+)`", message)
     if match is None:
         return None
-    return f"there are two {match[1]} callbacks: keep one (the files may both name it)."
+    return two_callbacks(match[1])
 
 
 def _what_was_expected(message: str) -> str:

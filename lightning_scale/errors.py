@@ -1,4 +1,4 @@
-"""The errors that a user of this package sees by name."""
+"""The errors that a user of this package sees by name, and a sentence that two places say."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ class UnsafeCheckpointError(RuntimeError):
 
 class NonfiniteGradientsError(RuntimeError):
     """Too many steps in a row had a NaN or Inf gradient; raised on all ranks at the same step."""
+
+
+def two_callbacks(kind: str) -> str:
+    """Of a `ConfigurationError`: two callbacks of a type whose state has one name."""
+    return f"there are two {kind} callbacks: keep one (the files may both name it)."

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_scale.callbacks import (
@@ -23,6 +24,7 @@ from lightning_scale.callbacks import (
     ValidateEvery,
 )
 from lightning_scale.data import ranks
+from lightning_scale.errors import ConfigurationError, two_callbacks
 from lightning_scale.plan.director import Director, Fed
 from lightning_scale.plan.elsewhere import Elsewhere
 from lightning_scale.plan.quiet import Quiet
@@ -88,6 +90,7 @@ def rehearse(
     Raises:
         ConfigurationError: where `fit` would refuse to run, or nothing says where it ends.
     """
+    _refuse_repeated(callbacks)
     heard = [callback for callback in callbacks if isinstance(callback, _HEARD)]
     director = Director(heard, read_samples)
     with TemporaryDirectory() as folder, ranks.as_if(world_size), Quiet() as said:
@@ -109,3 +112,13 @@ def rehearse(
     if any(isinstance(callback, EarlyStopping) for callback in callbacks):
         notes.append("EarlyStopping may end the run before this plan does.")
     return Rehearsed(director.schedule(tuple(notes)), model, director.optimizers, director.fed)
+
+
+def _refuse_repeated(callbacks: Sequence[L.Callback]) -> None:
+    """What a Trainer with all of the callbacks would refuse: two of one kind, with a state under one name."""
+    seen: set[str] = set()
+    for callback in callbacks:
+        if is_overridden("state_dict", instance=callback):
+            if callback.state_key in seen:
+                raise ConfigurationError(two_callbacks(type(callback).__name__))
+            seen.add(callback.state_key)

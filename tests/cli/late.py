@@ -33,6 +33,15 @@ class LateNet(L.LightningModule):
         self.rates.append(float(optimizer.param_groups[0]["lr"]))
 
 
+class OwnOptimizer(LateNet):
+    def configure_optimizers(self) -> Any:
+        raise AssertionError("the configuration names an optimizer")
+
+
+class Inherited(OwnOptimizer):
+    """Takes the optimizer from the class above."""
+
+
 class NoData(Vectors):
     """Its files are not there."""
 

@@ -77,6 +77,13 @@ def test_the_optimizer_is_built_after_the_layers_and_knows_their_names(tmp_path:
     assert cli.trainer.global_step == 3
 
 
+@pytest.mark.parametrize("kind", ["OwnOptimizer", "Inherited"])
+def test_an_optimizer_of_the_modules_own_is_said_not_to_be_used(tmp_path: Path, kind: str) -> None:
+    with pytest.warns(UserWarning, match=f"{kind}.configure_optimizers is not used"):
+        cli = fit(tmp_path, model={"class_path": f"tests.cli.late.{kind}"})
+    assert isinstance(cli.trainer.optimizers[0], LAMB)
+
+
 @pytest.mark.parametrize(("interval", "rates"), [("step", [0.01, 0.005, 0.0025]), ("epoch", [0.01, 0.01, 0.01])])
 def test_schedulers_advance_by_step_unless_told(tmp_path: Path, interval: str, rates: list[float]) -> None:
     scheduler = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}

@@ -45,6 +45,14 @@ def test_ranks_are_those_of_the_configuration_or_as_told(tmp_path: Path, capsys:
     assert "on 1 rank." in plan(tmp_path, capsys, "--world-size=1", trainer__devices=2, **stages)
 
 
+def test_what_fit_refuses_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of callbacks that have no say in steps."""
+    twice = ["lightning_scale.callbacks.ExactResume", "lightning_scale.callbacks.ExactResume"]
+    with pytest.raises(SystemExit):
+        plan(tmp_path, capsys, trainer__callbacks=twice)
+    assert "there are two ExactResume callbacks: keep one" in capsys.readouterr().err
+
+
 def test_a_picture_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     main(["plan", "--config", config(tmp_path, trainer__callbacks=[STAGED], trainer__max_steps=-1)])
