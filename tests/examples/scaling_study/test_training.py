@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.bert.tokenizer import MASK_ID
 from examples.scaling_study.recipes import RECIPES
 from examples.scaling_study.rows import Outcome
 from examples.scaling_study.tasks import TASKS
@@ -92,3 +93,9 @@ def test_bert_hides_other_pieces_in_every_pass_of_the_same_text(tmp_path: Path) 
     assert positions[3].tolist() != positions[3 + n].tolist()
     assert len(data.tuning.targets) == len(data.test.targets) == 400
     assert 0.02 < data.guess < 0.15
+    # What the study's page says of repeating what stands in the place.
+    ids, positions = data.test.inputs
+    seen, targets = ids.gather(1, positions), data.test.targets
+    counts = targets != IGNORED
+    answers = torch.where(seen == MASK_ID, targets[counts].mode().values, seen)
+    assert 0.12 < float((answers == targets)[counts].float().mean()) < 0.15  # 0.132 of Python 3.11's text
