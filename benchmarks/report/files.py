@@ -30,13 +30,14 @@ def write(report: Report, folder: Path = RESULTS) -> list[Path]:
         if not any(path.exists() for path in paths):
             break
     table, data, picture = paths
+    content = report.as_dict()
     drawn = find_spec("matplotlib") is not None
     shown = f"\n![time and state of every optimizer]({picture.name})\n" if drawn else ""
     table.write_text(markdown(report) + shown, encoding="utf-8")
-    data.write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    data.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not drawn:
         return [table, data]
     from benchmarks.report.picture import draw
 
-    draw(report.as_dict(), picture)
+    draw(content, picture)
     return [table, data, picture]

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-from benchmarks.report.result import MEASURED, WRONG
+from benchmarks.report.result import WRONG
 
 _OURS = "lightning_scale"
 _ROW = 0.2  # inches
@@ -27,7 +27,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
 def figure_of(report: Mapping[str, Any]) -> Figure:
     """Everyone's time beside the baseline's, and the state that everyone keeps."""
-    rows = [row for row in report["rows"] if row["status"] in (MEASURED, WRONG) and row["ratio"] is not None]
+    rows = [row for row in report["rows"] if row["ratio"] is not None]
     figure = Figure(figsize=(11, 1.4 + _ROW * len(rows)), layout="constrained")
     times, state = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     _times(times, rows)

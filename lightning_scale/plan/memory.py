@@ -74,8 +74,12 @@ class Shapes:
     frozen: int = 0
 
     @property
+    def trained_numel(self) -> int:
+        return sum(map(math.prod, self.trained))
+
+    @property
     def numel(self) -> int:
-        return sum(map(math.prod, self.trained)) + self.frozen
+        return self.trained_numel + self.frozen
 
 
 def parameter_bytes(strategy: str, precision: str) -> int:
@@ -113,7 +117,7 @@ def memory(
     """
     low = parameter_bytes(strategy, precision)
     if strategy == "ddp":
-        own = _elements(model)
+        own = model.trained_numel
         held = Parts(low * model.numel, low * own, sum(moments), 4 * own if master and low < 4 else 0)
         return Memory(replace(held, buckets=0 if bucket_view or ranks == 1 else low * own), Parts(), False)
     if strategy.startswith("fsdp2"):
@@ -137,7 +141,7 @@ def _fsdp2(model: Shapes, moments: Sequence[int], ranks: int, low: int, master: 
 
 def _split(model: Shapes, moments: Sequence[int], ranks: int) -> Parts:
     """What a rank keeps of its share under ZeRO; gradients are added up in float32, as the copy is."""
-    share = 4 * -(-_elements(model) // ranks)
+    share = 4 * -(-model.trained_numel // ranks)
     return Parts(0, share, -(-sum(moments) // ranks), share)
 
 
@@ -155,22 +159,20 @@ def _zero12(stage: int, model: Shapes, split: Parts, low: int, bucket: int) -> M
         return Memory(held, Parts())
     # Low precision: gradients are added up in float32 beside (DeepSpeed's BF16_Optimizer), without a bucket.
     beside = 4 if low < 4 else 0
-    return Memory(replace(held, gradients=(low + beside) * _elements(model), buckets=0 if beside else bucket), Parts())
+    return Memory(
+        replace(held, gradients=(low + beside) * model.trained_numel, buckets=0 if beside else bucket), Parts()
+    )
 
 
 def _zero12_offload(stage: int, model: Shapes, split: Parts, low: int, bucket: int) -> Memory:
     largest = low * max(map(math.prod, model.trained), default=0)  # a gradient on its way to the host, there and here
     # In float32; stage 2 keeps what it adds up apart where that is the gradients' own precision.
     added = split.gradients * (2 if stage == 2 and low == 4 else 1)
-    here = low * _elements(model) if stage == 1 else 0
+    here = low * model.trained_numel if stage == 1 else 0
     if low < 4:  # a share is added up in float32 before it goes
         here += split.gradients
     device = Parts(low * model.numel, here + largest, buckets=bucket)
     return Memory(device, replace(split, parameters=low * split.master // 4, gradients=added + largest))
-
-
-def _elements(model: Shapes) -> int:
-    return sum(map(math.prod, model.trained))
 
 
 def largest_model(found: Memory, model: Shapes, device_memory: int) -> int:

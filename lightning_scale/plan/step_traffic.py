@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from lightning_scale.plan.communication import Traffic, traffic
 from lightning_scale.plan.configured import Configured
 from lightning_scale.plan.memory import Shapes, parameter_bytes
@@ -24,7 +22,6 @@ def step_traffic(strategy: str, shapes: Shapes, found: Configured, micro_batches
     if strategy.startswith("fsdp2"):
         gathered = reduced = _BYTES.get(found.param_dtype or "", gathered)
         reduced = _BYTES.get(found.reduce_dtype or "", reduced)
-    trained = sum(map(math.prod, shapes.trained))
     # Those that are not trained are sharded, too; ZeRO-1 and 2 gather what they have stepped.
-    all_gathered = shapes.numel if strategy.startswith(("fsdp2", "zero3")) else trained
-    return traffic(strategy, reduced * trained, micro_batches, gathered * all_gathered)
+    all_gathered = shapes.numel if strategy.startswith(("fsdp2", "zero3")) else shapes.trained_numel
+    return traffic(strategy, reduced * shapes.trained_numel, micro_batches, gathered * all_gathered)

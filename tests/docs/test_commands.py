@@ -32,12 +32,21 @@ OURS = [
 ]
 
 
-@pytest.mark.parametrize("words", [words for words in OURS if "my.yaml" not in words.values[0]])
-def test_the_command_takes_what_pages_write(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def at_the_root(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the repository's folder, with the packages that the command needs."""
     pytest.importorskip("transformers", reason="the examples' packages are not installed")
     if any("zero" in word for word in words):
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     monkeypatch.chdir(ROOT)
+
+
+every_command = pytest.mark.parametrize("words", [words for words in OURS if "my.yaml" not in words.values[0]])
+
+
+@every_command
+@pytest.mark.usefixtures("at_the_root")
+def test_the_command_takes_what_pages_write(words: list[str]) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as end:
         ScaleCLI(args=[*words, "--print_config"])  # parses, prints and ends
@@ -45,13 +54,10 @@ def test_the_command_takes_what_pages_write(words: list[str], monkeypatch: pytes
     assert "trainer:" in printed.getvalue()
 
 
-@pytest.mark.parametrize("words", [words for words in OURS if "my.yaml" not in words.values[0]])
-def test_the_command_would_start(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@every_command
+@pytest.mark.usefixtures("at_the_root")
+def test_the_command_would_start(words: list[str]) -> None:
     """Up to its first step, by `plan`, which refuses what `fit` refuses."""
-    pytest.importorskip("transformers", reason="the examples' packages are not installed")
-    if any("zero" in word for word in words):
-        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    monkeypatch.chdir(ROOT)
     words = [word for word in words[1:] if not word.startswith("--ckpt_path=")]  # of the same line's first start
     words = [*words, "--picture=null", "--activations=false", "--samples-per-epoch=30000000"]
     printed = io.StringIO()
