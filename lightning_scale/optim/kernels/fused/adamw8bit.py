@@ -51,7 +51,7 @@ def _tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _step(  # type: ignore[no-untyped-def]
-    params, weights, grads, firsts, first_scales, seconds, second_scales,  # [tensors] int64: pointers
+    parameters, weights, grads, firsts, first_scales, seconds, second_scales,  # [tensors] int64: pointers
     chunks,
     corrections,  # [tensors, 4] float32
     kept_of,  # [layers] float32: 1 - lr λ
@@ -64,7 +64,7 @@ def _step(  # type: ignore[no-untyped-def]
     """w ← w·(1 - lr·λ) - lr · m̂/(√v̂ + ε). Reads 10 B an element and writes 6 (float32)."""
     if goes_on(finite, TEST):
         tensor, base, low, high, layer, at = chunk_head(chunks)
-        p_at, w_at, g_at = parameter_places(params, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
+        p_at, w_at, g_at = parameter_places(parameters, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
         m_at, m_scales = moment_places(firsts, first_scales, tensor, base, at, PLAIN, ALIGNED)
         v_at, v_scales = moment_places(seconds, second_scales, tensor, base, at, PLAIN, ALIGNED)
         factor, kept, rate = gradient_factor(clip, CLIP, UPHILL), tl.load(kept_of + layer), tl.load(lr)

@@ -20,11 +20,11 @@ def chunk_head(chunks):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def parameter_places(  # type: ignore[no-untyped-def]
-    params, weights, grads, tensor, base,
+    parameters, weights, grads, tensor, base,
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Pointers to this chunk's parameters, to what is stepped, and to gradients, from [tensors] int64."""
-    p_at = place(tl.load(params + tensor), base, PARAM, ALIGNED)
+    p_at = place(tl.load(parameters + tensor), base, PARAM, ALIGNED)
     w_at = place(tl.load(weights + tensor), base, WEIGHT, ALIGNED)
     return p_at, w_at, place(tl.load(grads + tensor), base, GRAD, ALIGNED)
 

@@ -37,13 +37,13 @@ def _measure(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _apply(  # type: ignore[no-untyped-def]
-    params, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, scale, finite,
+    parameters, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, scale, finite,
     eps,
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, TEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 2 of all chunks, backwards, for what pass 1 saw last is what the cache still holds."""
-    apply(tl.num_programs(0) - 1 - tl.program_id(0), params, weights, moments1, moments2, tensor_of, start_of, length_of,
+    apply(tl.num_programs(0) - 1 - tl.program_id(0), parameters, weights, moments1, moments2, tensor_of, start_of, length_of,
           layer_of, corrections, decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def _both(  # type: ignore[no-untyped-def]
     done,  # [layers + 1] int32, zeros: chunks of each layer that have been through pass 1; the last counts the items taken
     first, layers, chunks,
     adapts, rate, stats, scale,  # see `finish_layer`
-    params, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, finite,
+    parameters, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, finite,
     clip, partial, beta1, rest1, beta2, rest2, eps, phi_low, phi_high, low, high,
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr,
     TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr, SUM_BLOCK: tl.constexpr,
@@ -71,7 +71,7 @@ def _both(  # type: ignore[no-untyped-def]
             open_second_pass(done, layer)
     else:
         wait_for_ratio(done, tl.load(layer_of - 1 - item), first)
-        apply(-1 - item, params, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,
+        apply(-1 - item, parameters, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,
               decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def _tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _pass(  # type: ignore[no-untyped-def]
-    params, weights, grads, firsts, first_scales, seconds, second_scales,  # [tensors] int64: pointers
+    parameters, weights, grads, firsts, first_scales, seconds, second_scales,  # [tensors] int64: pointers
     chunks,
     corrections,  # [tensors, 4] float32
     decays,  # [layers] float32
@@ -84,7 +84,7 @@ def _pass(  # type: ignore[no-untyped-def]
     going = goes_on(finite, TEST)
     if going or not APPLY:
         tensor, base, low, high, layer, at = chunk_head(chunks)
-        p_at, w_at, g_at = parameter_places(params, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
+        p_at, w_at, g_at = parameter_places(parameters, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
         m_at, m_scales = moment_places(firsts, first_scales, tensor, base, at, PLAIN, ALIGNED)
         v_at, v_scales = moment_places(seconds, second_scales, tensor, base, at, PLAIN, ALIGNED)
         factor, decay = gradient_factor(clip, CLIP, UPHILL), tl.load(decays + layer)

@@ -99,7 +99,7 @@ def _step_of(  # type: ignore[no-untyped-def]
 @triton.jit
 def apply(  # type: ignore[no-untyped-def]
     chunk,
-    params, weights, moments1, moments2,
+    parameters, weights, moments1, moments2,
     tensor_of, start_of, length_of, layer_of,
     corrections, decays,
     scale,  # [layers] float32: lr · ratio
@@ -113,7 +113,7 @@ def apply(  # type: ignore[no-untyped-def]
     layer = tl.load(layer_of + chunk)
     if TEST:
         length = tl.where(tl.load(finite) != 0, length, 0)
-    p_at, w_at = address(params, tensor, start, PARAM), address(weights, tensor, start, WEIGHT)
+    p_at, w_at = address(parameters, tensor, start, PARAM), address(weights, tensor, start, WEIGHT)
     m_at, v_at = address(moments1, tensor, start, tl.float32), address(moments2, tensor, start, tl.float32)
     correction1, correction2 = tl.load(corrections + 2 * tensor), tl.load(corrections + 2 * tensor + 1)
     decay, rate = tl.load(decays + layer), tl.load(scale + layer)

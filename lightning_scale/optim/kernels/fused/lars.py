@@ -35,13 +35,13 @@ def _measure(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _apply(  # type: ignore[no-untyped-def]
-    params, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite, clip, rate, momentum,
+    parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite, clip, rate, momentum,
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
     BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
     UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 2 of all chunks, backwards, for what pass 1 saw last is what the cache still holds."""
-    apply(tl.num_programs(0) - 1 - tl.program_id(0), params, weights, grads, buffers, tensor_of, start_of, length_of,
+    apply(tl.num_programs(0) - 1 - tl.program_id(0), parameters, weights, grads, buffers, tensor_of, start_of, length_of,
           layer_of, decays, scale, finite, clip, rate, momentum, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER,
           NESTEROV, RATE_OUTSIDE, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
@@ -52,7 +52,7 @@ def _both(  # type: ignore[no-untyped-def]
     done,  # [layers + 1] int32, zeros: chunks of each layer that have been through pass 1; the last counts the items taken
     first, layers, chunks,
     adapts, stats, scale,  # see `finish_layer`
-    params, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, rate, partial,
+    parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, rate, partial,
     momentum, rest, coefficient, eps, phi_low, phi_high, low, high,
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
     BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
@@ -70,7 +70,7 @@ def _both(  # type: ignore[no-untyped-def]
             open_second_pass(done, layer)
     else:
         wait_for_ratio(done, tl.load(layer_of - 1 - item), first)
-        apply(-1 - item, params, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite,
+        apply(-1 - item, parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite,
               clip, rate, momentum, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, RATE_OUTSIDE, TEST, CLIP,
               UPHILL, BLOCK)  # fmt: skip
 

@@ -69,7 +69,7 @@ def _tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _pass(  # type: ignore[no-untyped-def]
-    params, weights, grads, buffers, buffer_scales,  # [tensors] int64: pointers
+    parameters, weights, grads, buffers, buffer_scales,  # [tensors] int64: pointers
     chunks,
     decays,  # [layers] float32
     scale,  # [layers] float32: ratio, times lr unless it stays outside the momentum; of the second pass
@@ -86,7 +86,7 @@ def _pass(  # type: ignore[no-untyped-def]
     going = goes_on(finite, TEST)
     if going or not APPLY:
         tensor, base, low, high, layer, at = chunk_head(chunks)
-        p_at, w_at, g_at = parameter_places(params, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
+        p_at, w_at, g_at = parameter_places(parameters, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
         m_at, m_scales = moment_places(buffers, buffer_scales, tensor, base, at, PLAIN, ALIGNED)
         factor, decay = gradient_factor(clip, CLIP, UPHILL), tl.load(decays + layer)
         ratio, rate = tl.load(scale + layer) if APPLY else 0.0, tl.load(lr)

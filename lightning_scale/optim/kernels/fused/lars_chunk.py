@@ -95,7 +95,7 @@ def _step_of(  # type: ignore[no-untyped-def]
 @triton.jit
 def apply(  # type: ignore[no-untyped-def]
     chunk,
-    params, weights, grads, buffers,
+    parameters, weights, grads, buffers,
     tensor_of, start_of, length_of, layer_of,
     decays,
     scale,  # [layers] float32: ratio, times the rate unless it stays outside the momentum
@@ -111,7 +111,7 @@ def apply(  # type: ignore[no-untyped-def]
     layer = tl.load(layer_of + chunk)
     if TEST:
         length = tl.where(tl.load(finite) != 0, length, 0)
-    p_at, w_at = address(params, tensor, start, PARAM), address(weights, tensor, start, WEIGHT)
+    p_at, w_at = address(parameters, tensor, start, PARAM), address(weights, tensor, start, WEIGHT)
     g_at, m_at = w_at, w_at
     if not ON_MOMENTUM:
         g_at = address(grads, tensor, start, GRAD)

@@ -49,7 +49,7 @@ def _tile(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _step(  # type: ignore[no-untyped-def]
-    params, weights, grads, buffers, buffer_scales,  # [tensors] int64: pointers
+    parameters, weights, grads, buffers, buffer_scales,  # [tensors] int64: pointers
     chunks,
     decays,  # [layers] float32
     share_of,  # [tensors] float32: how much of a gradient the momentum takes
@@ -62,7 +62,7 @@ def _step(  # type: ignore[no-untyped-def]
     """w ← w - lr · buf. Reads 9 B an element and writes 5 (float32)."""
     if goes_on(finite, TEST):
         tensor, base, low, high, layer, at = chunk_head(chunks)
-        p_at, w_at, g_at = parameter_places(params, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
+        p_at, w_at, g_at = parameter_places(parameters, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
         m_at, m_scales = moment_places(buffers, buffer_scales, tensor, base, at, PLAIN, ALIGNED)
         share = tl.load(share_of + tensor) if BUFFER else 1.0
         factor, decay, rate = gradient_factor(clip, CLIP, UPHILL), tl.load(decays + layer), tl.load(lr)
