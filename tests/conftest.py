@@ -1,20 +1,20 @@
-"""Quiet, single-threaded runs, and GPU tests that skip where there is no GPU."""
+"""Quiet, single-threaded runs on CPUs, also on machines that have a GPU; there `-m gpu` runs the tests that need one instead.
+
+A process has Triton's interpreter or its compiler, so the two kinds of tests do not share one.
+"""
 
 from __future__ import annotations
 
-import os
-
-import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: the kernels then run on CPU tensors
-
 import logging
+import os
+import re
 import warnings
 from importlib.util import find_spec
 
 import pytest
 import torch
+
+from tests.optim.kernels.stand_in import bind_interpreted_launches
 
 torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported: they then run on CPU tensors
+        if find_spec("triton") is not None:
+            bind_interpreted_launches()
     if config.getoption("--require-deepspeed") and find_spec("deepspeed") is None:
         raise pytest.UsageError("DeepSpeed is not installed, and --require-deepspeed asks for the tests of ZeRO.")
 
@@ -37,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and -m gpu: make gpu"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

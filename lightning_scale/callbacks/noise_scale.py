@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.noise import Estimate, GradientTaps, SmoothedNoise, UnitSums, estimate
 from lightning_scale.noise.taps import norm, square_of
+from lightning_scale.optim.kernels.constants import widest
 from lightning_scale.pictures import Looks, PictureAtEnd
 from lightning_scale.window import LoopAdapter
 from lightning_scale.window.conflicts import refuse_manual_optimization
@@ -154,7 +155,7 @@ class GradientNoiseScale(L.Callback):
         if trainer.world_size == 1:
             return sums, in_parts
         device = trainer.strategy.root_device
-        own = torch.tensor([*astuple(sums), float(in_parts)], dtype=torch.float64, device=device)
+        own = torch.tensor([*astuple(sums), float(in_parts)], dtype=widest(device), device=device)
         total = trainer.strategy.reduce(own, reduce_op="sum")
         assert isinstance(total, torch.Tensor)
         *values, parts = total.tolist()

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LayerRule, LayerStats
+from lightning_scale.optim.kernels.constants import widest
 from lightning_scale.optim.ratio_watch import RatioWatch
 from lightning_scale.pictures import Looks, PictureAtEnd
 
@@ -94,7 +95,7 @@ class TrustRatioMonitor(L.Callback):
         stats, rules = optimizer.layer_stats(), optimizer.layer_rules()
         if not stats:
             return
-        values = torch.stack([torch.stack(tuple(s)).double() for s in stats.values()]).tolist()
+        values = torch.stack([torch.stack(tuple(s)).to(widest(s[0].device)) for s in stats.values()]).tolist()
         table = dict(zip(stats, values, strict=True))
         sizes = {name: _step_size(*row, lr=float(rules[name].lr)) for name, row in table.items()}
         ratios = {name: ratio for name, (_, _, ratio) in table.items() if rules[name].adapts}

@@ -20,11 +20,12 @@ from lightning_scale.optim.gather import Gathered, gather
 from lightning_scale.optim.group_keys import check_group_keys
 from lightning_scale.optim.kernels.choice import check_fused, pays_to_compile, way_of
 from lightning_scale.optim.kernels.norms import guard, squares_total
+from lightning_scale.optim.kernels.two_passes import refuse_incomplete
 from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.members import Sorting, compute_dtype, refuse_unsupported
-from lightning_scale.optim.proof import triton_is_right
+from lightning_scale.optim.proof import triton_is_right, try_waiting
 from lightning_scale.optim.reset import reset_bias_correction, reset_moments
 from lightning_scale.optim.saved_moments import refuse_codes
 from lightning_scale.optim.sharding import is_sharded, local
@@ -147,7 +148,10 @@ class GuardedOptimizer(Optimizer):
 
     def _way_of(self, group: dict[str, Any], pays: Callable[[], bool], p: Tensor) -> Way:
         """How a parameter's step is taken; ``pays``: whether compiled kernels are worth their time to this optimizer."""
-        return way_of(self.fused, p, lambda: triton_is_right(self, p), lambda: self._compiles(group, p) and pays())
+        way = way_of(self.fused, p, lambda: triton_is_right(self, p), lambda: self._compiles(group, p) and pays())
+        if self.fused and way is Way.TRITON and p.device.type == "cuda":
+            try_waiting(self, p)
+        return way
 
     def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
         """Whether there is a compiled kernel for a CPU parameter's step with its group's options."""
@@ -253,6 +257,17 @@ class GuardedOptimizer(Optimizer):
         """Set first and second moments, or the momentum, to zero."""
         reset_moments(self)
 
+    def refuse_incomplete(self) -> None:
+        """Raises IncompleteStep where a Triton kernel of a step that was taken has left weights as they were. Waits for GPUs.
+
+        ``step()`` asks the same without waiting, of the steps that the device has ended by then.
+        """
+        for layout in self._sorting.layouts():
+            for device in layout.gave_up:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+            refuse_incomplete(layout)
+
     # -- torch.optim's contract ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,6 +275,7 @@ class GuardedOptimizer(Optimizer):
 
         Of sharded parameters (FSDP2) also in the first group, for torch.distributed.checkpoint keeps only these two.
         """
+        self.refuse_incomplete()
         found = {**super().state_dict(), "skipped_steps": self.skipped_steps}
         if any(is_sharded(p) for group in self.param_groups for p in group["params"]):
             found["param_groups"][0]["skipped_steps"] = int(self.skipped_steps)

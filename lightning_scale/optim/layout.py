@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -67,6 +68,18 @@ class Layout:
     def cache(self) -> dict[Any, Any]:
         """What kernels have worked out from this layout, to be used again as long as it lasts."""
         return {}
+
+    @cached_property
+    def gave_up(self) -> dict[torch.device, Tensor]:
+        """Of each device, [1] int32 in memory that the host reads and the device writes: 0, or 1 + a layer whose trust ratio a
+        kernel has waited for in vain."""
+        return {}
+
+    @cached_property
+    def captured(self) -> list[tuple[Any, list[Any] | None, Tensor]]:
+        """What CUDA graphs read of the host's numbers; they are replayed without asking whether it still exists. The key, the
+        numbers where a graph copies them at every replay, and the tensor."""
+        return []
 
     def part(self, tensor: int) -> Layout:
         """What one of the local tensors holds, as a layout of its own."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,10 +41,12 @@ class Sorting:
     Attributes:
         flat: Where the layers of flat tensors lie that a strategy has put in the parameters' place; they are members by
             themselves.
+        all_reduce: Given to the layouts of plain parameters, which then take the steps of sharded ones.
     """
 
     def __init__(self) -> None:
         self.flat: dict[Tensor, Layout] = {}
+        self.all_reduce: Callable[[Tensor], None] | None = None
         self._known: dict[int, OrderedDict[Hashable, list[Members]]] = {}
 
     def forget(self) -> None:
@@ -78,10 +80,17 @@ class Sorting:
         key = (options, tuple(names), tuple(_kind(p, master) for p, master in zip(params, masters, strict=True)))
         if key not in known:
             known[key] = self._sorted(params, names, masters, way_of)
-            if len(known) > _KEPT:
-                known.popitem(last=False)
+            forgettable = [old for old, members in known.items() if not any(m.layout.captured for m in members)]
+            if len(known) > _KEPT and forgettable:
+                del known[forgettable[0]]
         known.move_to_end(key)
         return known[key]
+
+    def layouts(self) -> Iterator[Layout]:
+        """Of all members that are kept."""
+        for kept in self._known.values():
+            for members in kept.values():
+                yield from (m.layout for m in members)
 
     def layout_of(self, p: Tensor) -> Layout:
         """Where one parameter's elements lie, without its name; or the layers of a flat tensor."""
@@ -93,7 +102,9 @@ class Sorting:
     def _layout(self, names: list[str], params: list[Tensor]) -> Layout:
         if self._is_flat(params):
             return self.flat[params[0]]
-        return sharded_layout(names, params) if is_sharded(params[0]) else whole_layout(names, params)
+        if is_sharded(params[0]):
+            return sharded_layout(names, params)
+        return replace(whole_layout(names, params), all_reduce=self.all_reduce)
 
     def _sorted(
         self, params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf

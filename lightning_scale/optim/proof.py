@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_scale.optim.kernels.work import IncompleteStep
+from lightning_scale.optim.sharding import is_sharded
 
 if TYPE_CHECKING:
     from lightning_scale.optim.guarded import GuardedOptimizer
@@ -25,21 +29,32 @@ _TOLERANCE = {torch.float32: 2.0**-15, torch.bfloat16: 2.0**-6, torch.float16: 2
 _FLIPPED = 0.01
 
 _known: dict[tuple[Any, ...], bool] = {}
+_tried: set[tuple[Any, ...]] = set()
+
+
+@dataclass(frozen=True)
+class _Where:
+    """What decides which kernels are compiled, beside the optimizer's options."""
+
+    device: torch.device
+    dtype: torch.dtype
+    gradient: torch.dtype
+    sharded: bool
 
 
 def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
     """Whether the optimizer's Triton kernels agree with its plain torch operations where ``p`` lives.
 
-    Found out once a process for each kind of optimizer, device and pair of types; if not, one warning says so.
+    Found out once a process for each kind of optimizer and of kernels; if not, one warning says so.
 
     Args:
         optimizer: Whose kind and defaults to try.
         p: A parameter with its gradient.
     """
-    gradient = p.grad.dtype if p.grad is not None else p.dtype
-    key = (_kind(optimizer), p.device, p.dtype, gradient, bool(optimizer.defaults["master_weights"]))
+    where = _where(p)
+    key = (_kind(optimizer), where, bool(optimizer.defaults["master_weights"]), _guards(optimizer))
     if key not in _known:
-        reason = _disagreement(optimizer, p.device, p.dtype, gradient)
+        reason = _disagreement(optimizer, where)
         _known[key] = reason is None
         if reason is not None:
             warnings.warn(
@@ -51,35 +66,74 @@ def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
     return _known[key]
 
 
-def _disagreement(
-    optimizer: GuardedOptimizer, device: torch.device, dtype: torch.dtype, gradient: torch.dtype
-) -> str | None:
+def _where(p: Tensor) -> _Where:
+    return _Where(p.device, p.dtype, p.grad.dtype if p.grad is not None else p.dtype, is_sharded(p))
+
+
+def _disagreement(optimizer: GuardedOptimizer, where: _Where) -> str | None:
     """What went wrong; None where nothing did."""
     try:
-        ours, theirs = (_after_some_steps(optimizer, fused, device, dtype, gradient) for fused in (True, False))
+        ours = _in_one_launch_or_two(optimizer, where)
+        theirs = after_some_steps(optimizer, False, where)
     except Exception as error:  # whatever a compiler or a driver throws, the plain operations serve
         return f"failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
     return None if all(map(_agree, ours, theirs)) else "gave another step than they should"
 
 
-def _after_some_steps(
-    optimizer: GuardedOptimizer, fused: bool, device: torch.device, dtype: torch.dtype, gradient: torch.dtype
-) -> list[Tensor]:
+def try_waiting(optimizer: GuardedOptimizer, p: Tensor) -> None:
+    """Let LAMB and LARS take two launches where ``p`` lives if waiting inside one fails there; `triton_is_right` does it, too.
+
+    Raises what the kernels raise.
+    """
+    where = _where(p)
+    if hasattr(optimizer, "layer_stats") and not where.sharded and (_kind(optimizer), where.device) not in _tried:
+        _in_one_launch_or_two(optimizer, where)
+
+
+def _in_one_launch_or_two(optimizer: GuardedOptimizer, where: _Where) -> list[Tensor]:
+    """What the Triton kernels make of the small problem, the second time in two launches if the first one did not end."""
+    _tried.add((_kind(optimizer), where.device))
+    try:
+        return after_some_steps(optimizer, True, where)
+    except IncompleteStep:
+        from lightning_scale.optim.kernels.fused.turns import one_launch_fails
+
+        one_launch_fails.add(where.device)
+        warnings.warn(
+            f"{type(optimizer).__name__} takes its two passes in two launches, which is slower: in one, the second waited for the"
+            f" first in vain on {where.device} (torch {torch.__version__}). Please report this.",
+            stacklevel=2,
+        )
+        return after_some_steps(optimizer, True, where)
+
+
+def _guards(optimizer: GuardedOptimizer) -> tuple[bool, bool]:
+    """Which of the kernels' forms are used: with the non-finite test, and with the clip."""
+    return optimizer.skip_nonfinite, optimizer.max_grad_norm is not None
+
+
+def after_some_steps(optimizer: GuardedOptimizer, fused: bool, where: _Where) -> list[Tensor]:
+    """Parameters and state of the small problem."""
     generator = torch.Generator().manual_seed(0)
 
     def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
+        return torch.randn(shape, generator=generator).to(where.device, dtype)
 
-    params = [nn.Parameter(values(shape, dtype)) for shape in _SHAPES]
+    params = [nn.Parameter(values(shape, where.dtype)) for shape in _SHAPES]
     options = {**optimizer.defaults, "lr": 0.05}
-    tried = _kind(optimizer)(params, **options, max_grad_norm=optimizer.max_grad_norm, skip_nonfinite=True, fused=fused)
+    tried = _kind(optimizer)(
+        params, **options, max_grad_norm=optimizer.max_grad_norm, skip_nonfinite=optimizer.skip_nonfinite, fused=fused
+    )
+    if where.sharded:  # other ranks add nothing
+        tried._sorting.all_reduce = lambda sums: None
     for _ in range(_STEPS):
         for p in params:
-            grad = values(tuple(p.shape), dtype).to(gradient)
-            if gradient != dtype:
-                p.grad_dtype = gradient
+            grad = values(tuple(p.shape), where.dtype).to(where.gradient)
+            if where.gradient != where.dtype:
+                p.grad_dtype = where.gradient
             p.grad = grad
         tried.step()
+    tried.refuse_incomplete()
     return [p.detach() for p in params] + [t for p in params for t in _tensors(tried.state[p])]
 
 

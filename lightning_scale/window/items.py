@@ -12,6 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lightning_scale.optim.kernels.constants import widest
+
 ITEMS_KEY = "num_items"
 """``training_step`` may return ``{"loss": mean over n items, "num_items": n}`` (masked tokens, say); else samples count."""
 
@@ -30,7 +32,7 @@ def items_of(output: Any, samples: int) -> Items:
     if isinstance(output, Mapping) and ITEMS_KEY in output:
         items = output[ITEMS_KEY]
         if isinstance(items, Tensor) and _on_accelerator(items):
-            return items.detach().reshape(()).to(torch.float32 if items.device.type == "mps" else torch.float64)
+            return items.detach().reshape(()).to(widest(items.device))
         return float(items)
     return float(samples)
 
@@ -115,7 +117,7 @@ def _sum_over_ranks(value: Items, trainer: L.Trainer) -> Items:
     if trainer.world_size == 1:
         return value
     device = trainer.strategy.root_device
-    scalar = torch.as_tensor(value, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    scalar = torch.as_tensor(value, dtype=widest(device), device=device)
     reduced = trainer.strategy.reduce(scalar, reduce_op="sum")
     assert isinstance(reduced, Tensor)
     return reduced

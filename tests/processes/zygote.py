@@ -14,11 +14,13 @@ import select
 import signal
 import socket
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 import lightning_scale.cli  # noqa: F401
+from tests.optim.kernels.stand_in import bind_interpreted_launches
 
 
 def serve(listener: socket.socket) -> dict[str, Any]:
@@ -66,6 +68,8 @@ def become(log: str, environment: dict[str, str], folder: str, command: list[str
 
 
 def main() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
+        bind_interpreted_launches()
     asked = serve(socket.socket(fileno=int(sys.argv[1])))
     become(asked["log"], asked["environment"], asked["folder"], asked["command"])
     module, name = asked["call"].split(":")

@@ -1,8 +1,10 @@
-"""Numbers of the host on the device, brought there without waiting for it."""
+"""Numbers of the host on the device, brought there without waiting for it, and the widest type that it has."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,19 +12,82 @@ from torch import Tensor
 
 from lightning_scale.optim.layout import Layout
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that have no float64."""
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """What sums and norms are computed in on a device: float64 where it has that."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def bias_correction(steps: Tensor, beta: float) -> Tensor:
+    """1 - β^t of each float32 step count t, computed in float64, or to float32's precision where a device has none."""
+    if widest(steps.device) == torch.float64:
+        return 1 - beta ** steps.double()
+    return -torch.expm1(
+        steps * (math.log(beta) if beta else -math.inf)
+    )  # 1 - β^t itself would lose what β is short of 1
+
+
+@dataclass
+class _Constant:
+    values: list[Any]
+    tensor: Tensor
+    spare: Tensor | None
+    """Host memory of the same size for a CUDA graph: none can be pinned while one is captured."""
+
 
 def constant(layout: Layout, name: str, values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers as a 1-D tensor, kept with the layout while they stay the same: read only."""
     key = (name, dtype, device)
-    known = layout.cache.get(key)
+    known: _Constant | None = layout.cache.get(key)
     values = list(values)
-    if known is None or known[0] != values:
-        tensor = torch.tensor(values, dtype=dtype)
-        # Pinned, so that the copy does not wait for the device.
-        tensor = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-        known = layout.cache[key] = (values, tensor)
-    result: Tensor = known[1]
-    return result
+    if is_capturing(device):
+        return _for_graph(layout, key, values, known)
+    if known is None or known.values != values or known.spare is None:
+        spare = known.spare if known is not None else None
+        if spare is None or len(spare) != len(values):
+            spare = torch.empty(len(values), dtype=dtype, pin_memory=device.type == "cuda")
+        source = _host_memory(values, dtype, device)
+        known = layout.cache[key] = _Constant(values, source.to(device, non_blocking=True), spare)
+    return known.tensor
+
+
+def _for_graph(
+    layout: Layout, key: tuple[str, torch.dtype, torch.device], values: list[Any], known: _Constant | None
+) -> Tensor:
+    """Numbers that a CUDA graph reads at every replay, without asking whether they still exist: kept as long as the layout.
+
+    A copy that is captured is made at every replay and not now, so its target is no tensor for steps outside of the graph.
+    """
+    _, dtype, device = key
+    if known is not None and known.values == values:
+        layout.captured.append((key, None, known.tensor))
+        return known.tensor
+    sources = [own for of, its, own in layout.captured if of == key and its == values]
+    if not sources:
+        if known is not None and known.spare is not None and len(known.spare) == len(values):
+            sources.append(known.spare.copy_(torch.tensor(values, dtype=dtype)))
+            known.spare = None
+        else:
+            sources.append(_host_memory(values, dtype, device))
+        layout.captured.append((key, values, sources[0]))
+    return sources[0].to(device, non_blocking=True)
+
+
+def _host_memory(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Pinned for a GPU, so that the copy does not wait for it."""
+    source = torch.tensor(values, dtype=dtype)
+    return source.pin_memory() if device.type == "cuda" else source
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is launched on a device now becomes part of a CUDA graph."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def layers_of_segments(layout: Layout, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.constants import layers_of_segments
+from lightning_scale.optim.kernels.constants import layers_of_segments, widest
 from lightning_scale.optim.kernels.memory import dense, in_memory_order
 from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.layout import Layout
@@ -23,13 +23,14 @@ _SMALLEST_SURE_NORM = 1e-12
 
 
 def l2_norms(tensors: list[Tensor]) -> Tensor:
-    """L2 norm of each tensor, 1-D float64: of float32 tensors right for all their values, and finite where those are.
+    """L2 norm of each tensor, 1-D float64: of float32 tensors right for all their values, and finite where those are. Float32 on
+    devices without float64, and infinite there above 1.8e19.
 
     Args:
         tensors: At least one; all of one device and floating-point dtype.
     """
     if not _may_look(tensors[0].device):
-        return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+        return torch.stack(torch._foreach_norm(tensors, 2, dtype=widest(tensors[0].device)))
     # On a CPU sums in float64 take four times as long, so only where float32 is not sure.
     first = torch.promote_types(tensors[0].dtype, torch.float32)
     norms = torch.empty(len(tensors), dtype=torch.float64, device="cpu")
@@ -81,12 +82,13 @@ def own_norms(layout: Layout, *lists: list[Tensor]) -> Tensor:
     """
     shape = len(lists), len(layout.layers)
     if not layout.segments:
-        return torch.zeros(shape, dtype=torch.float64, device=lists[0][0].device if lists[0] else None)
+        device = lists[0][0].device if lists[0] else torch.device("cpu")
+        return torch.zeros(shape, dtype=widest(device), device=device)
     parts = l2_norms([view for tensors in lists for view in layout.views(tensors)]).view(len(lists), -1)
     if layout.whole:
         return parts
     layers = layers_of_segments(layout, parts.device)
-    squares = torch.zeros(shape, dtype=torch.float64, device=parts.device)
+    squares = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
     return squares.index_add_(1, layers, parts.square()).sqrt()
 
 
@@ -160,7 +162,7 @@ def _over_all(
     whole = [total.to(device) for layout, total in sums if layout.all_reduce is None]
     for reduce in reductions:  # also where this rank's shares are all empty
         own = [total.to(device) for layout, total in sums if layout.all_reduce == reduce]
-        total = sum(own[1:], own[0]) if own else torch.zeros(2, dtype=torch.float64, device=device)
+        total = sum(own[1:], own[0]) if own else torch.zeros(2, dtype=widest(device), device=device)
         reduce(total)
         whole.append(total)
     return sum(whole[1:], whole[0])
@@ -168,11 +170,12 @@ def _over_all(
 
 def _total(grads: list[Tensor], test_finite: bool) -> Tensor:
     norms = l2_norms(grads)
-    bad = torch.zeros((), dtype=torch.float64, device=norms.device)
+    bad = torch.zeros((), dtype=norms.dtype, device=norms.device)
     if test_finite:
-        float64 = grads[0].dtype == torch.float64  # whose squares may overflow where no element does
-        tested = torch.stack(torch._foreach_norm(grads, math.inf)) if float64 else norms
-        bad = (~tested.isfinite()).sum().double()
+        wider = torch.finfo(norms.dtype).max > torch.finfo(grads[0].dtype).max
+        # Where they are not wider, squares may overflow where no element does.
+        tested = norms if wider else torch.stack(torch._foreach_norm(grads, math.inf))
+        bad = (~tested.isfinite()).sum().to(norms.dtype)
     return torch.stack([bad, norms.square().sum()])
 
 

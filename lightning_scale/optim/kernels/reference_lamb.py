@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import bias_correction
 from lightning_scale.optim.kernels.masking import (
     NOTHING_TO_SUBTRACT,
     guarded_grads,
@@ -45,8 +46,8 @@ def _moments_and_update(bucket: LambBucket, guard: Guard) -> list[Tensor]:
 
     if bucket.bias_correction:
         # A first step that is skipped has counted none: any finite correction serves, its result is not used.
-        t = torch.stack(bucket.steps).double().clamp(min=1).to(like.device)
-        correction1, correction2 = ((1 - beta**t).to(like.dtype).unbind() for beta in bucket.betas)
+        t = torch.stack(bucket.steps).to(like.device).clamp(min=1)
+        correction1, correction2 = (bias_correction(t, beta).to(like.dtype).unbind() for beta in bucket.betas)
         denominator = list(torch._foreach_div(bucket.exp_avg_sq, correction2))
         torch._foreach_sqrt_(denominator)
         torch._foreach_add_(denominator, bucket.eps)

@@ -8,7 +8,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from lightning_scale.optim.kernels.norms import over_ranks
-from lightning_scale.optim.kernels.work import FirstPass, Guard, LayerNorms, LayerwiseBucket
+from lightning_scale.optim.kernels.work import FirstPass, Guard, IncompleteStep, LayerNorms, LayerwiseBucket
+from lightning_scale.optim.layout import Layout
 
 BucketT = TypeVar("BucketT", bound=LayerwiseBucket)
 
@@ -30,7 +31,12 @@ def two_passes(
 
     Returns:
         Norms and ratios of each bucket's layers, in its compute dtype (inf where a norm itself is beyond it).
+
+    Raises:
+        IncompleteStep: see `refuse_incomplete`.
     """
+    for bucket in buckets:
+        refuse_incomplete(bucket.layout)
     # All first passes come before the collective, and all second ones after it.
     for place, bucket in enumerate(b for b in buckets if b.layout.all_reduce is not None):
         bucket.place = place
@@ -41,6 +47,18 @@ def two_passes(
         finished(bucket, p, next(norms), ratio) if isinstance(p, FirstPass) else p
         for bucket, p in zip(buckets, passes, strict=True)
     ]
+
+
+def refuse_incomplete(layout: Layout) -> None:
+    """Raises IncompleteStep where a step on this layout, as far as its device has come, has left weights as they were."""
+    for device, flag in layout.gave_up.items():
+        if number := int(flag):
+            raise IncompleteStep(
+                f"a step on {device} is incomplete: in {layout.layers[number - 1].name!r} the Triton kernel's second pass gave up"
+                " waiting for the trust ratio that the first one makes, so its weights, and perhaps others', were not moved. Go"
+                " on from the last checkpoint with fused=False, and report this with the device's name and the versions of"
+                " torch and Triton."
+            )
 
 
 def finished(

@@ -13,6 +13,10 @@ from lightning_scale.optim.kernels.way import Way
 from lightning_scale.optim.layout import Layout
 
 
+class IncompleteStep(RuntimeError):
+    """A step that has left some weights as they were; the parameters are no longer of one step."""
+
+
 @dataclass(frozen=True)
 class Guard:
     """What all gradients of a step together decide. Nothing here is on the host, so that no step waits for the device.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import bias_correction
 from lightning_scale.optim.kernels.eight_bit.batches import Batch
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.masking import unless_skipped
@@ -17,8 +18,8 @@ def corrections(bucket: CodedAdamBucket) -> Corrections | None:
     """1-β1^t and 1-β2^t of this step for each local tensor, 0-d in compute dtype, computed in float64."""
     if not bucket.bias_correction or not bucket.steps:
         return None
-    t = torch.stack(bucket.steps).to(bucket.device, torch.float64) + 1
-    first, second = ((1 - beta**t).to(bucket.compute).unbind() for beta in bucket.betas)
+    t = torch.stack(bucket.steps).to(bucket.device) + 1
+    first, second = (bias_correction(t, beta).to(bucket.compute).unbind() for beta in bucket.betas)
     return list(zip(first, second, strict=True))
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import widest
 from lightning_scale.optim.kernels.eight_bit.batches import Batch
 from lightning_scale.optim.kernels.eight_bit.work import CodedBucket
 
 
 def piecewise_norms(bucket: CodedBucket, batches: Sequence[Batch], measured: Callable[[Batch], list[Tensor]]) -> Tensor:
-    """This rank's share of ‖w‖ and of the norm of something else, [2, layers] float64.
+    """This rank's share of ‖w‖ and of the norm of something else, [2, layers] float64 (float32 on devices that have none).
 
     Sums are in float64: rounded to float32 in the end, they do not depend on how a layer is cut.
 
@@ -21,11 +22,12 @@ def piecewise_norms(bucket: CodedBucket, batches: Sequence[Batch], measured: Cal
         batches: All of its pieces.
         measured: Gives the something else of some pieces.
     """
-    found = [torch.zeros(2, 0, dtype=torch.float64, device=bucket.device)]
+    dtype = widest(bucket.device)
+    found = [torch.zeros(2, 0, dtype=dtype, device=bucket.device)]
     layers: list[int] = []  # of each piece
     for batch in batches:
         both = [*batch.weight(), *measured(batch)]
-        found.append(torch.stack(torch._foreach_norm(both, 2, dtype=torch.float64)).view(2, -1))
+        found.append(torch.stack(torch._foreach_norm(both, 2, dtype=dtype)).view(2, -1))
         layers += batch.layers
     norms = torch.cat(found, dim=1)
     if layers == list(range(len(bucket.layout.layers))):

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_scale.optim.kernels.constants import bias_correction
 from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.fused.division import ordinary_quotient, ordinary_root, quotient
 
@@ -62,6 +63,6 @@ def _any_direction(m, v, corrections, eps, BIAS: tl.constexpr):  # type: ignore[
 
 def bias_corrections(bucket: CodedAdamBucket) -> Tensor:
     """[tensors, 4] float32: 1-β1^t of this step, computed in float64, its reciprocal, and the same of β2."""
-    t = torch.stack(bucket.steps).to(bucket.device, torch.float64) + 1
-    first, second = ((1 - beta**t).float() for beta in bucket.betas)
+    t = torch.stack(bucket.steps).to(bucket.device) + 1
+    first, second = (bias_correction(t, beta).float() for beta in bucket.betas)
     return torch.stack([first, 1 / first, second, 1 / second], dim=1)

@@ -49,7 +49,7 @@ def _tile(  # type: ignore[no-untyped-def]
     write_moment(v_at, v_scales, i, rows, inside, inside_rows, v, v_bits, table, False, PLAIN, MASKED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["lr"])
 def _step(  # type: ignore[no-untyped-def]
     parameters, weights, grads, firsts, first_scales, seconds, second_scales,  # [tensors] int64: pointers
     chunks,
@@ -94,11 +94,7 @@ def adamw8bit(bucket: CodedAdamBucket, guard: Guard) -> None:
         prepared.finite,
         prepared.clip,
         *code_tables(device),
-        beta1,
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        bucket.eps,
+        *map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps)),
     )
     prepared.copy_back()
     count(bucket.steps, guard)

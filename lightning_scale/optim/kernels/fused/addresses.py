@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.constants import constant
+from lightning_scale.optim.kernels.constants import constant, is_capturing
 from lightning_scale.optim.kernels.eight_bit.work import WholeMoment
 from lightning_scale.optim.layout import Layout
 
@@ -63,7 +63,9 @@ def moment_addresses(layout: Layout, name: str, moment: WholeMoment, device: tor
             "small": [s if _coded(t) else t for t, s in zip(moment.values, moment.small, strict=True)],
         }
         tables = MomentAddresses(**{k: addresses(layout, f"{name} {k}", v, device) for k, v in parts.items()})
-        known = layout.cache[key] = (_marks(moment), tables)
+        known = (_marks(moment), tables)
+        if not is_capturing(device):
+            layout.cache[key] = known
     result: MomentAddresses = known[1]
     return result
 

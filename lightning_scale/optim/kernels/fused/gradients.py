@@ -32,7 +32,7 @@ def _look(grads, tensor_of, start_of, length_of, square, BLOCK: tl.constexpr, DT
     tl.store(square + chunk, tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _total(square, chunks, out, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """out = [sums that are not finite, Σ square], float64; one program."""
     total, bad = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)

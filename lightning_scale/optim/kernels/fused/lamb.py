@@ -18,7 +18,16 @@ from lightning_scale.optim.kernels.fused.ratio import bounds, finish_layer
 from lightning_scale.optim.kernels.fused.steps import count_steps
 from lightning_scale.optim.kernels.fused.sums import SUM_BLOCK, norms_of_layers
 from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
-from lightning_scale.optim.kernels.fused.turns import is_last, next_item, open_second_pass, wait_for_ratio
+from lightning_scale.optim.kernels.fused.turns import (
+    counters,
+    gave_up,
+    is_last,
+    looks,
+    next_item,
+    one_launch_fails,
+    open_second_pass,
+    ratio_is_known,
+)
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket, LayerNorms
 
 
@@ -47,10 +56,11 @@ def _apply(  # type: ignore[no-untyped-def]
           layer_of, corrections, decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["looks", "layers", "chunks"], do_not_specialize_on_alignment=["rate"])
 def _both(  # type: ignore[no-untyped-def]
     order,  # [2 · chunks] int32
-    done,  # [layers + 1] int32, zeros: chunks of each layer that have been through pass 1; the last counts the items taken
+    done,  # see `counters`
+    gave_up, looks,  # see `ratio_is_known`
     first, layers, chunks,
     adapts, rate, stats, scale,  # see `finish_layer`
     parameters, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, finite,
@@ -69,8 +79,7 @@ def _both(  # type: ignore[no-untyped-def]
             finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, 1.0, eps,
                          phi_low, phi_high, low, high, False, False, SUM_BLOCK)  # fmt: skip
             open_second_pass(done, layer)
-    else:
-        wait_for_ratio(done, tl.load(layer_of - 1 - item), first)
+    elif ratio_is_known(done, tl.load(layer_of - 1 - item), first, layers, looks, gave_up):
         apply(-1 - item, parameters, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,
               decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
 
@@ -78,8 +87,8 @@ def _both(  # type: ignore[no-untyped-def]
 def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
     """One LAMB step on a bucket, in place; see `reference_lamb.lamb`. All of it where no other rank has to be asked."""
     layout, device = bucket.layout, bucket.params[0].device
-    together = layout.all_reduce is not None
-    chunks = chunks_of(layout, device) if together else chunks_of(layout, device, ORDERED_CHUNK)
+    apart = layout.all_reduce is not None or device in one_launch_fails
+    chunks = chunks_of(layout, device) if apart else chunks_of(layout, device, ORDERED_CHUNK)
     finite, clip, tests = guard_arguments(guard, device)
 
     def table(name: str) -> Tensor:
@@ -90,7 +99,7 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
     partial = torch.empty(2, chunks.count, device=device)
     beta1, beta2 = bucket.betas
     moments = (table("exp_avg"), table("exp_avg_sq"))
-    numbers = (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps)
+    numbers = tuple(map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps)))
     weight, grad = triton_type(bucket.weights[0].dtype), triton_type(bucket.grads[0].dtype)
     both: dict[str, Any] = {"WEIGHT": weight, "BIAS": bucket.bias_correction, "TEST": tests["TEST"], "BLOCK": block()}
     first: dict[str, Any] = {"GRAD": grad, "CLIP": tests["CLIP"], "UPHILL": bucket.maximize}
@@ -99,14 +108,13 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
         "MASTER": bucket.params[0] is not bucket.weights[0],
     }
     params, weights, grads = table("params"), table("weights"), table("grads")
-    if not together:
+    if not apart:
         layers = len(layout.layers)
         stats, scale = torch.empty(3, layers, device=device), torch.empty(layers, device=device)
         launch(
             _both, 2 * chunks.count, order_of(layout, chunks),
-            torch.zeros(layers + 1, dtype=torch.int32, device=device),
-            chunks.first, layers, chunks.count, bucket.trust.adapt.view(torch.int8),
-            number(bucket.lr, device), stats, scale,
+            counters(layout, device), gave_up(layout, device), looks(), chunks.first, layers, chunks.count,
+            bucket.trust.adapt.view(torch.int8), number(bucket.lr, device), stats, scale,
             params, weights, grads, *moments, *chunks.columns, corrections, decays, finite, clip, partial,
             *numbers, *bounds(bucket.trust), SUM_BLOCK=SUM_BLOCK, **both, **first, **last,
         )  # fmt: skip
@@ -119,7 +127,7 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
     def second(ratio: Tensor) -> None:
         launch(
             _apply, chunks.count, params, weights, *moments, *chunks.columns, corrections, decays,
-            (ratio * bucket.lr).contiguous(), finite, bucket.eps, **both, **last,
+            (ratio * bucket.lr).contiguous(), finite, float(bucket.eps), **both, **last,
         )  # fmt: skip
 
     return FirstPass(norms_of_layers(partial, chunks), second)

@@ -115,7 +115,7 @@ def lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass:
     partial = torch.empty(prepared.chunks.count, 2, dtype=torch.float64, device=device)
 
     def run(scale: Tensor, apply: bool) -> None:
-        numbers = (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps)
+        numbers = map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps))
         prepared.launch(
             _pass,
             corrections,

@@ -17,7 +17,16 @@ from lightning_scale.optim.kernels.fused.order import ORDERED_CHUNK, order_of
 from lightning_scale.optim.kernels.fused.ratio import bounds, finish_layer
 from lightning_scale.optim.kernels.fused.sums import SUM_BLOCK, norms_of_layers
 from lightning_scale.optim.kernels.fused.table import chunks_of, pointers
-from lightning_scale.optim.kernels.fused.turns import is_last, next_item, open_second_pass, wait_for_ratio
+from lightning_scale.optim.kernels.fused.turns import (
+    counters,
+    gave_up,
+    is_last,
+    looks,
+    next_item,
+    one_launch_fails,
+    open_second_pass,
+    ratio_is_known,
+)
 from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket, LayerNorms
 
 
@@ -46,10 +55,11 @@ def _apply(  # type: ignore[no-untyped-def]
           NESTEROV, RATE_OUTSIDE, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["looks", "layers", "chunks"], do_not_specialize_on_alignment=["rate"])
 def _both(  # type: ignore[no-untyped-def]
     order,  # [2 · chunks] int32
-    done,  # [layers + 1] int32, zeros: chunks of each layer that have been through pass 1; the last counts the items taken
+    done,  # see `counters`
+    gave_up, looks,  # see `ratio_is_known`
     first, layers, chunks,
     adapts, stats, scale,  # see `finish_layer`
     parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, rate, partial,
@@ -68,8 +78,7 @@ def _both(  # type: ignore[no-untyped-def]
             finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, coefficient, eps,
                          phi_low, phi_high, low, high, not ON_MOMENTUM, RATE_OUTSIDE, SUM_BLOCK)  # fmt: skip
             open_second_pass(done, layer)
-    else:
-        wait_for_ratio(done, tl.load(layer_of - 1 - item), first)
+    elif ratio_is_known(done, tl.load(layer_of - 1 - item), first, layers, looks, gave_up):
         apply(-1 - item, parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite,
               clip, rate, momentum, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, RATE_OUTSIDE, TEST, CLIP,
               UPHILL, BLOCK)  # fmt: skip
@@ -78,8 +87,8 @@ def _both(  # type: ignore[no-untyped-def]
 def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
     """One LARS step on a bucket, in place; see `reference_lars.lars`. All of it where no other rank has to be asked."""
     layout, device = bucket.layout, bucket.params[0].device
-    together = layout.all_reduce is not None
-    chunks = chunks_of(layout, device) if together else chunks_of(layout, device, ORDERED_CHUNK)
+    apart = layout.all_reduce is not None or device in one_launch_fails
+    chunks = chunks_of(layout, device) if apart else chunks_of(layout, device, ORDERED_CHUNK)
     finite, clip, tests = guard_arguments(guard, device)
     params, weights, grads, buffers = (
         pointers(layout, name, getattr(bucket, name), device)
@@ -87,7 +96,7 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
     )
     decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
     partial = torch.empty(2, chunks.count, device=device)
-    rate = number(bucket.lr, device)
+    rate, momentum = number(bucket.lr, device), float(bucket.momentum)
     outside = not bucket.momentum_norm and not bucket.lr_in_momentum
     both: dict[str, Any] = {
         "WEIGHT": triton_type(bucket.weights[0].dtype),
@@ -104,27 +113,27 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
         "NESTEROV": bucket.nesterov,
         "RATE_OUTSIDE": outside,
     }
-    if not together:
+    if not apart:
         layers = len(layout.layers)
         stats, scale = torch.empty(3, layers, device=device), torch.empty(layers, device=device)
         launch(
             _both, 2 * chunks.count, order_of(layout, chunks),
-            torch.zeros(layers + 1, dtype=torch.int32, device=device),
-            chunks.first, layers, chunks.count, bucket.trust.adapt.view(torch.int8), stats, scale,
+            counters(layout, device), gave_up(layout, device), looks(), chunks.first, layers, chunks.count,
+            bucket.trust.adapt.view(torch.int8), stats, scale,
             params, weights, grads, buffers, *chunks.columns, decays, finite, clip, rate, partial,
-            bucket.momentum, 1 - bucket.momentum, bucket.trust_coefficient, bucket.eps, *bounds(bucket.trust),
+            momentum, 1 - momentum, float(bucket.trust_coefficient), float(bucket.eps), *bounds(bucket.trust),
             SUM_BLOCK=SUM_BLOCK, **both, **last,
         )  # fmt: skip
         return LayerNorms(*stats.unbind())
     launch(
         _measure, chunks.count, weights, grads, buffers, *chunks.columns, decays, finite, clip, partial,
-        bucket.momentum, 1 - bucket.momentum, **both,
+        momentum, 1 - momentum, **both,
     )  # fmt: skip
 
     def second(ratio: Tensor) -> None:
         launch(
             _apply, chunks.count, params, weights, grads, buffers, *chunks.columns, decays,
-            ratio if outside else (ratio * bucket.lr).contiguous(), finite, clip, rate, bucket.momentum, **both, **last,
+            ratio if outside else (ratio * bucket.lr).contiguous(), finite, clip, rate, momentum, **both, **last,
         )  # fmt: skip
 
     return FirstPass(norms_of_layers(partial, chunks), second)

@@ -67,7 +67,7 @@ def _tile(  # type: ignore[no-untyped-def]
     return sum_w, sum_n
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["lr"])
 def _pass(  # type: ignore[no-untyped-def]
     parameters, weights, grads, buffers, buffer_scales,  # [tensors] int64: pointers
     chunks,
@@ -124,8 +124,8 @@ def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
             prepared.finite,
             prepared.clip,
             *code_tables(device)[:2],
-            bucket.momentum,
-            1 - bucket.momentum,
+            float(bucket.momentum),
+            1.0 - bucket.momentum,
             ON_MOMENTUM=bucket.momentum_norm,
             BUFFER=bool(bucket.whole),
             NESTEROV=bucket.nesterov,

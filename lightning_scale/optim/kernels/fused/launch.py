@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,11 +21,18 @@ def block() -> int:
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
-    """Run a kernel in so many programs; none where there is nothing to do."""
+    """Run a kernel in so many programs; none where there is nothing to do.
+
+    It runs where its first argument, a tensor, lies, whichever device is torch's current one: Triton launches on that.
+
+    Numbers that it computes with must be ``float``: of an ``int`` like ``eps=0`` Triton would make another kernel.
+    """
     global launches
     if programs:
-        # Products and sums rounded one by one: the bits of the plain torch operations, and of the interpreter.
-        kernel[(programs,)](*args, enable_fp_fusion=False, **options)
+        device = args[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            # Products and sums rounded one by one: the bits of the plain torch operations, and of the interpreter.
+            kernel[(programs,)](*args, enable_fp_fusion=False, **options)
         launches += 1
 
 

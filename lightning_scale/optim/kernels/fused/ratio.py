@@ -49,4 +49,6 @@ def finish_layer(  # type: ignore[no-untyped-def]
 
 def bounds(trust: TrustRatio) -> tuple[float, float, float, float]:
     """φ's bounds and the ratio's, as `finish_layer` takes them: what is not bounded lies within these."""
-    return (*(trust.weight_norm_clip or (0.0, math.inf)), *(trust.clip or (0.0, math.inf)))
+    phi_low, phi_high = trust.weight_norm_clip or (0.0, math.inf)
+    low, high = trust.clip or (0.0, math.inf)
+    return float(phi_low), float(phi_high), float(low), float(high)

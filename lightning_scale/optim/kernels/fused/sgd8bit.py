@@ -47,7 +47,7 @@ def _tile(  # type: ignore[no-untyped-def]
         write_rounded(p_at, i, w, inside, PARAM, MASKED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["lr"])
 def _step(  # type: ignore[no-untyped-def]
     parameters, weights, grads, buffers, buffer_scales,  # [tensors] int64: pointers
     chunks,
@@ -90,7 +90,7 @@ def sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> None:
         prepared.finite,
         prepared.clip,
         *code_tables(device)[:2],
-        bucket.momentum,
+        float(bucket.momentum),
         BUFFER=bool(bucket.whole),
         NESTEROV=bucket.nesterov,
     )

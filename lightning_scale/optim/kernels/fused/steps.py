@@ -17,7 +17,7 @@ from lightning_scale.optim.layout import Layout
 _BLOCK = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors"])
 def _count(  # type: ignore[no-untyped-def]
     steps,  # [tensors] int64: pointers to float32
     betas,  # [2] float64

@@ -1,9 +1,45 @@
-"""How the programs of one launch take turns, and finish a layer between its two passes; see `order`."""
+"""How the programs of one launch take turns, and finish a layer between its two passes; see `order`.
+
+Pass 2 of a layer waits for its ratio. In the order of the items nothing can wait for ever; but a compiler or a device that
+breaks the order would hang a training without a word. So every wait is bounded: a program that gives up leaves its weights as
+they are and writes its layer's number into a flag in the host's memory, which the next step reads without waiting.
+"""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from lightning_scale.optim.kernels.choice import interpreted
+from lightning_scale.optim.layout import Layout
+
+# A look takes about a microsecond, and pass 1 of a layer is waited for some hundred of them.
+LOOKS = 1 << 22
+# The interpreter runs one program after the other: what is not there at the first look will never be.
+INTERPRETED_LOOKS = 2
+
+one_launch_fails: set[torch.device] = set()
+"""Devices on which waiting inside a launch was seen to fail: LAMB and LARS take two launches there."""
+
+
+def looks() -> int:
+    """How often a program looks for a ratio before it gives up."""
+    return INTERPRETED_LOOKS if interpreted() else LOOKS
+
+
+def counters(layout: Layout, device: torch.device) -> Tensor:
+    """[layers + 2] int32, zeros: chunks of each layer that have been through pass 1 (one more when its ratio is known); how many
+    items were taken; whether a program of this launch has given up."""
+    return torch.zeros(len(layout.layers) + 2, dtype=torch.int32, device=device)
+
+
+def gave_up(layout: Layout, device: torch.device) -> Tensor:
+    """`Layout.gave_up` of a device."""
+    if device not in layout.gave_up:
+        layout.gave_up[device] = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+    return layout.gave_up[device]
 
 
 @triton.jit
@@ -29,9 +65,17 @@ def open_second_pass(done, layer):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def wait_for_ratio(done, layer, first):  # type: ignore[no-untyped-def]
-    """Wait until a layer's ratio is known."""
+def ratio_is_known(done, layer, first, layers, looks, gave_up):  # type: ignore[no-untyped-def]
+    """Wait until a layer's ratio is known, and say whether it is: not where ``looks`` did not do, or another program of this
+    launch has given up."""
     chunks = tl.load(first + layer + 1) - tl.load(first + layer)
-    while tl.atomic_add(done + layer, 0, sem="acquire") <= chunks:
-        pass
+    seen = tl.atomic_add(done + layer, 0, sem="acquire")
+    left = looks
+    while (seen <= chunks) & (left > 0):
+        seen = tl.atomic_add(done + layer, 0, sem="acquire")
+        left = tl.where(tl.load(done + layers + 1, volatile=True) != 0, 0, left - 1)
+    if seen <= chunks:
+        tl.store(done + layers + 1, 1)
+        tl.store(gave_up, layer + 1)
     tl.debug_barrier()
+    return seen > chunks

@@ -1,0 +1,167 @@
+"""Every launch that a test makes through the interpreter goes through Triton's own binder, too; what that refuses fails.
+
+And what the small problem has compiled that every optimizer tries first is what training then runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from lightning_scale import optim
+from lightning_scale.optim import proof
+from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.kernels import fused
+from tests.optim.fused_kernels import module_of
+from tests.optim.kernels import stand_in
+from tests.optim.kernels.variants import OPTIMIZERS, Variant, parameters, take_step
+
+each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+@each_optimizer
+@pytest.mark.parametrize("sharded", [False, True])
+def test_every_launch_is_bound(name: str, sharded: bool) -> None:
+    from lightning_scale.optim.kernels.fused import launch
+
+    bound, launched = stand_in.bound, launch.launches
+    take_step(Variant(name, sharded=sharded))
+    assert stand_in.bound - bound == launch.launches - launched > 2
+
+
+def changed(name: str, change: Callable[[str], str], folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let an optimizer launch kernels whose file has been changed."""
+    path = Path(fused.__path__[0]) / f"{name.lower()}.py"
+    source = path.read_text()
+    mutant = change(source)
+    assert mutant != source
+    patch.setattr(f"{fused.__name__}.{name.lower()}.{name.lower()}", getattr(module_of(mutant, folder), name.lower()))
+
+
+@each_optimizer
+def test_an_argument_called_params_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's binder has a variable of that name from 3.3 on: no kernel with such an argument was ever launched on a GPU."""
+
+    def renamed(source: str) -> str:
+        kernels = re.split(r"(?m)^(?=@triton\.jit|def )", source)
+        return "".join(
+            re.sub(r"\bparameters\b", "params", part)
+            if part.startswith("@triton.jit") or kernels[i - 1].startswith("@triton.jit")
+            else part
+            for i, part in enumerate(kernels)
+        )
+
+    changed(name, renamed, tmp_path, monkeypatch)
+    with pytest.raises(TypeError, match="failed to specialize argument of type: dict"):
+        take_step(Variant(name))
+
+
+def a_number_of_numpy(args: list[Any], options: dict[str, Any]) -> None:
+    place = next(i for i, value in enumerate(args) if isinstance(value, float))
+    args[place] = np.array(args[place])
+
+
+def one_too_few(args: list[Any], options: dict[str, Any]) -> None:
+    args.pop()
+
+
+def one_too_many(args: list[Any], options: dict[str, Any]) -> None:
+    args.append(1.0)
+
+
+def an_unknown_option(args: list[Any], options: dict[str, Any]) -> None:
+    options["TURNED"] = True
+
+
+@each_optimizer
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (
+            a_number_of_numpy,
+            "failed to specialize argument of type: ndarray|Unsupported type",
+        ),  # the interpreter takes it
+        (one_too_few, "missing 1 required positional argument"),
+        (one_too_many, "takes .* positional arguments? but|got multiple values for argument"),
+        (an_unknown_option, "Keyword argument TURNED was specified but unrecognised"),  # the interpreter leaves it out
+    ],
+)
+def test_a_launch_whose_arguments_do_not_fit_is_refused(
+    name: str, sharded: bool, change: Callable[..., None], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_scale.optim.kernels.fused import launch
+
+    def changed_launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
+        own = list(args)
+        change(own, options)
+        launch.launch(kernel, programs, *own, **options)
+
+    monkeypatch.setattr(f"{fused.__name__}.{'coded_launch' if '8bit' in name else name.lower()}.launch", changed_launch)
+    bound = stand_in.bound
+    with pytest.raises((TypeError, KeyError), match=error):
+        take_step(Variant(name, sharded=sharded))
+    assert (
+        stand_in.bound - bound <= 3
+    )  # refused at the optimizer's own first launch, not by what the interpreter made of it
+
+
+MODELS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "one tensor": ((200, 211),),
+    "one scalar": ((),),
+    "sixteen of each": tuple([(64, 64), (16,)] * 16),
+    "seventeen": tuple([(65, 64)] * 17),
+    "many chunks": ((16 * 4096,), (3 * 4096 + 5,)),
+    "small ones": tuple([(3, 5)] * 32),
+}
+
+
+def compiled_so_far() -> dict[str, int]:
+    return {
+        launcher.kernel.fn.__qualname__ + launcher.kernel.module: len(launcher.specialized)
+        for launcher in stand_in.launchers()
+    }
+
+
+WHOLE_NUMBERS: dict[str, dict[str, Any]] = {
+    "LAMB": {"eps": 0, "weight_decay": 0, "betas": (0, 0.9), "weight_norm_clip": (0, 10), "trust_ratio_clip": (0, 1)},
+    "LARS": {"eps": 0, "trust_coefficient": 1, "weight_norm_clip": (0, 10)},
+    "LAMB8bit": {"eps": 0, "weight_decay": 0, "betas": (0, 0.9), "weight_norm_clip": (0, 10)},
+    "LARS8bit": {"eps": 0, "trust_coefficient": 1},
+    "AdamW8bit": {"eps": 1, "weight_decay": 0, "betas": (0, 0.9)},
+    "SGD8bit": {"weight_decay": 1},
+}
+
+
+@each_optimizer
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("masters", "clip", "test"), [(False, False, True), (True, True, True), (False, True, False)])
+def test_training_compiles_nothing_that_the_small_problem_has_not(
+    name: str, masters: bool, clip: bool, test: bool, sharded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tensors and chunks there are; a count of one or of a multiple of sixteen is no constant of the kernel."""
+    monkeypatch.setattr(
+        GuardedOptimizer, "_counted", lambda self, result: result
+    )  # as on a GPU, where the host does not look
+    variant = Variant(name, masters, test, clip, sharded)
+    p = parameters(variant)[0]
+    optimizer = getattr(optim, name)([p], **variant.options())
+    with stand_in.bound_only():
+        proof.after_some_steps(optimizer, True, replace(proof._where(p), sharded=sharded))
+        before = compiled_so_far()
+        for shapes in MODELS.values():
+            take_step(replace(variant, shapes=shapes), steps=2)
+        lr = torch.tensor([0.0, 0.1])[1]  # at an address that is no multiple of 16
+        trained = parameters(variant)
+        getattr(optim, name)(trained, **{**variant.options(), "lr": lr}).step()
+        getattr(optim, name)(trained, **{**variant.options(), "lr": 1, **WHOLE_NUMBERS[name]}).step()
+    assert compiled_so_far() == before

@@ -1,0 +1,134 @@
+"""The forms of every kernel that real training launches, as steps on small CPU tensors that launch them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+OPTIMIZERS = ("LAMB", "LARS", "LAMB8bit", "LARS8bit", "AdamW8bit", "SGD8bit")
+OWN_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "LAMB": {"uncorrected": {"bias_correction": False}, "uphill": {"maximize": True}},
+    "LARS": {
+        "momentum": {"trust_norm": "momentum"},
+        "nesterov": {"nesterov": True, "lr_in_momentum": False},
+        "memoryless": {"momentum": 0.0},
+    },
+    "LAMB8bit": {"uncorrected": {"bias_correction": False}},
+    "LARS8bit": {"momentum": {"trust_norm": "momentum"}, "nesterov": {"nesterov": True, "lr_in_momentum": False}},
+    "AdamW8bit": {"uphill": {"maximize": True}},
+    "SGD8bit": {"nesterov": {"nesterov": True}, "memoryless": {"momentum": 0.0}},
+}
+"""Options that are compile-time constants of the kernels, beside those of a `Variant`."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of an optimizer's step.
+
+    Args:
+        optimizer: Its class's name.
+        masters: bfloat16 parameters with float32 masters; else float32 parameters.
+        test: The test for NaN and Inf.
+        clip: ``max_grad_norm``.
+        sharded: Other ranks have a share of every layer.
+        own: One of `OWN_OPTIONS`, or nothing.
+        aligned: Whether tensors begin where vectors can be read.
+    """
+
+    optimizer: str
+    masters: bool = False
+    test: bool = True
+    clip: bool = False
+    sharded: bool = False
+    own: str = ""
+    aligned: bool = True
+    shapes: tuple[tuple[int, ...], ...] = field(default=((64, 128), (33,)), compare=False)
+
+    @property
+    def name(self) -> str:
+        said = {
+            "bf16-master": self.masters,
+            "no test": not self.test,
+            "clip": self.clip,
+            "sharded": self.sharded,
+            "unaligned": not self.aligned,
+            self.own: bool(self.own),
+        }
+        return ", ".join([self.optimizer, *(word for word, holds in said.items() if holds)])
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "lr": 0.1,
+            "weight_decay": 0.01,
+            "master_weights": self.masters,
+            "max_grad_norm": 1.0 if self.clip else None,
+            "skip_nonfinite": self.test,
+            "fused": True,
+            **(OWN_OPTIONS[self.optimizer][self.own] if self.own else {}),
+        }
+
+
+def usual() -> Iterator[Variant]:
+    """Every pair of choices of dtype, test, clip and sharding, for each optimizer."""
+    for optimizer, (masters, test, clip), sharded in product(
+        OPTIMIZERS,
+        [(False, True, False), (False, False, True), (True, True, True), (True, False, False)],
+        (False, True),
+    ):
+        yield Variant(optimizer, masters, test, clip, sharded)
+
+
+def every() -> Iterator[Variant]:
+    """All of them together, with the options of each optimizer, and where nothing is aligned."""
+    for optimizer in OPTIMIZERS:
+        for masters, test, clip, sharded in product((False, True), repeat=4):
+            for own in ("", *OWN_OPTIONS[optimizer]):
+                yield Variant(optimizer, masters, test, clip, sharded, own)
+        yield Variant(optimizer, aligned=False)
+
+
+def parameters(variant: Variant) -> list[nn.Parameter]:
+    """With gradients."""
+    dtype = torch.bfloat16 if variant.masters else torch.float32
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(shape: tuple[int, ...]) -> torch.Tensor:
+        if variant.aligned:
+            return torch.randn(shape, generator=generator).to(dtype)
+        count = torch.Size(shape).numel()
+        return torch.randn(count + 1, generator=generator).to(dtype)[1:].view(shape)
+
+    found = [nn.Parameter(numbers(shape)) for shape in variant.shapes]
+    for p in found:
+        p.grad = numbers(tuple(p.shape))
+    return found
+
+
+def take_step(variant: Variant, steps: int = 1) -> Any:
+    """The optimizer, which has taken so many steps as on a GPU: the host does not look whether gradients are finite."""
+    from lightning_scale import optim
+    from lightning_scale.optim import members
+    from lightning_scale.optim.kernels.work import Guard
+
+    whole = members.whole_layout
+    with pytest.MonkeyPatch.context() as patch:
+        if variant.sharded:
+            patch.setattr(members, "whole_layout", lambda *of: replace(whole(*of), all_reduce=lambda sums: None))
+        optimizer = getattr(optim, variant.optimizer)(parameters(variant), **variant.options())
+        decide = type(optimizer)._decide
+
+        def decided(self: Any, gathered: Any) -> Guard:
+            decide(self, gathered)
+            finite = torch.ones((), dtype=torch.bool) if variant.test else None
+            return Guard(finite, torch.ones(()) if variant.clip else None)
+
+        patch.setattr(type(optimizer), "_decide", decided)
+        for _ in range(steps):
+            optimizer.step()
+    return optimizer
