@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 
-.PHONY: demo study comparisons test test-slow test-oldest faults lint types bench docs clean
+.PHONY: demo study comparisons test test-slow test-oldest faults lint types bench gpu kernels triton-versions docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,10 +18,12 @@ help:
 	@echo "make study  accuracy against the batch for six optimizers: under half an hour on two cores; goes on after a stop"
 	@echo "make comparisons  BERT with and without the second warmup, a batch that grows, 8-bit moments, ZeRO-2, cut batches, a kill"
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
-	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint, every option of ZeRO at every stage"
+	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint, all of ZeRO's options, all forms of kernels"
 	@echo "make test-oldest   make test with the oldest torch, Lightning and other packages that are allowed; PYTHON=python3.10"
 	@echo "make faults   a training killed 20 times under each strategy, and every other fault: an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
+	@echo "make gpu    on a GPU, by the machine's own Python: its tests, steps, benchmarks, constants: 8 minutes; GPU=... adds options"
+	@echo "make kernels  what the compilers of three versions of Triton make of the kernels, as a table: ten minutes, no GPU"
 	@echo "make docs   these pages and the API reference as HTML, in build/docs; a broken link is an error"
 	@echo "make lint   ruff;  make types   mypy;  make clean   remove the environment and what runs wrote"
 
@@ -62,7 +64,7 @@ test: $(VENV)/.dev $(VENV)/.deepspeed
 	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults" $(addprefix --ignore=,$(PROCESSES)) $(TEST)
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not faults" $(PROCESSES) $(TEST)
 
-test-slow: $(VENV)/.dev $(VENV)/.deepspeed
+test-slow: $(VENV)/.dev $(VENV)/.deepspeed triton-versions
 	$(PYTEST) -m slow $(TEST)
 
 # Several GB: torch 2.6 for CPUs alone is not on PyPI. PYTHON must be 3.10 or 3.11, for which numpy 1.25 was built.
@@ -76,6 +78,21 @@ faults: $(VENV)/.dev $(VENV)/.deepspeed
 # Without a GPU the parameters of the set "cpu", on two threads; with one, BERT-large's.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.optimizers $(BENCH)
+
+# By the Python that has the machine's torch and Triton: nothing is installed. GPU=--rehearse does the same on a CPU.
+GPU_PYTHON ?= python3
+gpu:
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu $(GPU)
+
+# The oldest Triton that is allowed and the one that torch 2.11 brings, beside the one in the environment.
+$(VENV)/triton-%: | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.new triton==$*
+	@mv $@.new $@
+
+triton-versions: $(VENV)/triton-3.2.0 $(VENV)/triton-3.6.0
+
+kernels: triton-versions
+	$(BIN)/python -m tests.optim.kernels.table
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -q -b html -c docs . build/docs

@@ -21,6 +21,7 @@ from benchmarks.measure.race import Lane, Results, race, warm_up
 from benchmarks.measure.spread import Spread, ratios, spread
 from benchmarks.measure.stopwatch import Stopwatch, stopwatch_for
 from benchmarks.parameter_sets import SETS
+from benchmarks.parameter_sets.filled import filled
 from benchmarks.report.result import Report, Row
 from benchmarks.report.targets import compare
 from benchmarks.settings import Settings
@@ -47,8 +48,9 @@ def run(
     chosen = _chosen(everyone() if contestants is None else contestants, settings.only)
     with _threads(settings.threads):
         where = environment(device, [c.package for c in everyone()])
-        parameters = _parameters(settings, settings.torch_dtype)
-        plain = parameters if settings.torch_dtype == torch.float32 else _parameters(settings, torch.float32)
+        shapes, dtype = SETS[settings.parameters], settings.torch_dtype
+        parameters = filled(shapes, device, dtype)
+        plain = parameters if dtype == torch.float32 else filled(shapes, device, torch.float32)
         before = _Before(settings)
 
         entrants: list[Entrant] = []
@@ -113,20 +115,6 @@ def _timed(row: Row, results: Results, copied: Spread, elements: int) -> Row:
 
 def _seconds(results: Results, name: str) -> list[float | None]:
     return [None if sample is None else sample.seconds for sample in results[name]]
-
-
-def _parameters(settings: Settings, dtype: torch.dtype) -> list[nn.Parameter]:
-    """Random ones of the set, with gradients: never zeros, which are quicker than numbers."""
-    device = torch.device(settings.device)
-    random = torch.Generator(device).manual_seed(0)
-
-    def numbers(shape: tuple[int, ...], scale: float) -> torch.Tensor:
-        return (scale * torch.randn(shape, generator=random, device=device)).to(dtype)
-
-    parameters = [nn.Parameter(numbers(shape, 0.02)) for shape in SETS[settings.parameters]]
-    for p in parameters:
-        p.grad = numbers(tuple(p.shape), 1e-3)
-    return parameters
 
 
 class _Before:

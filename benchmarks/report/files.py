@@ -14,6 +14,11 @@ from benchmarks.report.table import markdown
 RESULTS = Path(__file__).parents[1] / "results"
 
 
+def slug(text: str) -> str:
+    """A text in small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def write(report: Report, folder: Path = RESULTS) -> list[Path]:
     """Write ``<date>-<device>.md``, ``.json`` and, with matplotlib, ``.png``, with a number behind where there are such files.
 
@@ -21,9 +26,8 @@ def write(report: Report, folder: Path = RESULTS) -> list[Path]:
         The paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    device = report.environment["device"]
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{report.environment['device_type']}-{device}".lower()).strip("-")
-    stem = f"{report.date[:10]}-{slug}"
+    device = slug("{device_type} {device}".format(**report.environment))
+    stem = f"{report.date[:10]}-{device}"
     for number in count(1):
         name = stem if number == 1 else f"{stem}-{number}"
         paths = [folder / f"{name}{kind}" for kind in (".md", ".json", ".png")]
