@@ -104,7 +104,8 @@ class Sorting:
             return self.flat[params[0]]
         if is_sharded(params[0]):
             return sharded_layout(names, params)
-        return replace(whole_layout(names, params), all_reduce=self.all_reduce)
+        layout = whole_layout(names, params)
+        return layout if self.all_reduce is None else replace(layout, all_reduce=self.all_reduce)
 
     def _sorted(
         self, params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf

@@ -60,20 +60,47 @@ def compiled(variants: Iterable[Variant], capability: int, instructions: bool = 
 
 
 def look(kernel: Any, instructions: bool) -> dict[str, Any]:
-    """Registers, bytes of stack, local and shared memory, PTX instructions counted; and machine instructions of `vector_loops`,
-    which takes half a second."""
+    """Registers, bytes of stack, local and shared memory, PTX instructions counted; and `turns`, which takes half a second."""
     kinds = re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]*)", re.sub(r"//.*", "", kernel.asm["ptx"]), re.M)
     usage = _tool("cuobjdump", kernel, "-res-usage")
     numbers = {key.lower(): int(n) for key, n in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
-    loops = [loop.total() for loop in vector_loops(_tool("nvdisasm", kernel, "-c"))] if instructions else []
+    loops = turns(kernel.asm["ptx"], _tool("nvdisasm", kernel, "-c")) if instructions else []
     ptx = Counter(k for k in kinds if k.split(".")[0] in ("ld", "st", "fma", "div", "sqrt", "bar"))
     return {**numbers, "ptx": ptx, "warps": kernel.metadata.num_warps, "loops": loops}
+
+
+def turns(ptx: str, sass: str) -> list[float]:
+    """Machine instructions that one turn of each loop takes which reads 16 bytes at a time, in the order of the code.
+
+    The assembler unrolls some loops: of the machine's it then makes one of several turns, with so many times the loads.
+    """
+    found = vector_loops(sass)
+    if sum(loop["LDG.128"] for loop in found) == _wide_loads(ptx):
+        return [loop.total() for loop in found]
+    loads = [number for loop in _ptx_loops(ptx) if (number := _wide_loads(loop))]
+    assert len(loads) == len(found), (loads, found)
+    return [loop.total() / (loop["LDG.128"] / number) for number, loop in zip(loads, found, strict=True)]
+
+
+def _wide_loads(ptx: str) -> int:
+    return len(re.findall(r"ld\.global\S*\.v4\.b32", ptx))
+
+
+def _ptx_loops(ptx: str) -> list[str]:
+    """The text of the loops that have no other in them."""
+    lines = ptx.splitlines()
+    labels = {line.partition(":")[0].strip(): i for i, line in enumerate(lines) if re.match(r"\s*\$L__BB\w+:", line)}
+    branches = [(i, found[1]) for i, line in enumerate(lines) if (found := re.search(r"\bbra\S*\s+(\$L__BB\w+)", line))]
+    backs = sorted((labels[label], i) for i, label in branches if labels[label] < i)
+    return [
+        "\n".join(lines[a:b]) for a, b in backs if not any((c, d) != (a, b) and c >= a and d <= b for c, d in backs)
+    ]
 
 
 def vector_loops(sass: str) -> list[Counter[str]]:
     """Machine instructions of the shortest way through each loop that reads 16 bytes at a time, in the order of the code.
 
-    The shortest way is that of whole tiles with numbers of ordinary size.
+    The shortest way is that of whole tiles with numbers of ordinary size. Loads of 16 bytes are counted apart.
     """
     code: list[tuple[str, str, str]] = []  # predicate, operation, what follows
     labels: dict[str, int] = {}
@@ -93,8 +120,10 @@ def vector_loops(sass: str) -> list[Counter[str]]:
         if any((f, x) != (first, last) and f >= first and x <= last for f, x in backs):
             continue  # another loop lies within
         way = _shortest_way(code, target, first, last)
-        if any(code[i][1].startswith("LDG") and ".128" in code[i][1] for i in way):
-            loops.append(Counter(code[i][1].split(".")[0] for i in way))
+        operations = [code[i][1] for i in way]
+        wide = ["LDG.128" if o.startswith("LDG") and ".128" in o else o.split(".")[0] for o in operations]
+        if "LDG.128" in wide:
+            loops.append(Counter(wide))
     return loops
 
 

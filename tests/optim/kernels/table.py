@@ -1,7 +1,7 @@
 """What the compiler makes of the kernels, as a table that is committed, so that a worse compile is seen in a diff.
 
 ``python -m tests.optim.kernels.table`` compiles all forms that training usually launches, for sm_80 and sm_90, by every version
-of Triton that is found (`make triton-versions` installs the others beside the environment), and writes `compiled.md`.
+of Triton that is found (`make triton-versions` installs the others beside the environment), and writes a page.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-TABLE = Path(__file__).with_name("compiled.md")
+TABLE = ROOT / "benchmarks" / "results" / "compiled-kernels.md"
 CAPABILITIES = (80, 90)
 THREADS_OF_A_WARP = 32
 OTHER_VERSIONS = ("3.2.0", "3.6.0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -113,14 +113,12 @@ def parameters(variant: Variant) -> list[nn.Parameter]:
 def take_step(variant: Variant, steps: int = 1) -> Any:
     """The optimizer, which has taken so many steps as on a GPU: the host does not look whether gradients are finite."""
     from lightning_scale import optim
-    from lightning_scale.optim import members
     from lightning_scale.optim.kernels.work import Guard
 
-    whole = members.whole_layout
     with pytest.MonkeyPatch.context() as patch:
-        if variant.sharded:
-            patch.setattr(members, "whole_layout", lambda *of: replace(whole(*of), all_reduce=lambda sums: None))
         optimizer = getattr(optim, variant.optimizer)(parameters(variant), **variant.options())
+        if variant.sharded:
+            optimizer._sorting.all_reduce = lambda sums: None
         decide = type(optimizer)._decide
 
         def decided(self: Any, gathered: Any) -> Guard:

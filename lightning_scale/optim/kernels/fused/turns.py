@@ -73,7 +73,9 @@ def ratio_is_known(done, layer, first, layers, looks, gave_up):  # type: ignore[
     left = looks
     while (seen <= chunks) & (left > 0):
         seen = tl.atomic_add(done + layer, 0, sem="acquire")
-        left = tl.where(tl.load(done + layers + 1, volatile=True) != 0, 0, left - 1)
+        # By an atomic operation, whose result all threads of a program share: of a load each could see another number, and they
+        # would not leave the loop together.
+        left = tl.where(tl.atomic_add(done + layers + 1, 0, sem="relaxed") != 0, 0, left - 1)
     if seen <= chunks:
         tl.store(done + layers + 1, 1)
         tl.store(gave_up, layer + 1)
