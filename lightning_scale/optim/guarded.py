@@ -46,6 +46,8 @@ class GuardedOptimizer(Optimizer):
     """Options that a group may have and the constructor does not."""
     _pickled: ClassVar[tuple[str, ...]] = ("max_grad_norm", "skip_nonfinite", "fused", "skipped_steps")
     """Attributes beside torch's that a copy has too."""
+    _waits: ClassVar[bool] = False
+    """Whether its Triton kernels wait for one another inside a launch."""
     _converts: ClassVar[bool] = True
     """Whether kernels get weights and gradients in compute dtype; ``False``: as they are, to be converted in pieces."""
 
@@ -65,7 +67,7 @@ class GuardedOptimizer(Optimizer):
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = skip_nonfinite
         self.fused = fused
-        self.skipped_steps = torch.zeros((), dtype=torch.int64)
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device="cpu")
         self._sorting = Sorting()
         self._decided: list[Guard | None] = []  # by `decide`, for all calls of a step
         self._lost_layouts = False  # of flat tensors: a copy has others, which say nothing of layers
@@ -119,9 +121,14 @@ class GuardedOptimizer(Optimizer):
 
         Args:
             closure: Evaluates the model anew and returns the loss.
+
+        Raises:
+            IncompleteStep: see `refuse_incomplete`.
         """
         loss = None
         self._check_layouts()
+        for layout in self._sorting.layouts():
+            refuse_incomplete(layout)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -260,7 +267,7 @@ class GuardedOptimizer(Optimizer):
     def refuse_incomplete(self) -> None:
         """Raises IncompleteStep where a Triton kernel of a step that was taken has left weights as they were. Waits for GPUs.
 
-        ``step()`` asks the same without waiting, of the steps that the device has ended by then.
+        ``step()`` asks the same without waiting, of the steps that the device has ended by then; replays of a CUDA graph do not.
         """
         for layout in self._sorting.layouts():
             for device in layout.gave_up:

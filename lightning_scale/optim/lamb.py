@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class LAMB(LayerwiseOptimizer):
     Raises:
         ValueError: for an argument out of range.
     """
+
+    _waits: ClassVar[bool] = True
 
     def __init__(
         self,

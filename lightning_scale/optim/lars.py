@@ -64,6 +64,8 @@ class LARS(LayerwiseOptimizer):
     _exact_norms: ClassVar[bool] = False
     """Whether every bit of the norms counts."""
 
+    _waits: ClassVar[bool] = True
+
     def __init__(
         self,
         params: ParamsT,

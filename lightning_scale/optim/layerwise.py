@@ -15,8 +15,10 @@ from torch import Tensor
 from lightning_scale.optim import checks
 from lightning_scale.optim.gather import Gathered
 from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.kernels.constants import is_capturing, keep_captured
 from lightning_scale.optim.kernels.work import Guard, LayerNorms
 from lightning_scale.optim.layer_stats import LayerRule, LayerStats
+from lightning_scale.optim.layout import Layout
 
 
 class LayerwiseOptimizer(GuardedOptimizer):
@@ -68,7 +70,11 @@ class LayerwiseOptimizer(GuardedOptimizer):
         found = [(tuple(g.names), n) for g, n in zip(gathered, norms, strict=True)]
         rules = [(tuple(g.names), _copy(g.group["lr"]), g.adapts(), g.group["trust_ratio_clip"]) for g in gathered]
         if decided.finite is not None:  # the host does not know whether the step was skipped
-            found = [_unless_skipped(decided.finite, *entry, dict(self._stats)) for entry in found]
+            before = dict(self._stats)
+            found = [
+                _unless_skipped(decided.finite, g.layout, *entry, before)
+                for g, entry in zip(gathered, found, strict=True)
+            ]
         if self._sorting.flat:  # the step comes in several calls
             new = {names for names, _ in found}
             found = [entry for entry in self._stats if entry[0] not in new] + found
@@ -111,10 +117,20 @@ def _copy(lr: float | Tensor) -> float | Tensor:
 
 
 def _unless_skipped(
-    finite: Tensor, names: tuple[str, ...], norms: LayerNorms, before: Mapping[tuple[str, ...], LayerNorms]
+    finite: Tensor,
+    layout: Layout,
+    names: tuple[str, ...],
+    norms: LayerNorms,
+    before: Mapping[tuple[str, ...], LayerNorms],
 ) -> tuple[tuple[str, ...], LayerNorms]:
     """The statistics of this step, or of the last one where this one is skipped."""
     if names not in before:
         return names, norms
-    pairs = zip(norms, before[names], strict=True)
-    return names, LayerNorms(*(torch.where(finite.to(new.device), new, old) for new, old in pairs))
+    chosen = [torch.where(finite.to(new.device), new, old) for new, old in zip(norms, before[names], strict=True)]
+    if not is_capturing(norms.weight.device):
+        return names, LayerNorms(*chosen)
+    # Each replay begins with what the one before has left, so that all write into the same memory.
+    for old, new in zip(before[names], chosen, strict=True):
+        old.copy_(new)
+        keep_captured(layout, old)
+    return names, before[names]

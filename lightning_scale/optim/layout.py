@@ -76,9 +76,13 @@ class Layout:
         return {}
 
     @cached_property
-    def captured(self) -> list[tuple[Any, list[Any] | None, Tensor]]:
-        """What CUDA graphs read of the host's numbers; they are replayed without asking whether it still exists. The key, the
-        numbers where a graph copies them at every replay, and the tensor."""
+    def captured(self) -> list[Tensor]:
+        """What CUDA graphs read and write of a step's tensors; they are replayed without asking whether these still exist."""
+        return []
+
+    @cached_property
+    def copied_by_graphs(self) -> list[tuple[Any, list[Any], Tensor]]:
+        """The host's numbers that CUDA graphs bring to the device at every replay: under which key, the numbers, and where."""
         return []
 
     def part(self, tensor: int) -> Layout:

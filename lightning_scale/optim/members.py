@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,8 @@ from lightning_scale.optim.sharding import check_gradient, is_sharded, sharded_l
 
 # Of one group: models that leave out other layers at every step would fill the memory with tables.
 _KEPT = 8
+# Of forgotten layouts: a step's flag is set some seconds after it at the latest.
+_FLAGS = 256
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,25 @@ class Sorting:
         self.flat: dict[Tensor, Layout] = {}
         self.all_reduce: Callable[[Tensor], None] | None = None
         self._known: dict[int, OrderedDict[Hashable, list[Members]]] = {}
+        self._captured: list[Layout] = []
+        self._flags: deque[Layout] = deque(maxlen=_FLAGS)
 
     def forget(self) -> None:
         """Sort anew at the next step."""
+        for kept in self._known.values():
+            for members in kept.values():
+                self._outlive(members)
         self._known.clear()
+
+    def _outlive(self, forgotten: list[Members]) -> None:
+        """Keep of what is forgotten what CUDA graphs read, and the flags that kernels may still set."""
+        for layout in (m.layout for m in forgotten):
+            if layout.captured or layout.copied_by_graphs:
+                self._captured.append(layout)
+            elif layout.gave_up:
+                flags = replace(layout, segments=(), tensor_numels=())  # without its tables
+                flags.gave_up.update(layout.gave_up)
+                self._flags.append(flags)
 
     def members(
         self,
@@ -80,14 +97,14 @@ class Sorting:
         key = (options, tuple(names), tuple(_kind(p, master) for p, master in zip(params, masters, strict=True)))
         if key not in known:
             known[key] = self._sorted(params, names, masters, way_of)
-            forgettable = [old for old, members in known.items() if not any(m.layout.captured for m in members)]
-            if len(known) > _KEPT and forgettable:
-                del known[forgettable[0]]
+            if len(known) > _KEPT:
+                self._outlive(known.popitem(last=False)[1])
         known.move_to_end(key)
         return known[key]
 
     def layouts(self) -> Iterator[Layout]:
-        """Of all members that are kept."""
+        """Of all members that are kept, and those whose flags are."""
+        yield from (*self._captured, *self._flags)
         for kept in self._known.values():
             for members in kept.values():
                 yield from (m.layout for m in members)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_scale.optim.kernels.work import IncompleteStep
-from lightning_scale.optim.sharding import is_sharded
 
 if TYPE_CHECKING:
     from lightning_scale.optim.guarded import GuardedOptimizer
@@ -33,13 +32,14 @@ _tried: set[tuple[Any, ...]] = set()
 
 
 @dataclass(frozen=True)
-class _Where:
+class Where:
     """What decides which kernels are compiled, beside the optimizer's options."""
 
     device: torch.device
     dtype: torch.dtype
     gradient: torch.dtype
-    sharded: bool
+    shared: bool
+    """Whether other ranks may hold a share of the layers."""
 
 
 def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
@@ -51,8 +51,8 @@ def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
         optimizer: Whose kind and defaults to try.
         p: A parameter with its gradient.
     """
-    where = _where(p)
-    key = (_kind(optimizer), where, bool(optimizer.defaults["master_weights"]), _guards(optimizer))
+    where = where_of(optimizer, p)
+    key = (_kind(optimizer), where, _form(optimizer))
     if key not in _known:
         reason = _disagreement(optimizer, where)
         _known[key] = reason is None
@@ -66,11 +66,13 @@ def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
     return _known[key]
 
 
-def _where(p: Tensor) -> _Where:
-    return _Where(p.device, p.dtype, p.grad.dtype if p.grad is not None else p.dtype, is_sharded(p))
+def where_of(optimizer: GuardedOptimizer, p: Tensor) -> Where:
+    """Of a parameter with its gradient."""
+    gradient = p.grad.dtype if p.grad is not None else p.dtype
+    return Where(p.device, p.dtype, gradient, optimizer._sorting.layout_of(p).all_reduce is not None)
 
 
-def _disagreement(optimizer: GuardedOptimizer, where: _Where) -> str | None:
+def _disagreement(optimizer: GuardedOptimizer, where: Where) -> str | None:
     """What went wrong; None where nothing did."""
     try:
         ours = _in_one_launch_or_two(optimizer, where)
@@ -85,14 +87,15 @@ def try_waiting(optimizer: GuardedOptimizer, p: Tensor) -> None:
 
     Raises what the kernels raise.
     """
-    where = _where(p)
-    if hasattr(optimizer, "layer_stats") and not where.sharded and (_kind(optimizer), where.device) not in _tried:
+    where = where_of(optimizer, p)
+    if optimizer._waits and not where.shared and (_kind(optimizer), where.device) not in _tried:
         _in_one_launch_or_two(optimizer, where)
 
 
-def _in_one_launch_or_two(optimizer: GuardedOptimizer, where: _Where) -> list[Tensor]:
+def _in_one_launch_or_two(optimizer: GuardedOptimizer, where: Where) -> list[Tensor]:
     """What the Triton kernels make of the small problem, the second time in two launches if the first one did not end."""
-    _tried.add((_kind(optimizer), where.device))
+    if not where.shared:
+        _tried.add((_kind(optimizer), where.device))
     try:
         return after_some_steps(optimizer, True, where)
     except IncompleteStep:
@@ -107,24 +110,30 @@ def _in_one_launch_or_two(optimizer: GuardedOptimizer, where: _Where) -> list[Te
         return after_some_steps(optimizer, True, where)
 
 
-def _guards(optimizer: GuardedOptimizer) -> tuple[bool, bool]:
-    """Which of the kernels' forms are used: with the non-finite test, and with the clip."""
-    return optimizer.skip_nonfinite, optimizer.max_grad_norm is not None
+def _form(optimizer: GuardedOptimizer) -> tuple[Any, ...]:
+    """What decides which forms of the kernels the optimizer's own options take."""
+    words = [(key, value) for key, value in optimizer.defaults.items() if isinstance(value, (bool, str))]
+    return (
+        optimizer.skip_nonfinite,
+        optimizer.max_grad_norm is not None,
+        optimizer.defaults.get("momentum") == 0,
+        *words,
+    )
 
 
-def after_some_steps(optimizer: GuardedOptimizer, fused: bool, where: _Where) -> list[Tensor]:
+def after_some_steps(optimizer: GuardedOptimizer, fused: bool, where: Where) -> list[Tensor]:
     """Parameters and state of the small problem."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator).to(where.device, dtype)
+        return torch.randn(shape, generator=generator, device="cpu").to(where.device, dtype)
 
     params = [nn.Parameter(values(shape, where.dtype)) for shape in _SHAPES]
     options = {**optimizer.defaults, "lr": 0.05}
     tried = _kind(optimizer)(
         params, **options, max_grad_norm=optimizer.max_grad_norm, skip_nonfinite=optimizer.skip_nonfinite, fused=fused
     )
-    if where.sharded:  # other ranks add nothing
+    if where.shared:  # other ranks add nothing
         tried._sorting.all_reduce = lambda sums: None
     for _ in range(_STEPS):
         for p in params:

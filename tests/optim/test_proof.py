@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit, proof
 from lightning_scale.optim.kernels import choice
 from lightning_scale.optim.kernels.way import Way
+from lightning_scale.optim.layout import whole_layout
 
 pytest.importorskip("triton")
 
@@ -115,3 +117,60 @@ def test_a_gpu_takes_the_kernels_unasked(kind: Any) -> None:
     before = launch.launches
     optimizer.step()
     assert launch.launches > before
+
+
+def launched_kernels(monkeypatch: pytest.MonkeyPatch, step: Any) -> set[str]:
+    """Names of the kernels that are launched meanwhile."""
+    from lightning_scale.optim.kernels.fused import gradients, launch, steps, sums
+
+    seen: set[str] = set()
+
+    def noted(kernel: Any, *args: Any, **options: Any) -> None:
+        seen.add(kernel.fn.__name__)
+        launch.launch(kernel, *args, **options)
+
+    with monkeypatch.context() as patch:
+        for module in (fused_lamb, gradients, steps, sums):
+            patch.setattr(module, "launch", noted)
+        step()
+    return seen
+
+
+@pytest.mark.parametrize("layout", ["plain", "sharded", "replicated", "flat"])
+def test_the_small_problem_launches_what_training_launches(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether layers lie whole on this rank decides the kernels, and not whether parameters are DTensors."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    values = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        p = nn.Parameter(values.clone())
+        if layout in ("sharded", "replicated"):
+            mesh = torch.distributed.device_mesh.DeviceMesh("cpu", [0, 1])
+            placement = Shard(0) if layout == "sharded" else Replicate()
+            p = nn.Parameter(DTensor.from_local(values.clone(), mesh, [placement], run_check=False))
+        if layout == "flat":
+            p = nn.Parameter(values.flatten())
+        p.grad = torch.ones_like(p)
+        optimizer = LAMB([p], fused=True)
+        if layout == "flat":
+            whole = whole_layout(["w"], [p])
+            optimizer.attach_layouts({p: replace(whole, all_reduce=lambda sums: None)})
+            optimizer.decide([(whole, [p.grad])])
+        trained = launched_kernels(monkeypatch, optimizer.step)
+        where = proof.where_of(optimizer, p)
+        tried = launched_kernels(monkeypatch, lambda: proof.after_some_steps(optimizer, True, where))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert trained <= tried
+    assert ("_both" in trained) == (layout in ("plain", "replicated"))
+
+
+def test_another_form_of_the_kernels_is_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(proof, "_disagreement", lambda optimizer, where: tried.append(optimizer))
+    p = parameter()
+    for options in ({}, {"weight_decay": 0.1}, {"trust_norm": "momentum"}, {"nesterov": True}, {"momentum": 0.0}):
+        proof.triton_is_right(LARS([p], lr=0.1, **options), p)  # type: ignore[arg-type]
+    assert len(tried) == 4  # a weight decay is no constant of the kernels

@@ -44,13 +44,15 @@ def without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norms, "_may_look", lambda device: False)  # the host would wait for such a device
 
 
-def trained(name: str, mode: Any, steps: int = 3, scale: float = 1.0) -> tuple[list[Tensor], Any]:
+def trained(
+    name: str, mode: Any, steps: int = 3, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], Any]:
     generator = torch.Generator().manual_seed(0)
-    params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((70, 70), (7, 3), (5,))]
+    params = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in ((70, 70), (7, 3), (5,))]
     optimizer = getattr(optim, name)(params, lr=0.05, fused=False, **KINDS[name])
     for _ in range(steps):
         for p in params:
-            p.grad = scale * torch.randn(p.shape, generator=generator)
+            p.grad = (scale * torch.randn(p.shape, generator=generator)).to(dtype)
         with mode:
             optimizer.step()
             if hasattr(optimizer, "layer_stats"):
@@ -69,12 +71,15 @@ def test_the_same_steps(name: str, without_float64: None, monkeypatch: pytest.Mo
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6 if "8bit" not in name else 2e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", KINDS)
-def test_large_gradients_are_finite_and_not_finite_ones_are_skipped(name: str, without_float64: None) -> None:
+def test_large_gradients_are_finite_and_not_finite_ones_are_skipped(
+    name: str, dtype: torch.dtype, without_float64: None
+) -> None:
     """The squares of 1e25 are beyond float32."""
-    _, optimizer = trained(name, Refuses(), steps=1, scale=1e25)
+    _, optimizer = trained(name, Refuses(), steps=1, scale=1e25, dtype=dtype)
     assert int(optimizer.skipped_steps) == 0
-    _, optimizer = trained(name, Refuses(), steps=1, scale=float("inf"))
+    _, optimizer = trained(name, Refuses(), steps=1, scale=float("inf"), dtype=dtype)
     assert int(optimizer.skipped_steps) == 1
 
 

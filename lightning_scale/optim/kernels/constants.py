@@ -48,7 +48,7 @@ def constant(layout: Layout, name: str, values: Sequence[Any], dtype: torch.dtyp
     if known is None or known.values != values or known.spare is None:
         spare = known.spare if known is not None else None
         if spare is None or len(spare) != len(values):
-            spare = torch.empty(len(values), dtype=dtype, pin_memory=device.type == "cuda")
+            spare = torch.empty(len(values), dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
         source = _host_memory(values, dtype, device)
         known = layout.cache[key] = _Constant(values, source.to(device, non_blocking=True), spare)
     return known.tensor
@@ -61,24 +61,32 @@ def _for_graph(
 
     A copy that is captured is made at every replay and not now, so its target is no tensor for steps outside of the graph.
     """
-    _, dtype, device = key
+    name, dtype, device = key
     if known is not None and known.values == values:
-        layout.captured.append((key, None, known.tensor))
+        keep_captured(layout, known.tensor)
         return known.tensor
-    sources = [own for of, its, own in layout.captured if of == key and its == values]
+    sources = [own for of, its, own in layout.copied_by_graphs if of == key and its == values]
     if not sources:
-        if known is not None and known.spare is not None and len(known.spare) == len(values):
-            sources.append(known.spare.copy_(torch.tensor(values, dtype=dtype)))
-            known.spare = None
-        else:
-            sources.append(_host_memory(values, dtype, device))
-        layout.captured.append((key, values, sources[0]))
+        if known is None or known.spare is None or len(known.spare) != len(values):
+            raise RuntimeError(
+                f"a CUDA graph is being captured, and {name} of this step cannot be brought to {device}: no memory can be pinned"
+                " now. Take one step outside of a graph before each capture."
+            )
+        sources.append(known.spare.copy_(torch.tensor(values, dtype=dtype, device="cpu")))
+        known.spare = None
+        layout.copied_by_graphs.append((key, values, sources[0]))
     return sources[0].to(device, non_blocking=True)
+
+
+def keep_captured(layout: Layout, tensor: Tensor) -> None:
+    """Let a tensor that a CUDA graph reads or writes live as long as the layout."""
+    if not any(tensor is kept for kept in layout.captured):
+        layout.captured.append(tensor)
 
 
 def _host_memory(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Pinned for a GPU, so that the copy does not wait for it."""
-    source = torch.tensor(values, dtype=dtype)
+    source = torch.tensor(values, dtype=dtype, device="cpu")
     return source.pin_memory() if device.type == "cuda" else source
 
 

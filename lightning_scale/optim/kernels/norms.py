@@ -172,9 +172,9 @@ def _total(grads: list[Tensor], test_finite: bool) -> Tensor:
     norms = l2_norms(grads)
     bad = torch.zeros((), dtype=norms.dtype, device=norms.device)
     if test_finite:
-        wider = torch.finfo(norms.dtype).max > torch.finfo(grads[0].dtype).max
-        # Where they are not wider, squares may overflow where no element does.
-        tested = norms if wider else torch.stack(torch._foreach_norm(grads, math.inf))
+        safe = torch.finfo(norms.dtype).max ** 0.5 > torch.finfo(grads[0].dtype).max
+        # Elsewhere squares may overflow where no element does.
+        tested = norms if safe else torch.stack(torch._foreach_norm(grads, math.inf))
         bad = (~tested.isfinite()).sum().to(norms.dtype)
     return torch.stack([bad, norms.square().sum()])
 

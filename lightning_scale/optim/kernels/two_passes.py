@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from lightning_scale.optim.kernels.norms import over_ranks
@@ -31,12 +32,7 @@ def two_passes(
 
     Returns:
         Norms and ratios of each bucket's layers, in its compute dtype (inf where a norm itself is beyond it).
-
-    Raises:
-        IncompleteStep: see `refuse_incomplete`.
     """
-    for bucket in buckets:
-        refuse_incomplete(bucket.layout)
     # All first passes come before the collective, and all second ones after it.
     for place, bucket in enumerate(b for b in buckets if b.layout.all_reduce is not None):
         bucket.place = place
@@ -53,6 +49,8 @@ def refuse_incomplete(layout: Layout) -> None:
     """Raises IncompleteStep where a step on this layout, as far as its device has come, has left weights as they were."""
     for device, flag in layout.gave_up.items():
         if number := int(flag):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # other programs may be about to set the flag, too
             raise IncompleteStep(
                 f"a step on {device} is incomplete: in {layout.layers[number - 1].name!r} the Triton kernel's second pass gave up"
                 " waiting for the trust ratio that the first one makes, so its weights, and perhaps others', were not moved. Go"

@@ -17,6 +17,8 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+
 from lightning_scale import optim
 from lightning_scale.optim import proof
 from lightning_scale.optim.guarded import GuardedOptimizer
@@ -50,6 +52,8 @@ def changed(name: str, change: Callable[[str], str], folder: Path, patch: pytest
 @each_optimizer
 def test_an_argument_called_params_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's binder has a variable of that name from 3.3 on: no kernel with such an argument was ever launched on a GPU."""
+    if triton.__version__.startswith("3.2."):
+        pytest.skip("Triton 3.2 has no such variable")
 
     def renamed(source: str) -> str:
         kernels = re.split(r"(?m)^(?=@triton\.jit|def )", source)
@@ -144,24 +148,33 @@ WHOLE_NUMBERS: dict[str, dict[str, Any]] = {
 
 @each_optimizer
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize(("masters", "clip", "test"), [(False, False, True), (True, True, True), (False, True, False)])
+@pytest.mark.parametrize(
+    ("precision", "clip", "test"), [("float32", False, True), ("bf16-master", True, True), ("float32", True, False)]
+)
 def test_training_compiles_nothing_that_the_small_problem_has_not(
-    name: str, masters: bool, clip: bool, test: bool, sharded: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, precision: str, clip: bool, test: bool, sharded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many tensors and chunks there are; a count of one or of a multiple of sixteen is no constant of the kernel."""
     monkeypatch.setattr(
         GuardedOptimizer, "_counted", lambda self, result: result
     )  # as on a GPU, where the host does not look
-    variant = Variant(name, masters, test, clip, sharded)
-    p = parameters(variant)[0]
-    optimizer = getattr(optim, name)([p], **variant.options())
+    monkeypatch.setattr(stand_in, "_launchers", {})  # what other tests have compiled
+    variant = Variant(name, precision, test, clip, sharded)
+
+    def made(**options: Any) -> Any:
+        made = getattr(optim, name)(parameters(variant), **{**variant.options(), **options})
+        if sharded:
+            made._sorting.all_reduce = lambda sums: None
+        return made
+
     with stand_in.bound_only():
-        proof.after_some_steps(optimizer, True, replace(proof._where(p), sharded=sharded))
+        tried = made()
+        where = proof.where_of(tried, tried.param_groups[0]["params"][0])
+        assert where.shared == sharded
+        proof.after_some_steps(tried, True, where)
         before = compiled_so_far()
         for shapes in MODELS.values():
             take_step(replace(variant, shapes=shapes), steps=2)
-        lr = torch.tensor([0.0, 0.1])[1]  # at an address that is no multiple of 16
-        trained = parameters(variant)
-        getattr(optim, name)(trained, **{**variant.options(), "lr": lr}).step()
-        getattr(optim, name)(trained, **{**variant.options(), "lr": 1, **WHOLE_NUMBERS[name]}).step()
+        made(lr=torch.tensor([0.0, 0.1])[1]).step()  # at an address that is no multiple of 16
+        made(lr=1, **WHOLE_NUMBERS[name]).step()
     assert compiled_so_far() == before

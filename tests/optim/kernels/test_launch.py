@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton")
 
-from lightning_scale.optim import LAMB, members
+from lightning_scale import optim
+from lightning_scale.optim import LAMB, LARS, IncompleteStep, layerwise, members, proof
 from lightning_scale.optim.kernels import constants
 from lightning_scale.optim.kernels.constants import constant
 from lightning_scale.optim.kernels.fused import launch
+from lightning_scale.optim.kernels.work import Guard
 from lightning_scale.optim.layout import Layout, whole_layout
 
 CPU = torch.device("cpu")
@@ -80,7 +83,7 @@ def test_without_a_graph_nothing_is_kept(capturing: Any) -> None:
     old = weakref.ref(made(of, [1, 2]))
     made(of, [3, 4])
     gc.collect()
-    assert old() is None and not of.captured
+    assert old() is None and not of.captured and not of.copied_by_graphs
 
 
 def test_what_a_graph_copies_is_no_tensor_of_later_steps(capturing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +105,7 @@ def test_what_a_graph_copies_is_no_tensor_of_later_steps(capturing: Any, monkeyp
     assert of_graph is not eager and again is not of_graph
     assert [numbers for _, numbers in copies] == [[3, 4]] * 2
     assert copies[0][0] is copies[1][0]  # one source for both, which is kept
-    assert any(kept is copies[0][0] for _, _, kept in of.captured)
+    assert [kept for _, _, kept in of.copied_by_graphs] == [copies[0][0]]
     assert made(of, [1, 2]) is not of_graph
     assert made(of, [3, 4]) is not of_graph
 
@@ -114,21 +117,99 @@ def test_while_a_graph_is_captured_no_memory_is_pinned(capturing: Any, monkeypat
     monkeypatch.setattr(constants, "_host_memory", lambda *of: pytest.fail("pinned"))
     capturing.on = True
     assert made(of, [3, 4]).tolist() == [3, 4]
+    with pytest.raises(RuntimeError, match="Take one step outside of a graph before each capture"):
+        made(of, [5, 6])  # another graph
+    capturing.on = False
     monkeypatch.undo()
+    made(of, [7, 8])
+    monkeypatch.setattr(constants, "is_capturing", lambda device: True)
+    assert made(of, [5, 6]).tolist() == [5, 6]
 
 
-def test_a_layout_that_a_graph_reads_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_is_captured_again_keeps_nothing_twice(capturing: Any) -> None:
+    of = layout()
+    made(of, [1, 2])
+    capturing.on = True
+    for _ in range(3):
+        made(of, [1, 2]), made(of, [3, 4])
+    assert len(of.captured) == len(of.copied_by_graphs) == 1
+
+
+def steps_of_one_layer_each(optimizer: Any, params: list[nn.Parameter]) -> Iterator[Layout]:
     """Models that leave out other layers at every step make new layouts, of which few are kept."""
-    monkeypatch.setattr(members, "_KEPT", 2)
-    params = [nn.Parameter(torch.ones(3)) for _ in range(6)]
-    optimizer = LAMB(params, fused=True)
-    layouts = []
     for p in params:
         for q in params:
             q.grad = torch.ones(3) if p is q else None
         optimizer.step()
-        layouts.append(next(iter(optimizer._sorting._known[0].values()))[0].layout if not layouts else None)
-        kept = list(optimizer._sorting.layouts())
-        kept[-1].captured.append(("key", None, torch.ones(1))) if p is params[0] else None
+        yield next(reversed(optimizer._sorting._known[0].values()))[0].layout
+
+
+@pytest.mark.parametrize("name", ["captured", "copied_by_graphs"])
+def test_layouts_that_graphs_read_are_not_forgotten(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "_KEPT", 2)
+    params = [nn.Parameter(torch.ones(3)) for _ in range(6)]
+    optimizer = LAMB(params, fused=True)
+    read = []
+    for number, of in enumerate(steps_of_one_layer_each(optimizer, params)):
+        if number < 3:
+            getattr(of, name).append(torch.ones(1))
+            read.append(of)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
     kept = list(optimizer._sorting.layouts())
-    assert layouts[0] in kept and len(kept) == 2
+    assert all(any(of is k for k in kept) for of in read)
+
+
+def test_flags_of_forgotten_layouts_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel may set one seconds after its step."""
+    monkeypatch.setattr(members, "_KEPT", 2)
+    params = [nn.Parameter(torch.ones(3)) for _ in range(5)]
+    optimizer = LAMB([(f"w{i}", p) for i, p in enumerate(params)], fused=True)
+    first, *_ = [dict(of.gave_up) for of in steps_of_one_layer_each(optimizer, params)]
+    assert len(list(optimizer._sorting.layouts())) == 5
+    first[CPU].fill_(1)
+    with pytest.raises(IncompleteStep, match="in 'w0' the Triton"):
+        optimizer.step()
+    with pytest.raises(IncompleteStep, match="in 'w0' the Triton"):
+        optimizer.state_dict()
+
+
+@pytest.mark.parametrize("kind", [LAMB, LARS])
+def test_statistics_of_replays_follow_one_another(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a graph reads of the last step's statistics is where it writes its own, and outlives eager steps."""
+    monkeypatch.setattr(layerwise, "is_capturing", lambda device: state.on)
+    state = SimpleNamespace(on=False)
+    p = nn.Parameter(torch.ones(4, 3))
+    p.grad = torch.ones_like(p)
+    optimizer = kind([p], lr=0.1, fused=False)
+    finite = torch.ones((), dtype=torch.bool)
+    monkeypatch.setattr(optimizer, "_decide", lambda gathered: Guard(finite))
+    optimizer.step()
+    before = optimizer.layer_stats()["0.0"]
+    weak = [weakref.ref(norm) for _, norms in optimizer._stats for norm in norms]
+    state.on = True
+    optimizer.step()
+    after = optimizer.layer_stats()["0.0"]
+    assert [a.data_ptr() for a in after] == [b.data_ptr() for b in before]
+    assert float(after.weight_norm) == float(before.weight_norm) != 12**0.5  # one memory, and this step's number
+    state.on = False
+    optimizer.step()
+    del before, after
+    gc.collect()
+    assert all(norm() is not None for norm in weak)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["LAMB", "LARS", "LAMB8bit", "LARS8bit", "AdamW8bit", "SGD8bit"])
+def test_whatever_torchs_default_device_is(name: str, fused: bool) -> None:
+    """A process may have called ``torch.set_default_device``."""
+    params = [nn.Parameter(torch.ones(shape)) for shape in ((70, 70), (3,))]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with torch.device("meta"):
+        optimizer = getattr(optim, name)(params, lr=0.1, fused=fused, max_grad_norm=1.0)
+        optimizer.step()
+        if fused:
+            optimizer.fused = None
+            assert proof.triton_is_right(optimizer, params[0])
+    assert int(optimizer.skipped_steps) == 0
+    assert all(bool((p != 1).all()) for p in params)

@@ -12,6 +12,14 @@ import torch
 from torch import nn
 
 OPTIMIZERS = ("LAMB", "LARS", "LAMB8bit", "LARS8bit", "AdamW8bit", "SGD8bit")
+PRECISIONS = {
+    "float32": (torch.float32, False),
+    "bf16-master": (torch.bfloat16, True),
+    "bf16": (torch.bfloat16, False),
+    "fp16": (torch.float16, False),
+}
+"""The dtype of parameters and gradients, and whether there are float32 masters."""
+
 OWN_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "LAMB": {"uncorrected": {"bias_correction": False}, "uphill": {"maximize": True}},
     "LARS": {
@@ -33,7 +41,7 @@ class Variant:
 
     Args:
         optimizer: Its class's name.
-        masters: bfloat16 parameters with float32 masters; else float32 parameters.
+        precision: Of parameters and gradients: one of `PRECISIONS`.
         test: The test for NaN and Inf.
         clip: ``max_grad_norm``.
         sharded: Other ranks have a share of every layer.
@@ -42,7 +50,7 @@ class Variant:
     """
 
     optimizer: str
-    masters: bool = False
+    precision: str = "float32"
     test: bool = True
     clip: bool = False
     sharded: bool = False
@@ -53,7 +61,7 @@ class Variant:
     @property
     def name(self) -> str:
         said = {
-            "bf16-master": self.masters,
+            self.precision: self.precision != "float32",
             "no test": not self.test,
             "clip": self.clip,
             "sharded": self.sharded,
@@ -66,7 +74,7 @@ class Variant:
         return {
             "lr": 0.1,
             "weight_decay": 0.01,
-            "master_weights": self.masters,
+            "master_weights": PRECISIONS[self.precision][1],
             "max_grad_norm": 1.0 if self.clip else None,
             "skip_nonfinite": self.test,
             "fused": True,
@@ -75,27 +83,24 @@ class Variant:
 
 
 def usual() -> Iterator[Variant]:
-    """Every pair of choices of dtype, test, clip and sharding, for each optimizer."""
-    for optimizer, (masters, test, clip), sharded in product(
-        OPTIMIZERS,
-        [(False, True, False), (False, False, True), (True, True, True), (True, False, False)],
-        (False, True),
-    ):
-        yield Variant(optimizer, masters, test, clip, sharded)
+    """float32 and bfloat16 with float32 masters; the test for NaN and Inf, also with a clip, and neither; whole and sharded."""
+    guards = [(True, False), (True, True), (False, False)]
+    for optimizer, precision, guard, sharded in product(OPTIMIZERS, ("float32", "bf16-master"), guards, (False, True)):
+        yield Variant(optimizer, precision, *guard, sharded)
 
 
 def every() -> Iterator[Variant]:
-    """All of them together, with the options of each optimizer, and where nothing is aligned."""
+    """All precisions with all choices, the options of each optimizer, and where nothing is aligned."""
     for optimizer in OPTIMIZERS:
-        for masters, test, clip, sharded in product((False, True), repeat=4):
-            for own in ("", *OWN_OPTIONS[optimizer]):
-                yield Variant(optimizer, masters, test, clip, sharded, own)
+        for precision, test, clip, sharded in product(PRECISIONS, *[(False, True)] * 3):
+            for own in ("", *(OWN_OPTIONS[optimizer] if precision in ("float32", "bf16-master") else ())):
+                yield Variant(optimizer, precision, test, clip, sharded, own)
         yield Variant(optimizer, aligned=False)
 
 
 def parameters(variant: Variant) -> list[nn.Parameter]:
     """With gradients."""
-    dtype = torch.bfloat16 if variant.masters else torch.float32
+    dtype, _ = PRECISIONS[variant.precision]
     generator = torch.Generator().manual_seed(0)
 
     def numbers(shape: tuple[int, ...]) -> torch.Tensor:

@@ -75,10 +75,10 @@ def _cut(layout: Layout, coded: tuple[bool, ...], device: torch.device) -> Coded
         begin[layer] = number if end[layer] == 0 else begin[layer]
         end[layer] = number + 1
     return CodedChunks(
-        table=torch.tensor(table, dtype=torch.int64).view(-1, 6).to(device),
+        table=torch.tensor(table, dtype=torch.int64, device="cpu").view(-1, 6).to(device),
         coded=len(rows[0]),
-        begin=torch.tensor(begin, dtype=torch.int32).to(device),
-        end=torch.tensor(end, dtype=torch.int32).to(device),
+        begin=torch.tensor(begin, dtype=torch.int32, device="cpu").to(device),
+        end=torch.tensor(end, dtype=torch.int32, device="cpu").to(device),
         aligned=(
             all(row[1] % 4 == 0 for row in rows[0]),
             all(row[1] % 4 == 0 and row[5] % 4 == 0 for row in rows[1]),

@@ -42,7 +42,7 @@ def _measure(  # type: ignore[no-untyped-def]
             WEIGHT, GRAD, ON_MOMENTUM, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rate"])
 def _apply(  # type: ignore[no-untyped-def]
     parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite, clip, rate, momentum,
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,

@@ -76,12 +76,13 @@ def search_table(signed: bool, device: torch.device) -> Tensor:
     The sum's upper bits are the code: its lower bits carry into them exactly where x is beyond the run's threshold. Of a
     negative x all bits are turned over before the sum, so that they ascend with it; the unsigned code has 0 for it.
     """
-    code, shift = SIGNED if signed else UNSIGNED, 16
-    positive = torch.arange((0x3F800000 >> shift) + 1)  # the last of them the upper bits of 1
-    negative = positive + (1 << 31 - shift)
-    unused = torch.zeros(int(negative[0]) - len(positive), dtype=torch.int64)
-    below = _entries(code, shift, negative) if signed else (-negative * (1 << shift)) & 0xFFFFFFFF
-    table: Tensor = _as_int32(torch.cat([_entries(code, shift, positive), unused, below]))
+    with torch.device("cpu"):
+        code, shift = SIGNED if signed else UNSIGNED, 16
+        positive = torch.arange((0x3F800000 >> shift) + 1)  # the last of them the upper bits of 1
+        negative = positive + (1 << 31 - shift)
+        unused = torch.zeros(int(negative[0]) - len(positive), dtype=torch.int64)
+        below = _entries(code, shift, negative) if signed else (-negative * (1 << shift)) & 0xFFFFFFFF
+        table: Tensor = _as_int32(torch.cat([_entries(code, shift, positive), unused, below]))
     return table.to(device)
 
 

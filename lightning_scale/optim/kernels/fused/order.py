@@ -29,7 +29,7 @@ def order_of(layout: Layout, chunks: Chunks, lag: int = LAG) -> Tensor:
     """
     key = ("order", chunks.tensor.device, chunks.count, lag)
     if key not in layout.cache:
-        layout.cache[key] = torch.tensor(_order(chunks, lag), dtype=torch.int32).to(chunks.tensor.device)
+        layout.cache[key] = torch.tensor(_order(chunks, lag), dtype=torch.int32, device="cpu").to(chunks.tensor.device)
     order: Tensor = layout.cache[key]
     return order
 

@@ -64,14 +64,14 @@ def _cut(layout: Layout, device: torch.device, size: int) -> Chunks:
         counts[layer + 1] += 1
 
     def column(index: int, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([row[index] for row in rows], dtype=dtype).to(device)
+        return torch.tensor([row[index] for row in rows], dtype=dtype, device="cpu").to(device)
 
     return Chunks(
         tensor=column(2, torch.int32),
         start=column(3, torch.int64),
         length=column(4, torch.int32),
         layer=column(0, torch.int32),
-        first=torch.tensor(list(accumulate(counts)), dtype=torch.int32).to(device),
+        first=torch.tensor(list(accumulate(counts)), dtype=torch.int32, device="cpu").to(device),
     )
 
 

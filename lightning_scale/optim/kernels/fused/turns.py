@@ -2,7 +2,7 @@
 
 Pass 2 of a layer waits for its ratio. In the order of the items nothing can wait for ever; but a compiler or a device that
 breaks the order would hang a training without a word. So every wait is bounded: a program that gives up leaves its weights as
-they are and writes its layer's number into a flag in the host's memory, which the next step reads without waiting.
+they are and writes its layer's number into a flag in the host's memory, which later steps read without waiting.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def counters(layout: Layout, device: torch.device) -> Tensor:
 def gave_up(layout: Layout, device: torch.device) -> Tensor:
     """`Layout.gave_up` of a device."""
     if device not in layout.gave_up:
-        layout.gave_up[device] = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        layout.gave_up[device] = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
     return layout.gave_up[device]
 
 
