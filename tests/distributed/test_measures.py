@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_scale.optim import LayerRule, LayerStats
 from tests.distributed.meshes import largest, relative, relative_stats
 from tests.distributed.zero_runs import worst
 
@@ -27,14 +28,26 @@ def test_of_tensors() -> None:
     assert relative(2 * ones, ones) == 1.0
 
 
-def _optimizer(value: float) -> Any:
-    stats = {"first": (torch.tensor(1.0),), "last": (torch.tensor(value),)}
-    return SimpleNamespace(layer_stats=lambda: stats)
+def _optimizer(weight: float, ratio: float = 1.0, lr: float = 0.1) -> Any:
+    """Of two layers, the last with these statistics; its update has norm 1."""
+    stats = {
+        name: LayerStats(*map(torch.tensor, (w, 1.0, r)))
+        for name, w, r in (("first", 1.0, 1.0), ("last", weight, ratio))
+    }
+    rules = {name: LayerRule(lr, True, None) for name in stats}
+    return SimpleNamespace(layer_stats=lambda: stats, layer_rules=lambda: rules)
 
 
 def test_of_statistics() -> None:
     assert relative_stats(_optimizer(NAN), _optimizer(1.0)) == math.inf
+    assert relative_stats(_optimizer(1.0), _optimizer(NAN)) == math.inf
     assert relative_stats(_optimizer(1.5), _optimizer(1.0)) == 0.5
+    assert relative_stats(_optimizer(1.0, ratio=1.5), _optimizer(1.0)) == 0.5
+
+
+def test_a_weight_on_its_way_through_zero_is_measured_by_the_step() -> None:
+    assert relative_stats(_optimizer(0.25, lr=1.0), _optimizer(0.0, lr=1.0)) == 0.25
+    assert relative_stats(_optimizer(0.25, lr=0.5), _optimizer(0.0, ratio=1.0, lr=0.5)) == 0.5
 
 
 def test_of_whole_runs() -> None:
