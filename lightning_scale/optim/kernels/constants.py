@@ -25,9 +25,8 @@ def bias_correction(steps: Tensor, beta: float) -> Tensor:
     """1 - β^t of each float32 step count t, computed in float64, or to float32's precision where a device has none."""
     if widest(steps.device) == torch.float64:
         return 1 - beta ** steps.double()
-    return -torch.expm1(
-        steps * (math.log(beta) if beta else -math.inf)
-    )  # 1 - β^t itself would lose what β is short of 1
+    # 1 - β^t itself would lose what β is short of 1.
+    return -torch.expm1(steps * (math.log(beta) if beta else -math.inf))
 
 
 @dataclass
