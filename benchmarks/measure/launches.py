@@ -40,7 +40,7 @@ def _is_range(event: Any) -> bool:
 def triton_launches(step: Callable[[], object]) -> int:
     """Launches of this library's Triton kernels in a step, by its own count."""
     try:
-        from lightning_scale.optim.kernels.fused import launch
+        from lightning_scale.optim.backends.triton import launch
     except ImportError:  # no Triton: nothing to count
         step()
         return 0

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.noise import Estimate, GradientTaps, SmoothedNoise, UnitSums, estimate
 from lightning_scale.noise.taps import norm, square_of
-from lightning_scale.optim.kernels.constants import widest
+from lightning_scale.optim.backends.device import widest
 from lightning_scale.pictures import Looks, PictureAtEnd
 from lightning_scale.window import LoopAdapter
 from lightning_scale.window.conflicts import refuse_manual_optimization

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError
-from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.base import GuardedOptimizer
 from lightning_scale.window.gradients import users_own
 from lightning_scale.window.nonfinite import GradientWatch
 

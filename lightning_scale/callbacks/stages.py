@@ -8,7 +8,7 @@ import lightning.pytorch as L
 
 from lightning_scale.data import StagedDataModule
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.reset import reset_bias_correction, reset_moments
+from lightning_scale.optim.state.reset import reset_bias_correction, reset_moments
 from lightning_scale.schedule import (
     BatchSizeSchedule,
     ConstantBatchSize,

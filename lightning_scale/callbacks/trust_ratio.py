@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LayerRule, LayerStats
-from lightning_scale.optim.kernels.constants import widest
+from lightning_scale.optim.backends.device import widest
 from lightning_scale.optim.ratio_watch import RatioWatch
 from lightning_scale.pictures import Looks, PictureAtEnd
 

@@ -7,18 +7,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.gather import Gathered
-from lightning_scale.optim.guarded import GuardedOptimizer
-from lightning_scale.optim.kernels.eight_bit.moment import Moment
-from lightning_scale.optim.kernels.way import Way
+from lightning_scale.optim.backends.bucket import Way
+from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.dtensor import check_rows, is_sharded
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.moments import EIGHT_BIT_FROM, moments, new_moment, whole_moment
-from lightning_scale.optim.saved_moments import loaded, saved
-from lightning_scale.optim.sharding import check_rows, is_sharded
+from lightning_scale.optim.state.moments import EIGHT_BIT_FROM, Moment, moments, new_moment, whole_moment
+from lightning_scale.optim.state.sharded_moments import loaded, saved
+from lightning_scale.optim.step_plan import Gathered
 
 
 class EightBitOptimizer(GuardedOptimizer):
-    """Base of the optimizers with 8-bit moments; see `lightning_scale.optim.moments` for what the state holds."""
+    """Base of the optimizers with 8-bit moments; see `lightning_scale.optim.state.moments` for what the state holds."""
 
     _converts: ClassVar[bool] = False
     _eight_bit_from: ClassVar[int] = EIGHT_BIT_FROM

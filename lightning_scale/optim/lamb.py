@@ -1,4 +1,4 @@
-"""LAMB: Adam's direction, scaled layer by layer."""
+"""LAMB: Adam's direction, scaled layer by layer; with moments in float32, or in 8 bits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_scale.optim import checks
-from lightning_scale.optim.gather import Gathered
-from lightning_scale.optim.kernels import lamb
-from lightning_scale.optim.kernels.choice import positive_in_float32
-from lightning_scale.optim.kernels.work import Guard, LambBucket, LayerNorms
+from lightning_scale.optim import groups
+from lightning_scale.optim.backends import dispatch
+from lightning_scale.optim.backends.bucket import CodedLambBucket, Guard, LambBucket, LayerNorms
+from lightning_scale.optim.backends.choice import positive_in_float32
+from lightning_scale.optim.backends.dispatch import lamb
+from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.members import compute_dtype
+from lightning_scale.optim.step_plan import Gathered, compute_dtype
 
 
 class LAMB(LayerwiseOptimizer):
@@ -89,7 +90,7 @@ class LAMB(LayerwiseOptimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        group["betas"] = checks.betas(group["betas"])
+        group["betas"] = groups.betas(group["betas"])
 
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
         return {
@@ -112,6 +113,50 @@ class LAMB(LayerwiseOptimizer):
                     steps=g.state("step"),
                     exp_avg=g.state("exp_avg"),
                     exp_avg_sq=g.state("exp_avg_sq"),
+                )
+                for g in gathered
+            ],
+            decided,
+        )
+
+
+class LAMB8bit(EightBitOptimizer, LAMB):
+    """`LAMB` (You et al. 2019, arXiv 1904.00962) with moments in block-wise 8 bits (Dettmers et al. 2021, 2110.02861).
+
+    A step computes LAMB's from the moments as they are read, and rounds the new ones to 8 bits only to keep them::
+
+        m = β1 · read(m₈) + (1-β1) g;  v = β2 · read(v₈) + (1-β2) g²
+        u, ratio and w as LAMB's, from these m and v;  m₈ = round(m), v₈ = round(v)
+
+    The ratio's ‖u‖ is that of the whole layer's unrounded u. The state takes 2.03 bytes for each element of a parameter
+    (two codes, and two float32 scales for 256 elements). Parameters of fewer than 4,096 elements, and float64 ones, keep
+    the moments that LAMB keeps. A step's own memory is that of about ten float32 pieces of at most 2^18 elements
+    (whole tensors where they are not contiguous).
+
+    Two passes of Triton kernels move 26 bytes an element of a float32 parameter (twice w, g and two codes
+    read; then w and the codes written), 16 of a bfloat16 one; no float32 moment ever is in memory. Codes are the plain
+    operations' bit for bit; norms are summed in float64 in both.
+
+    Args:
+        params: As all that follows, LAMB's.
+    """
+
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+        return {"step": new_step(weight), **self._new_moments(weight, layout, "exp_avg", "exp_avg_sq")}
+
+    def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
+        return dispatch.lamb8bit(
+            [
+                CodedLambBucket(
+                    **self._common(g, "exp_avg", "exp_avg_sq"),
+                    weight_decay=g.decays(),
+                    trust=g.trust(),
+                    betas=g.group["betas"],
+                    eps=g.group["eps"],
+                    bias_correction=g.group["bias_correction"],
+                    steps=g.state("step"),
+                    exp_avg=self._moments(g, "exp_avg"),
+                    exp_avg_sq=self._moments(g, "exp_avg_sq"),
                 )
                 for g in gathered
             ],

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_scale.optim import checks
-from lightning_scale.optim.gather import Gathered
-from lightning_scale.optim.guarded import GuardedOptimizer
-from lightning_scale.optim.kernels.constants import is_capturing, keep_captured
-from lightning_scale.optim.kernels.work import Guard, LayerNorms
-from lightning_scale.optim.layer_stats import LayerRule, LayerStats
+from lightning_scale.optim import groups
+from lightning_scale.optim.backends.bucket import Guard, LayerNorms
+from lightning_scale.optim.backends.device import is_capturing, keep_captured
+from lightning_scale.optim.base import GuardedOptimizer
 from lightning_scale.optim.layout import Layout
+from lightning_scale.optim.step_plan import Gathered
 
 
 class LayerwiseOptimizer(GuardedOptimizer):
@@ -58,10 +57,10 @@ class LayerwiseOptimizer(GuardedOptimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        checks.non_negative("eps", group["eps"])
-        checks.bool_or_none("layer_adaptation", group["layer_adaptation"])
-        group["weight_norm_clip"] = checks.bounds("weight_norm_clip", group["weight_norm_clip"])
-        group["trust_ratio_clip"] = checks.bounds("trust_ratio_clip", group["trust_ratio_clip"])
+        groups.non_negative("eps", group["eps"])
+        groups.bool_or_none("layer_adaptation", group["layer_adaptation"])
+        group["weight_norm_clip"] = groups.bounds("weight_norm_clip", group["weight_norm_clip"])
+        group["trust_ratio_clip"] = groups.bounds("trust_ratio_clip", group["trust_ratio_clip"])
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
@@ -134,3 +133,25 @@ def _unless_skipped(
         old.copy_(new)
         keep_captured(layout, old)
     return names, before[names]
+
+
+class LayerStats(NamedTuple):
+    """One whole parameter's norms and ratio in the last step: 0-d tensors on the parameter's device."""
+
+    weight_norm: Tensor
+    """‖w‖ before the step."""
+    update_norm: Tensor
+    """The norm the ratio was divided by: ‖u‖ for LAMB, ‖g‖ or ‖m‖ for LARS."""
+    trust_ratio: Tensor
+    """The factor used; 1 for parameters without layer adaptation."""
+
+
+class LayerRule(NamedTuple):
+    """How one parameter's last step was scaled: known without waiting for the device."""
+
+    lr: float | Tensor
+    """Its group's rate, in the last step that was tried; a 0-d tensor where the user gave one."""
+    adapts: bool
+    """Whether it takes a ratio of its own; the ratio is 1 otherwise."""
+    clip: tuple[float, float] | None
+    """Bounds on its ratio (``trust_ratio_clip``)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale import optim
-from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.base import GuardedOptimizer
 
 Make = Callable[[list[tuple[str, Tensor]]], Optimizer]
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.by_name import Piece, by_blocks, mended, pieces, whole
+from lightning_scale.optim.groups import names_of
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.names import names_of
+from lightning_scale.optim.state.whole import Piece, by_blocks, mended, pieces, whole
 
 Wholes = dict[str, dict[str, Tensor]]
 """Each layer's state, by the name that the optimizer's layouts give it."""

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_scale.optim.kernels.constants import widest
+from lightning_scale.optim.backends.device import widest
 
 ITEMS_KEY = "num_items"
 """``training_step`` may return ``{"loss": mean over n items, "num_items": n}`` (masked tokens, say); else samples count."""

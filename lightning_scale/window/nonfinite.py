@@ -6,9 +6,9 @@ import lightning.pytorch as L
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_scale.optim.names import parameter_names
-from lightning_scale.optim.nonfinite import nonfinite
-from lightning_scale.optim.sharding import local
+from lightning_scale.optim.backends.norms import nonfinite
+from lightning_scale.optim.dtensor import local
+from lightning_scale.optim.groups import parameter_names
 from lightning_scale.window.gradients import KeepsGradients
 
 

@@ -309,14 +309,14 @@ def values(trial: constants.Trial) -> list[Any]:
 def test_a_constant_that_is_not_there_has_a_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gone = [constants.Trial("chunk", "2", {"table.CHUNK": lambda old: 2, "lamb.NO_SUCH": lambda old: 3})]
+    gone = [constants.Trial("chunk", "2", {"chunks.CHUNK": lambda old: 2, "lamb.NO_SUCH": lambda old: 3})]
     monkeypatch.setattr(constants, "trials", lambda name: gone)
     seconds = iter([0.2, 0.1])
     monkeypatch.setattr(constants, "_time", lambda bench, contestant: next(seconds))
-    before = getattr(*constants.holder_of("table.CHUNK"))
+    before = getattr(*constants.holder_of("chunks.CHUNK"))
     assert constants.search(REHEARSAL, contestant("LAMB fused=True"), 60.0)
     assert "LAMB fused=True, chunk 2: FAILS: AttributeError: " in capsys.readouterr().out
-    assert getattr(*constants.holder_of("table.CHUNK")) == before
+    assert getattr(*constants.holder_of("chunks.CHUNK")) == before
 
 
 def test_the_best_of_each_kind_are_tried_together(

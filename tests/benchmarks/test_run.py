@@ -27,7 +27,7 @@ from benchmarks.report.targets import TARGETS, compare
 from benchmarks.run import run
 from benchmarks.settings import Settings
 from lightning_scale.optim import LAMB
-from lightning_scale.optim.kernels.choice import has_triton
+from lightning_scale.optim.backends.choice import has_triton
 
 ROOT = Path(__file__).parents[2]
 TINY = {"parameters": "tiny", "threads": 1, "rounds": 2, "least": 1, "seconds": 1.0, "copy_mib": 1, "flush_mib": 1}

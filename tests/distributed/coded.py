@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_scale.optim import AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
-from lightning_scale.optim.codec import BLOCK
-from lightning_scale.optim.moments import EIGHT_BIT_FROM
-from lightning_scale.optim.row_scales import Rows
+from lightning_scale.optim.quantization import BLOCK
+from lightning_scale.optim.state.moments import EIGHT_BIT_FROM
+from lightning_scale.optim.state.sharded_moments import Rows
 from tests.distributed.meshes import own, whole
 
 SHAPES = {
@@ -85,10 +85,10 @@ def train(model: nn.Module, optimizer: Any, steps: range) -> None:
 
 
 def numbers(p: Tensor, state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """A parameter's whole moments as `lightning_scale.optim.codec` reads them; every rank calls it."""
-    from lightning_scale.optim.codec import dequantize
-    from lightning_scale.optim.moments import CODES, absmax_key
-    from lightning_scale.optim.sharding import is_sharded, like, local, rows_of
+    """A parameter's whole moments as `lightning_scale.optim.quantization` reads them; every rank calls it."""
+    from lightning_scale.optim.dtensor import is_sharded, like, local, rows_of
+    from lightning_scale.optim.quantization import dequantize
+    from lightning_scale.optim.state.moments import CODES, absmax_key
 
     for key, code in CODES.items():
         if absmax_key(key) in state:

@@ -228,7 +228,7 @@ def test_a_nan_in_one_share_skips_the_step_everywhere(tmp_path: Path) -> None:
 def ranks_in_other_ways(folder: str) -> dict[str, bool]:
     """Compiled kernels and Triton's, beside plain operations on the same shards."""
     os.environ["TRITON_INTERPRET"] = "1"
-    from lightning_scale.optim.kernels import choice
+    from lightning_scale.optim.backends import choice
 
     torch.distributed.init_process_group("gloo")
     choice.COMPILED_FROM = 0

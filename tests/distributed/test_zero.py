@@ -149,7 +149,7 @@ class Count(L.Callback):
         self.calls = 0
 
     def on_train_start(self, *args: Any) -> None:
-        from lightning_scale.optim.collective import AllReduce
+        from lightning_scale.optim.dtensor import AllReduce
 
         real = AllReduce.__call__
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler, StageData
-from lightning_scale.optim.reset import reset_bias_correction, reset_moments
+from lightning_scale.optim.state.reset import reset_bias_correction, reset_moments
 from tests.distributed.meshes import largest, relative
 from tests.distributed.sharded import groups, network
 from tests.toys import trainer

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels import choice, parts
+from lightning_scale.optim.backends import choice
+from lightning_scale.optim.kernels import parts
 from lightning_scale.optim.kernels.compiled import rows
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_scale.optim import AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
-from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.backends.bucket import Guard
 
 from .kinds import bits
 

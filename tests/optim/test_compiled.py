@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim import members
-from lightning_scale.optim.codec import SIGNED, UNSIGNED, Code, nearest_by_search
+from lightning_scale.optim.backends.bucket import Guard, LambBucket, TrustRatio
 from lightning_scale.optim.kernels.compiled import codec, lamb, programs
-from lightning_scale.optim.kernels.work import Guard, LambBucket, TrustRatio
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.quantization import SIGNED, UNSIGNED, Code, nearest_by_search
 from tests.optim.compiled_pairs import KINDS, TOLERANCE, compare, needs_compiler, pair, parameters, set_gradients
 from tests.optim.kinds import bits
 

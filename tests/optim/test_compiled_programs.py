@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_scale.optim import LAMB
-from lightning_scale.optim.kernels import choice
+from lightning_scale.optim.backends import choice
 from lightning_scale.optim.kernels.compiled import lamb, programs, rows, scratch
 from tests.optim.compiled_pairs import needs_compiler, parameters, set_gradients
 
@@ -71,7 +71,7 @@ CHILD = """
 import warnings, torch
 from torch import nn
 from lightning_scale.optim import LAMB
-from lightning_scale.optim.kernels import choice
+from lightning_scale.optim.backends import choice
 choice.COMPILED_FROM = 1
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")

@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_scale.optim import kernels
-from lightning_scale.optim.codec import BLOCK, blocks
-from lightning_scale.optim.kernels.eight_bit import pieces
-from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment, PlainMoment
-from lightning_scale.optim.kernels.eight_bit.work import (
+from lightning_scale.optim.backends import dispatch as kernels
+from lightning_scale.optim.backends.bucket import (
     CodedAdamBucket,
     CodedLambBucket,
     CodedLarsBucket,
     CodedSgdBucket,
+    Guard,
+    TrustRatio,
+    Way,
 )
-from lightning_scale.optim.kernels.way import Way
-from lightning_scale.optim.kernels.work import Guard, TrustRatio
+from lightning_scale.optim.kernels.eight_bit import pieces
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
-from lightning_scale.optim.moments import moments, new_moment, whole_moment
+from lightning_scale.optim.quantization import BLOCK, blocks
+from lightning_scale.optim.state.moments import CodedMoment, PlainMoment, moments, new_moment, whole_moment
 
 # Two layers in 8 bits, two that are too small for it.
 SHAPES = [(70, 61), (33,), (4100,), (5, 9)]

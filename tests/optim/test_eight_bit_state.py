@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lightning_scale.optim import LAMB, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
-from lightning_scale.optim.moments import new_moment
-from lightning_scale.optim.reset import reset_moments
+from lightning_scale.optim.state.moments import new_moment
+from lightning_scale.optim.state.reset import reset_moments
 
 from .kinds import bits, set_gradients, through_a_file
 from .test_eight_bit_layouts import partition
@@ -150,8 +150,8 @@ def test_another_models_state_is_refused() -> None:
 @pytest.mark.parametrize(("kind", "moments"), [KINDS[0], KINDS[2]])
 def test_a_skipped_step_writes_no_code(kind: Any, moments: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Masked on the device, also the first step, whose moments are all zero."""
-    from lightning_scale.optim.guarded import GuardedOptimizer
-    from lightning_scale.optim.kernels.work import Guard
+    from lightning_scale.optim.backends.bucket import Guard
+    from lightning_scale.optim.base import GuardedOptimizer
 
     nonfinite = Guard(torch.tensor(False), torch.tensor(torch.nan))
     parameters, optimizer = trained(kind, torch.bfloat16, channels_last=True, master_weights=True)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
-from lightning_scale.optim.kernels import choice
-from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.backends import choice
+from lightning_scale.optim.backends.bucket import Guard
 from tests.optim.fused_kernels import every_device, module_of
 from tests.optim.kinds import bits
 
 pytest.importorskip("triton")
 
-from lightning_scale.optim.kernels.fused import lamb as fused_lamb
-from lightning_scale.optim.kernels.fused import lamb_chunk, launch
+from lightning_scale.optim.backends.triton import lamb as fused_lamb
+from lightning_scale.optim.backends.triton import launch
 
 KINDS: dict[str, Callable[..., Any]] = {
     "LAMB": lambda p, **o: LAMB(p, **o),
@@ -229,11 +229,9 @@ def test_large_tensors(kind: Any) -> None:
 
 
 def changed(old: str, new: str, folder: Path) -> ModuleType:
-    """The kernels' files as one, with one constant changed."""
-    whole = Path(lamb_chunk.__file__).read_text() + Path(fused_lamb.__file__).read_text()
-    source = "\n".join(
-        line for line in whole.split("\n") if "fused.lamb_chunk" not in line and "__future__" not in line
-    )
+    """The kernels' file with one constant changed."""
+    whole = Path(fused_lamb.__file__).read_text()
+    source = "\n".join(line for line in whole.split("\n") if "__future__" not in line)
     assert source.count(old) == 1
     return module_of("from __future__ import annotations\n" + source.replace(old, new), folder)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_scale.optim import AdamW8bit, LAMB8bit
-from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.backends.bucket import Guard
 
 from .fused_eight_bit_pairs import (
     PLAIN_KINDS,
@@ -27,7 +27,7 @@ from .kinds import bits
 
 pytest.importorskip("triton")
 
-from lightning_scale.optim.kernels.fused import adamw8bit, launch
+from lightning_scale.optim.backends.triton import adamw, launch
 
 pytestmark = pytest.mark.usefixtures("exact_square_roots")
 
@@ -177,9 +177,9 @@ def test_left_to_itself_a_cpu_takes_the_plain_way() -> None:
     ],
 )  # fmt: skip
 def test_a_changed_constant_is_noticed(old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Path(str(adamw8bit.__file__)).read_text()
+    source = Path(str(adamw.__file__)).read_text()
     assert old in source
-    monkeypatch.setattr(adamw8bit, "adamw8bit", module_of(source.replace(old, new), tmp_path).adamw8bit)
+    monkeypatch.setattr(adamw, "adamw8bit", module_of(source.replace(old, new), tmp_path).adamw8bit)
     shapes: list[tuple[int, ...]] = [(4100,), (64, 65)]
     a, b = parameters(shapes=shapes), parameters(shapes=shapes)
     ours, theirs = (AdamW8bit(p, lr=0.5, fused=fused) for p, fused in ((a, True), (b, False)))

@@ -24,7 +24,7 @@ from .test_eight_bit_layouts import CUT, KERNELS, LAYERS, UNCUT, Rank, numbers, 
 
 pytest.importorskip("triton")
 
-from lightning_scale.optim.kernels.fused import coded_chunks, coded_launch
+from lightning_scale.optim.backends.triton import chunks, launch
 
 pytestmark = pytest.mark.usefixtures("exact_square_roots")
 
@@ -35,7 +35,7 @@ def test_many_chunks(make: Callable[..., Any], device: str, monkeypatch: pytest.
     shapes: list[tuple[int, ...]] = [(150, 61), (3000,), (4097,)]
     a, b = parameters(device=device, shapes=shapes), parameters(device=device, shapes=shapes)
     ours, theirs = make(a, fused=True), make(b, fused=False)
-    monkeypatch.setattr(coded_chunks, "CHUNK", 1024)
+    monkeypatch.setattr(chunks, "CODED_CHUNK", 1024)
     for step in range(2):
         set_gradients(a, step), set_gradients(b, step)
         ours.step(), theirs.step()
@@ -88,7 +88,7 @@ def test_a_state_of_another_layout_is_refused() -> None:
 
 def test_one_block_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU; the interpreter's time is one per tile, so elsewhere it takes many blocks."""
-    monkeypatch.setattr(coded_launch, "INTERPRETED_ROWS", coded_launch.ROWS)
+    monkeypatch.setattr(launch, "INTERPRETED_ROWS", launch.ROWS)
     a, b = parameters(shapes=[(4150,)]), parameters(shapes=[(4150,)])
     ours, theirs = LAMB8bit(a, fused=True), LAMB8bit(b, fused=False)
     for step in range(2):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_scale.optim.guarded import GuardedOptimizer
-from lightning_scale.optim.kernels.norms import guard
-from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.backends.bucket import Guard
+from lightning_scale.optim.backends.norms import guard
+from lightning_scale.optim.base import GuardedOptimizer
 
 from .kinds import Make, bits, every_kind, model_of, set_gradients, train
 

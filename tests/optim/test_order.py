@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from lightning_scale.optim.kernels.fused.order import order_of
-from lightning_scale.optim.kernels.fused.table import chunks_of
+from lightning_scale.optim.backends.triton.chunks import chunks_of
+from lightning_scale.optim.backends.triton.turns import order_of
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 
 

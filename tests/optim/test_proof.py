@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit, proof
-from lightning_scale.optim.kernels import choice
-from lightning_scale.optim.kernels.way import Way
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
+from lightning_scale.optim import self_check as proof
+from lightning_scale.optim.backends import choice
+from lightning_scale.optim.backends.bucket import Way
 from lightning_scale.optim.layout import whole_layout
 
 pytest.importorskip("triton")
 
-from lightning_scale.optim.kernels.fused import lamb as fused_lamb
+from lightning_scale.optim.backends.triton import lamb as fused_lamb
 from tests.optim.kernels.stand_in import bound_only
 
 
@@ -109,7 +110,7 @@ def test_who_is_asked() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [LAMB, LARS, AdamW8bit, SGD8bit, LAMB8bit, LARS8bit])
 def test_a_gpu_takes_the_kernels_unasked(kind: Any) -> None:
-    from lightning_scale.optim.kernels.fused import launch
+    from lightning_scale.optim.backends.triton import launch
 
     p = nn.Parameter(torch.randn(5, 3, device="cuda"))
     p.grad = torch.ones_like(p)
@@ -122,7 +123,7 @@ def test_a_gpu_takes_the_kernels_unasked(kind: Any) -> None:
 
 def launched_kernels(monkeypatch: pytest.MonkeyPatch, step: Any) -> set[str]:
     """Names of the kernels that are launched meanwhile."""
-    from lightning_scale.optim.kernels.fused import gradients, launch, steps, sums
+    from lightning_scale.optim.backends.triton import launch, sums
 
     seen: set[str] = set()
 
@@ -131,7 +132,7 @@ def launched_kernels(monkeypatch: pytest.MonkeyPatch, step: Any) -> set[str]:
         launch.launch(kernel, *args, **options)
 
     with monkeypatch.context() as patch:
-        for module in (fused_lamb, gradients, steps, sums):
+        for module in (fused_lamb, sums):
             patch.setattr(module, "launch", noted)
         step()
     return seen

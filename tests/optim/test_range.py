@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim import LAMB, LARS
-from lightning_scale.optim.kernels import norms
+from lightning_scale.optim.backends import norms
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment, whole_layout
 
 from .kinds import Make, every_kind, model_of, set_gradients

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.codec import BLOCK, SIGNED, UNSIGNED, Code, dequantize, quantize
-from lightning_scale.optim.row_scales import Rows, by_block, by_row, columns
+from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED, Code, dequantize, quantize
+from lightning_scale.optim.state.sharded_moments import Rows, by_block, by_row, columns
 
 SHAPES = [(40, 1), (700, 9), (1, 5000), (13, 256), (13, 512), (30, 255), (30, 257), (9, 1000), (5, 96), (3, 640)]
 

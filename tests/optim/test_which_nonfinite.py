@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightning_scale.optim.backends.norms import nonfinite
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
-from lightning_scale.optim.nonfinite import nonfinite
 from lightning_scale.strategies.zero.flat import shares_of
 
 CPU = torch.device("cpu")

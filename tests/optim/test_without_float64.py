@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_scale import optim
-from lightning_scale.optim.codec import SIGNED, UNSIGNED
-from lightning_scale.optim.kernels import constants, norms
-from lightning_scale.optim.kernels.constants import bias_correction, widest
+from lightning_scale.optim.backends import device as constants
+from lightning_scale.optim.backends import norms
+from lightning_scale.optim.backends.device import bias_correction, widest
+from lightning_scale.optim.quantization import SIGNED, UNSIGNED
 
 KINDS: dict[str, dict[str, Any]] = {
     "LAMB": {"max_grad_norm": 1.0},

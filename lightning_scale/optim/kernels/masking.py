@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.backends.bucket import Guard
 
 # x + -0.0 and x - 0.0 are x for every x, also for both zeros; x + 0.0 turns -0.0 into 0.0.
 NOTHING_TO_ADD = -0.0

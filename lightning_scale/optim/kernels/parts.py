@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.two_passes import finished
-from lightning_scale.optim.kernels.way import Way
-from lightning_scale.optim.kernels.work import Bucket, FirstPass, Guard, LayerNorms
+from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms, Way
+from lightning_scale.optim.backends.two_passes import finished
 from lightning_scale.optim.layout import Layout, Segment
 
 # Elements of a group of layers: more of them leave the cache before the second pass, with fewer the small operations

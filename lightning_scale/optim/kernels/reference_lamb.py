@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.constants import bias_correction
+from lightning_scale.optim.backends.bucket import FirstPass, Guard, LambBucket
+from lightning_scale.optim.backends.device import bias_correction
+from lightning_scale.optim.backends.norms import own_norms
 from lightning_scale.optim.kernels.masking import (
     NOTHING_TO_SUBTRACT,
     guarded_grads,
     unless_skipped,
     zero_if_skipped,
 )
-from lightning_scale.optim.kernels.norms import own_norms
 from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, scale_layers
-from lightning_scale.optim.kernels.work import FirstPass, Guard, LambBucket
 
 
 def lamb(bucket: LambBucket, guard: Guard) -> FirstPass:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import FirstPass, Guard, LarsBucket
+from lightning_scale.optim.backends.norms import own_norms
 from lightning_scale.optim.kernels.masking import (
     NOTHING_TO_ADD,
     NOTHING_TO_SUBTRACT,
@@ -12,9 +14,7 @@ from lightning_scale.optim.kernels.masking import (
     unless_skipped,
     zero_if_skipped,
 )
-from lightning_scale.optim.kernels.norms import own_norms
 from lightning_scale.optim.kernels.scatter import add_weight_decay, apply, scale_layers
-from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
 
 
 def lars(bucket: LarsBucket, guard: Guard) -> FirstPass:

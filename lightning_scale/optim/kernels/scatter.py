@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.constants import layers_of_segments
-from lightning_scale.optim.kernels.work import Bucket
+from lightning_scale.optim.backends.bucket import Bucket
+from lightning_scale.optim.backends.device import layers_of_segments
 from lightning_scale.optim.layout import Layout
 
 

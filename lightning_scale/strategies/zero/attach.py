@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.base import GuardedOptimizer
 from lightning_scale.strategies.zero.bf16 import Bf16
 from lightning_scale.strategies.zero.flat import Flat
 from lightning_scale.strategies.zero.partitions import Partitions, check_whole, insist

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.collective import AllReduce
+from lightning_scale.optim.dtensor import AllReduce
 from lightning_scale.optim.layout import LayerInfo, Layout
 from lightning_scale.strategies.zero.flat import Flat
 

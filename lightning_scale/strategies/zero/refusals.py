@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.optim.base import GuardedOptimizer
 
 # Optimizers whose step needs a whole layer: its norms, or its shape.
 _WHOLE_LAYERS = re.compile(

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_scale.optim.guarded import GuardedOptimizer
-from lightning_scale.optim.kernels.norms import global_norm
+from lightning_scale.optim.backends.norms import global_norm, nonfinite
+from lightning_scale.optim.base import GuardedOptimizer
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.nonfinite import nonfinite
 from lightning_scale.strategies.zero.flat import shares_of
 from lightning_scale.strategies.zero.partitions import Partitions
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.names import parameter_names
+from lightning_scale.optim.groups import parameter_names
 from lightning_scale.saves.plain import refusing
 from lightning_scale.strategies.whole_state import Param, params_of
 from lightning_scale.strategies.zero.attach import attach

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.by_name import fill
+from lightning_scale.optim.base import GuardedOptimizer
 from lightning_scale.optim.eight_bit import EightBitOptimizer
-from lightning_scale.optim.guarded import GuardedOptimizer
-from lightning_scale.optim.moments import EIGHT_BIT_FROM
+from lightning_scale.optim.state.moments import EIGHT_BIT_FROM
+from lightning_scale.optim.state.whole import fill
 from lightning_scale.strategies.whole_state import Param, Wholes, from_state_dict, gather, to_state_dict
 from lightning_scale.strategies.zero.flat import Flat
 from lightning_scale.strategies.zero.partitions import insist

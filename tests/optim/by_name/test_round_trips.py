@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_scale.optim import LAMB8bit
-from lightning_scale.optim.by_name import Piece, fill, pieces, whole
-from lightning_scale.optim.codec import BLOCK, SIGNED, UNSIGNED, block_count, dequantize, quantize
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
-from lightning_scale.optim.moments import new_moment
+from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED, block_count, dequantize, quantize
+from lightning_scale.optim.state.moments import new_moment
+from lightning_scale.optim.state.whole import Piece, fill, pieces, whole
 
 FROM = 512
 Wholes = dict[str, dict[str, Tensor]]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_scale.optim.codec import (
+from lightning_scale.optim.quantization import (
     BLOCK,
     SIGNED,
     UNSIGNED,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.codec import Code, nearest_by_search
+from lightning_scale.optim.quantization import Code, nearest_by_search
 
 from .test_nearest import both_codes, interesting
 
@@ -18,10 +18,9 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from lightning_scale.optim.kernels.choice import interpreted
-from lightning_scale.optim.kernels.fused import nearest_code as module
-from lightning_scale.optim.kernels.fused.division import quotient
-from lightning_scale.optim.kernels.fused.nearest_code import nearest_code, search_table
+from lightning_scale.optim.backends.choice import interpreted
+from lightning_scale.optim.backends.triton import quantization as module
+from lightning_scale.optim.backends.triton.quantization import nearest_code, quotient, search_table
 
 DEVICE = "cpu" if interpreted() else "cuda"
 

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_scale.optim.codec import SIGNED, UNSIGNED, Code, nearest_by_arithmetic, nearest_by_search
+from lightning_scale.optim.quantization import SIGNED, UNSIGNED, Code, nearest_by_arithmetic, nearest_by_search
 
 from . import tables
 

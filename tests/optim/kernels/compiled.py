@@ -28,7 +28,8 @@ def compiled(variants: Iterable[Variant], capability: int, instructions: bool = 
     """What `look` finds of each kernel that these steps launch, each once, with the first variant that needs it."""
     from triton.runtime.jit import JITFunction
 
-    from lightning_scale.optim.kernels import choice, fused
+    from lightning_scale.optim.backends import choice
+    from lightning_scale.optim.backends import triton as fused
 
     for module in pkgutil.iter_modules(
         fused.__path__

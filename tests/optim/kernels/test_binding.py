@@ -20,9 +20,9 @@ pytest.importorskip("triton")
 import triton
 
 from lightning_scale import optim
-from lightning_scale.optim import proof
-from lightning_scale.optim.guarded import GuardedOptimizer
-from lightning_scale.optim.kernels import fused
+from lightning_scale.optim import self_check as proof
+from lightning_scale.optim.backends import triton as fused
+from lightning_scale.optim.base import GuardedOptimizer
 from tests.optim.fused_kernels import module_of
 from tests.optim.kernels import stand_in
 from tests.optim.kernels.variants import OPTIMIZERS, Variant, parameters, take_step
@@ -33,20 +33,26 @@ each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 @each_optimizer
 @pytest.mark.parametrize("sharded", [False, True])
 def test_every_launch_is_bound(name: str, sharded: bool) -> None:
-    from lightning_scale.optim.kernels.fused import launch
+    from lightning_scale.optim.backends.triton import launch
 
     bound, launched = stand_in.bound, launch.launches
     take_step(Variant(name, sharded=sharded))
     assert stand_in.bound - bound == launch.launches - launched > 2
 
 
+def module_named(optimizer: str) -> str:
+    return optimizer.lower().removesuffix("8bit")
+
+
 def changed(name: str, change: Callable[[str], str], folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Let an optimizer launch kernels whose file has been changed."""
-    path = Path(fused.__path__[0]) / f"{name.lower()}.py"
+    path = Path(fused.__path__[0]) / f"{module_named(name)}.py"
     source = path.read_text()
     mutant = change(source)
     assert mutant != source
-    patch.setattr(f"{fused.__name__}.{name.lower()}.{name.lower()}", getattr(module_of(mutant, folder), name.lower()))
+    patch.setattr(
+        f"{fused.__name__}.{module_named(name)}.{name.lower()}", getattr(module_of(mutant, folder), name.lower())
+    )
 
 
 @each_optimizer
@@ -70,8 +76,10 @@ def test_an_argument_called_params_is_refused(name: str, tmp_path: Path, monkeyp
 
 
 def a_fraction(args: list[Any], options: dict[str, Any]) -> None:
-    place = next(i for i, value in enumerate(args) if isinstance(value, float))
-    args[place] = Fraction(args[place])
+    for place, value in enumerate(args):
+        if isinstance(value, float):
+            args[place] = Fraction(value)
+            break
 
 
 def one_too_few(args: list[Any], options: dict[str, Any]) -> None:
@@ -103,14 +111,16 @@ def an_unknown_option(args: list[Any], options: dict[str, Any]) -> None:
 def test_a_launch_whose_arguments_do_not_fit_is_refused(
     name: str, sharded: bool, change: Callable[..., None], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lightning_scale.optim.kernels.fused import launch
+    from lightning_scale.optim.backends.triton import launch
+
+    right = launch.launch
 
     def changed_launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         own = list(args)
         change(own, options)
-        launch.launch(kernel, programs, *own, **options)
+        right(kernel, programs, *own, **options)
 
-    monkeypatch.setattr(f"{fused.__name__}.{'coded_launch' if '8bit' in name else name.lower()}.launch", changed_launch)
+    monkeypatch.setattr(f"{fused.__name__}.{'launch' if '8bit' in name else name.lower()}.launch", changed_launch)
     bound = stand_in.bound
     with pytest.raises((TypeError, KeyError, AttributeError), match=error):
         take_step(Variant(name, sharded=sharded))

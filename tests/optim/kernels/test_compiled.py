@@ -18,21 +18,21 @@ CURRENT = triton.__version__.startswith("3.9.")
 # Triton 3.2 puts 8 bytes of one LARS kernel for sm_80 on the stack.
 STACK = 8 if triton.__version__.startswith("3.2.") else 0
 SHARED_BY_ALL = {
-    "gradients._look",
-    "gradients._total",
-    "steps._count",
+    "sums._look",
+    "sums._total",
+    "lamb._count",
     "sums._norms_of_layers",
-    "layer_sums._sum_chunks",
+    "sums._sum_chunks",
 }
+EIGHT_BIT = {"lamb._pass", "lars._pass", "adamw._step", "sgd._step"}
 OWN = {
     *(f"{name}.{kernel}" for name in ("lamb", "lars") for kernel in ("_both", "_measure", "_apply")),
-    *(f"{name}8bit._pass" for name in ("lamb", "lars")),
-    *(f"{name}8bit._step" for name in ("adamw", "sgd")),
+    *EIGHT_BIT,
 }
 
 
 def is_8bit(row: dict[str, Any]) -> bool:
-    return "8bit" in row["kernel"]
+    return row["kernel"] in EIGHT_BIT
 
 
 def coded_moments(row: dict[str, Any]) -> int:
@@ -96,7 +96,7 @@ def test_no_product_is_contracted_with_a_sum(rows: list[dict[str, Any]]) -> None
 def test_whole_tiles_are_read_and_written_in_vectors(rows: list[dict[str, Any]]) -> None:
     """Single numbers of a layer or a tensor need none."""
     for row in rows:
-        if row["kernel"] in OWN | {"gradients._look"}:
+        if row["kernel"] in OWN | {"sums._look"}:
             assert any("ld.global" in kind and ".v4.b32" in kind for kind in row["ptx"]), row
 
 

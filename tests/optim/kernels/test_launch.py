@@ -15,11 +15,13 @@ from torch import Tensor, nn
 pytest.importorskip("triton")
 
 from lightning_scale import optim
-from lightning_scale.optim import LAMB, LARS, IncompleteStep, layerwise, members, proof
-from lightning_scale.optim.kernels import constants
-from lightning_scale.optim.kernels.constants import constant
-from lightning_scale.optim.kernels.fused import launch
-from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim import LAMB, LARS, IncompleteStep, layerwise
+from lightning_scale.optim import self_check as proof
+from lightning_scale.optim import step_plan as members
+from lightning_scale.optim.backends import device as constants
+from lightning_scale.optim.backends.bucket import Guard
+from lightning_scale.optim.backends.device import constant
+from lightning_scale.optim.backends.triton import launch
 from lightning_scale.optim.layout import Layout, whole_layout
 
 CPU = torch.device("cpu")

@@ -16,10 +16,10 @@ from torch import nn
 pytest.importorskip("triton")
 
 from lightning_scale import optim
-from lightning_scale.optim import proof
-from lightning_scale.optim.kernels import fused
-from lightning_scale.optim.kernels.fused import lamb, lars, launch, turns
-from lightning_scale.optim.kernels.work import IncompleteStep
+from lightning_scale.optim import self_check as proof
+from lightning_scale.optim.backends import triton as fused
+from lightning_scale.optim.backends.bucket import IncompleteStep
+from lightning_scale.optim.backends.triton import lamb, lars, launch, turns
 from tests.optim.fused_kernels import module_of
 from tests.optim.kinds import bits
 
@@ -139,7 +139,7 @@ def test_who_insists_is_told_too(name: str, no_first_pass: None) -> None:
 def test_a_gpu_gives_up(name: str, no_first_pass: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In less than the seconds of one wait for each program: who has given up stops the others."""
     monkeypatch.setattr(proof, "try_waiting", lambda *of: None)
-    monkeypatch.setattr("lightning_scale.optim.guarded.try_waiting", lambda *of: None)
+    monkeypatch.setattr("lightning_scale.optim.base.try_waiting", lambda *of: None)
     params = [nn.Parameter(torch.ones(2048, 1024, device="cuda")) for _ in range(8)]
     for p in params:
         p.grad = torch.ones_like(p)

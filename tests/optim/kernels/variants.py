@@ -118,7 +118,7 @@ def parameters(variant: Variant) -> list[nn.Parameter]:
 def take_step(variant: Variant, steps: int = 1) -> Any:
     """The optimizer, which has taken so many steps as on a GPU: the host does not look whether gradients are finite."""
     from lightning_scale import optim
-    from lightning_scale.optim.kernels.work import Guard
+    from lightning_scale.optim.backends.bucket import Guard
 
     with pytest.MonkeyPatch.context() as patch:
         optimizer = getattr(optim, variant.optimizer)(parameters(variant), **variant.options())

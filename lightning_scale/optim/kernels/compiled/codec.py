@@ -1,4 +1,4 @@
-"""The 8-bit code in a form that Inductor vectorizes, with the very codes and numbers of `lightning_scale.optim.codec`.
+"""The 8-bit code in a form that Inductor vectorizes, with the very codes and numbers of `lightning_scale.optim.quantization`.
 
 **Codes to values.** Count the values of one sign from the first decade's number of parts on: then decade i is k = n..2n-1,
 and its values are A / D with whole numbers A = 18k - 16n + 9 and D = 2n·10^(7-i), exact in float32, so that one division
@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.codec.tables import DECADES, Code
+from lightning_scale.optim.quantization.code import DECADES, Code
 
 _LARGEST = torch.finfo(torch.float32).max
 _LOW = 16

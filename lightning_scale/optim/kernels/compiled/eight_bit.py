@@ -9,7 +9,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.codec import SIGNED, UNSIGNED
+from lightning_scale.optim.backends.bucket import (
+    CodedAdamBucket,
+    CodedBucket,
+    CodedLambBucket,
+    CodedLarsBucket,
+    CodedSgdBucket,
+    FirstPass,
+    Guard,
+)
 from lightning_scale.optim.kernels.compiled.codec import absmax_of, cells, nearest, values
 from lightning_scale.optim.kernels.compiled.dtypes import called, variant
 from lightning_scale.optim.kernels.compiled.first import Begin, First, by_ratio, first_pass, nothing, skipped
@@ -19,15 +27,8 @@ from lightning_scale.optim.kernels.compiled.programs import Program, load
 from lightning_scale.optim.kernels.compiled.programs import Run as Compiled
 from lightning_scale.optim.kernels.compiled.rows import WIDTH
 from lightning_scale.optim.kernels.compiled.state import CodedState
-from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment, Moment
-from lightning_scale.optim.kernels.eight_bit.work import (
-    CodedAdamBucket,
-    CodedBucket,
-    CodedLambBucket,
-    CodedLarsBucket,
-    CodedSgdBucket,
-)
-from lightning_scale.optim.kernels.work import FirstPass, Guard
+from lightning_scale.optim.quantization import SIGNED, UNSIGNED
+from lightning_scale.optim.state.moments import CodedMoment, Moment
 
 
 def lamb8bit(bucket: CodedLambBucket, guard: Guard) -> Begin | None:

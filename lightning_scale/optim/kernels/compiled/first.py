@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import FirstPass, Guard, LayerNorms
 from lightning_scale.optim.kernels.compiled import buffers
 from lightning_scale.optim.kernels.compiled.programs import Run as Compiled
 from lightning_scale.optim.kernels.compiled.rows import Plan, Run, plan, rows_of
 from lightning_scale.optim.kernels.compiled.scratch import update_rows
 from lightning_scale.optim.kernels.compiled.state import State
 from lightning_scale.optim.kernels.compiled.sums import layer_squares, make_sure
-from lightning_scale.optim.kernels.work import FirstPass, Guard, LayerNorms
 
 UpdateBucket = Any
 """A `Bucket` or a `CodedBucket`: layout, params, weights, grads, lr."""

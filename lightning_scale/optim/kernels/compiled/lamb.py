@@ -8,13 +8,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import Guard, LambBucket
 from lightning_scale.optim.kernels.compiled.dtypes import called, variant
 from lightning_scale.optim.kernels.compiled.first import Begin, First, UpdateBucket, by_ratio, nothing, skipped
 from lightning_scale.optim.kernels.compiled.programs import Program, load
 from lightning_scale.optim.kernels.compiled.rows import WIDTH
 from lightning_scale.optim.kernels.compiled.state import TensorState
 from lightning_scale.optim.kernels.compiled.whole_layers import all_step_alone, one_by_one
-from lightning_scale.optim.kernels.work import Guard, LambBucket
 
 _NUMBERS = 9
 

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import CodedLarsBucket, FirstPass, Guard, LarsBucket
 from lightning_scale.optim.kernels.compiled import buffers
 from lightning_scale.optim.kernels.compiled.dtypes import called, variant
 from lightning_scale.optim.kernels.compiled.first import (
@@ -25,8 +26,6 @@ from lightning_scale.optim.kernels.compiled.programs import Run as Compiled
 from lightning_scale.optim.kernels.compiled.rows import WIDTH, rows_of
 from lightning_scale.optim.kernels.compiled.state import TensorState
 from lightning_scale.optim.kernels.compiled.whole_layers import all_step_alone, one_by_one
-from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
-from lightning_scale.optim.kernels.work import FirstPass, Guard, LarsBucket
 
 _NUMBERS = 7
 

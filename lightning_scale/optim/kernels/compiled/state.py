@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_scale.optim.kernels.compiled import buffers
 from lightning_scale.optim.kernels.compiled.rows import WIDTH, Run, rows_of
-from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment
+from lightning_scale.optim.state.moments import CodedMoment
 
 
 class State(Protocol):

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import LayerNorms
+from lightning_scale.optim.backends.ratios import ratio_by_numpy
 from lightning_scale.optim.kernels.compiled import rows
 from lightning_scale.optim.kernels.compiled.buffers import alike
 from lightning_scale.optim.kernels.compiled.first import Begin, First, UpdateBucket, take_rows_off
 from lightning_scale.optim.kernels.compiled.scratch import update_rows
 from lightning_scale.optim.kernels.compiled.sums import row_square
-from lightning_scale.optim.kernels.ratios import ratio_by_numpy
-from lightning_scale.optim.kernels.work import LayerNorms
 from lightning_scale.optim.layout import Layout
 
 

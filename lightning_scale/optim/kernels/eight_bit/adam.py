@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.constants import bias_correction
+from lightning_scale.optim.backends.bucket import CodedAdamBucket, Guard
+from lightning_scale.optim.backends.device import bias_correction
 from lightning_scale.optim.kernels.eight_bit.batches import Batch
-from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
 from lightning_scale.optim.kernels.masking import unless_skipped
-from lightning_scale.optim.kernels.work import Guard
 
 Corrections = list[tuple[Tensor, Tensor]]
 

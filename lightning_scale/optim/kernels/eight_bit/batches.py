@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import CodedBucket, Guard
 from lightning_scale.optim.kernels.eight_bit import pieces
-from lightning_scale.optim.kernels.eight_bit.moment import CodedMoment, Moment, store
 from lightning_scale.optim.kernels.eight_bit.pieces import Piece, place
-from lightning_scale.optim.kernels.eight_bit.work import CodedBucket
 from lightning_scale.optim.kernels.masking import guarded_grads
-from lightning_scale.optim.kernels.work import Guard
+from lightning_scale.optim.state.moments import CodedMoment, Moment, store
 
 
 @dataclass(frozen=True)

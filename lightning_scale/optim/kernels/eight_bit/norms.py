@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.kernels.constants import widest
+from lightning_scale.optim.backends.bucket import CodedBucket
+from lightning_scale.optim.backends.device import widest
 from lightning_scale.optim.kernels.eight_bit.batches import Batch
-from lightning_scale.optim.kernels.eight_bit.work import CodedBucket
 
 
 def piecewise_norms(bucket: CodedBucket, batches: Sequence[Batch], measured: Callable[[Batch], list[Tensor]]) -> Tensor:

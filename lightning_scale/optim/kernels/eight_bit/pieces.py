@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_scale.optim.kernels.eight_bit.work import CodedBucket
+from lightning_scale.optim.backends.bucket import CodedBucket
 
 # Elements, whole blocks: a float32 piece is 1 MiB, and the ten or so that a step holds at a time stay in a CPU's cache.
 LARGEST_PIECE = 1 << 18

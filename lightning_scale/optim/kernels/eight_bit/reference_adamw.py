@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import CodedAdamBucket, Guard
 from lightning_scale.optim.kernels.eight_bit.adam import corrections, count, direction, moments, set_moments
 from lightning_scale.optim.kernels.eight_bit.batches import Batch, batches
-from lightning_scale.optim.kernels.eight_bit.work import CodedAdamBucket
-from lightning_scale.optim.kernels.work import Guard
 
 
 def adamw(bucket: CodedAdamBucket, guard: Guard) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import CodedLambBucket, FirstPass, Guard
 from lightning_scale.optim.kernels.eight_bit.adam import (
     Corrections,
     corrections,
@@ -15,8 +16,6 @@ from lightning_scale.optim.kernels.eight_bit.adam import (
 )
 from lightning_scale.optim.kernels.eight_bit.batches import Batch, batches
 from lightning_scale.optim.kernels.eight_bit.norms import piecewise_norms
-from lightning_scale.optim.kernels.eight_bit.work import CodedLambBucket
-from lightning_scale.optim.kernels.work import FirstPass, Guard
 
 
 def lamb(bucket: CodedLambBucket, guard: Guard) -> FirstPass:

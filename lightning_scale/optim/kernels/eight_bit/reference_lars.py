@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.bucket import CodedLarsBucket, FirstPass, Guard
 from lightning_scale.optim.kernels.eight_bit.batches import Batch, batches
 from lightning_scale.optim.kernels.eight_bit.norms import piecewise_norms
-from lightning_scale.optim.kernels.eight_bit.work import CodedLarsBucket
-from lightning_scale.optim.kernels.work import FirstPass, Guard
 
 
 def lars(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from lightning_scale.optim.backends.bucket import CodedSgdBucket, Guard
 from lightning_scale.optim.kernels.eight_bit.adam import count
 from lightning_scale.optim.kernels.eight_bit.batches import batches
-from lightning_scale.optim.kernels.eight_bit.work import CodedSgdBucket
-from lightning_scale.optim.kernels.work import Guard
 
 
 def sgd(bucket: CodedSgdBucket, guard: Guard) -> None:

@@ -1,0 +1,146 @@
+"""Parameters that FSDP2 (``fully_shard``) or tensor parallelism keep as DTensors: their local tensors, and where those
+elements lie. Only this file knows DTensors.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def is_sharded(t: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor. (Their package takes long to import; who has one has imported it.)"""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
+
+
+def local(t: Tensor) -> Tensor:
+    """This rank's own tensor, the same memory; a plain tensor is its own."""
+    return t.to_local() if is_sharded(t) else t
+
+
+def sharding(t: Tensor) -> Hashable:
+    """What tensors must have in common to be in one layout; ``None`` for plain ones."""
+    return (t.device_mesh, t.placements) if is_sharded(t) else None
+
+
+def like(p: Tensor, own: Tensor) -> Tensor:
+    """A tensor of this rank's share of a parameter, row for row, as a DTensor of the same sharding, the same memory; itself
+    for a plain parameter.
+    """
+    if not is_sharded(p):
+        return own
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    # Not from_local(): to the mesh's device, which that moves it to, an offloaded share does not belong.
+    same = own.shape == p.to_local().shape
+    shape = p.shape if same else torch.Size([*p.shape[:1], *own.shape[1:]])
+    stride = p.stride() if same else torch.empty(shape, device="meta").stride()
+    spec = DTensorSpec(p.device_mesh, p.placements, TensorMeta(shape, stride, own.dtype))
+    return DTensor(own, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+
+
+def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:
+    """The layout of DTensors of one mesh and placement: at most one segment each.
+
+    Raises:
+        ValueError: for placements that a norm over ranks is not defined on.
+    """
+    shares = [share(name, p) for name, p in zip(names, params, strict=True)]
+    return Layout(
+        layers=tuple(LayerInfo(n, p.numel(), p.dim()) for n, p in zip(names, params, strict=True)),
+        segments=tuple(Segment(i, i, 0, start, length) for i, (start, length) in enumerate(shares) if length),
+        tensor_numels=tuple(length for _, length in shares),
+        all_reduce=_all_reduce(params[0]),
+    )
+
+
+def check_rows(name: str, p: Tensor) -> None:
+    """Raises ValueError for a DTensor whose shards are not runs of whole rows."""
+    if not is_sharded(p):
+        return
+    from torch.distributed.tensor import Shard
+
+    sharded = [placement for placement in p.placements if not placement.is_replicate()]
+    if len(sharded) > 1 or any(type(placement) is not Shard or placement.dim != 0 for placement in sharded):
+        raise ValueError(
+            f"{name} takes parameters sharded along their first dimension alone, as fully_shard does it, and one of shape"
+            f" {tuple(p.shape)} is sharded as {p.placements}: use {name.removesuffix('8bit')} for it."
+        )
+
+
+def check_gradient(name: str, p: Tensor) -> None:
+    """Raises ValueError for a gradient that is not sharded as its parameter."""
+    if p.grad is not None and sharding(p.grad) != sharding(p):
+        raise ValueError(
+            f"the gradient of {name!r} is sharded as {_words(p.grad)} and the parameter as {_words(p)}: step on gradients as"
+            " fully_shard or DTensor's own operations leave them."
+        )
+
+
+def _words(t: Tensor) -> str:
+    return str(t.placements) if is_sharded(t) else "a plain tensor"
+
+
+def _all_reduce(p: Tensor) -> AllReduce | None:
+    assert is_sharded(p)
+    mesh = p.device_mesh
+    groups = tuple(mesh.get_group(i) for i, placement in enumerate(p.placements) if placement.is_shard())
+    return AllReduce(groups, mesh.device_type) if groups else None
+
+
+def share(name: str, p: Tensor) -> tuple[int, int]:
+    """The first element of this rank's share, counted in the whole parameter (row-major), and how many it has.
+
+    What is sharded along rows alone is one run. Of everything else, runs are not needed: only sums over all elements.
+    """
+    assert is_sharded(p)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if any(placement.is_partial() for placement in p.placements):
+        raise ValueError(f"{name!r} is a DTensor of partial sums: redistribute it to shards before it is optimized.")
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    own = p.to_local()
+    if tuple(shape) != tuple(own.shape):
+        raise RuntimeError(
+            f"this rank's share of {name!r} has shape {tuple(own.shape)}, and torch {torch.__version__} says"
+            f" {tuple(shape)}: this version of lightning_scale does not know its DTensors."
+        )
+    row = p.numel() // p.shape[0] if p.dim() and p.shape[0] else 1
+    return (offset[0] * row if offset else 0), own.numel()
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """The sum over the ranks that share the layers.
+
+    Args:
+        groups: One a dimension of the mesh that shards; a sum over the one and then over the other is over all.
+        device: Of the tensors that these groups reduce.
+    """
+
+    groups: tuple[ProcessGroup, ...]
+    device: str
+
+    def __call__(self, tensor: Tensor) -> None:
+        """Sum in place."""
+        # Offloaded shards lie on the CPU, where their group (NCCL's) cannot reduce.
+        moved = tensor if tensor.device.type == self.device else tensor.to(self.device)
+        for group in self.groups:
+            torch.distributed.all_reduce(moved, group=group)
+        if moved is not tensor:
+            tensor.copy_(moved)

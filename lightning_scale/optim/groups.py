@@ -1,0 +1,133 @@
+"""Parameter groups: the checks of their options, which keys they may have, and what their parameters are called."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def non_negative(name: str, value: float | Tensor) -> None:
+    """Raises ValueError unless ``value`` is a finite number of at least 0 (0-d tensors too)."""
+    if isinstance(value, Tensor) and value.dim() > 0:
+        raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}: give a number or a 0-d tensor.")
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"{name} is {value!r}: give a number of at least 0.")
+    if not (value >= 0 and (isinstance(value, Tensor) or math.isfinite(value))):
+        raise ValueError(f"{name} is {value}: give a finite number of at least 0.")
+
+
+def positive(name: str, value: float | None) -> None:
+    """Raises ValueError unless ``value`` is None or above 0."""
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} is {value}: give a number above 0, or None to leave it off.")
+
+
+def fraction(name: str, value: float) -> None:
+    """Raises ValueError unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}: give a number of at least 0 and below 1.")
+
+
+def betas(value: Sequence[float]) -> tuple[float, float]:
+    """The two decay rates as a tuple of floats.
+
+    Raises:
+        ValueError: unless there are two, each in [0, 1).
+    """
+    pair = _pair(value)
+    if pair is None:
+        raise ValueError(f"betas is {value!r}: give two numbers, such as (0.9, 0.999).")
+    for i, beta in enumerate(pair):
+        fraction(f"betas[{i}]", beta)
+    return pair
+
+
+def bounds(name: str, value: Sequence[float] | None) -> tuple[float, float] | None:
+    """A clip's bounds as a tuple, or None.
+
+    Raises:
+        ValueError: unless 0 <= low <= high.
+    """
+    if value is None:
+        return None
+    pair = _pair(value)
+    if pair is None or not 0 <= pair[0] <= pair[1]:
+        raise ValueError(f"{name} is {value!r}: give (low, high) with 0 <= low <= high, or None for no clip.")
+    return pair
+
+
+def bool_or_none(name: str, value: bool | None) -> None:
+    """Raises ValueError unless ``value`` is True, False or None."""
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}: give True or False, or None to leave it to exclude_1d.")
+
+
+def _pair(value: Sequence[float]) -> tuple[float, float] | None:
+    """Two numbers as floats; None for anything else."""
+    try:
+        first, second = value
+        return float(first), float(second)
+    except (TypeError, ValueError):
+        return None
+
+
+# Over all groups together.
+_OPTIMIZERS_OWN = ("max_grad_norm", "skip_nonfinite", "fused")
+_EVERY_GROUPS = ("params", "param_names")
+# A group may have been another optimizer's: what torch's schedulers, Lightning's monitors and this package keep there.
+_TAKEN = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "name", "decay_1d"}
+
+
+def check_group_keys(group: dict[str, Any], options: Iterable[str], optimizer: str) -> None:
+    """Refuse keys that would silently do nothing, and warn once of those that are no misspelling.
+
+    Args:
+        group: As its user wrote it.
+        options: The optimizer's options that a group may have for itself.
+        optimizer: The optimizer's name.
+
+    Raises:
+        ValueError: for a key that resembles a known one, and for an option of the whole optimizer.
+    """
+    known = (*options, *_EVERY_GROUPS, *_OPTIMIZERS_OWN)
+    unused = []
+    for key in group:
+        if key in _TAKEN:
+            continue
+        close = get_close_matches(str(key).lower(), known, n=1, cutoff=0.8)
+        meant = close[0] if close else None
+        if meant in _OPTIMIZERS_OWN:
+            raise ValueError(
+                f"a parameter group has the key {key!r}, but {meant} holds for all groups together: leave it out of the"
+                f" group and write {optimizer}(..., {meant}=...)."
+            )
+        if meant is None:
+            unused.append(str(key))
+        elif key != meant:
+            raise ValueError(
+                f"a parameter group has the key {key!r}, which {optimizer} does not know: write {meant!r}, or leave it"
+                " out."
+            )
+    if unused:
+        warnings.warn(f"{optimizer} does not use these keys of a parameter group: {', '.join(unused)}.", stacklevel=2)
+
+
+def names_of(group: dict[str, Any], number: int) -> list[str]:
+    """The names of a group's parameters: the user's, else ``"<group>.<index>"``."""
+    names: list[str] | None = group.get("param_names")
+    return names or [f"{number}.{i}" for i in range(len(group["params"]))]
+
+
+def parameter_names(optimizer: Optimizer) -> dict[int, str]:
+    """The name of each parameter, by ``id``."""
+    return {
+        id(p): name
+        for number, group in enumerate(optimizer.param_groups)
+        for p, name in zip(group["params"], names_of(group, number), strict=True)
+    }

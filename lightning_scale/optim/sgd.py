@@ -1,0 +1,114 @@
+"""SGD with its momentum in 8 bits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_scale.optim import groups
+from lightning_scale.optim.backends import dispatch
+from lightning_scale.optim.backends.bucket import CodedSgdBucket, Guard
+from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
+from lightning_scale.optim.layout import Layout
+from lightning_scale.optim.step_plan import Gathered
+
+
+class SGD8bit(EightBitOptimizer):
+    """torch's SGD with momentum, kept in block-wise 8 bits (Dettmers et al. 2021, arXiv 2110.02861).
+
+    With the momentum as it is read::
+
+        d = g + λ w;  buf = μ · read(buf₈) + (1 - dampening) d, and buf = d at a parameter's first gradient
+        w ← w - lr · buf;  buf₈ = round(buf)
+
+    The state takes 1.02 bytes for each element of a parameter (a code, and a float32 scale for 256 elements). Parameters
+    of fewer than 4,096 elements keep a float32 momentum, and float64 ones a float64. A step's own memory is that of about
+    ten float32 pieces of at most 2^18 elements (whole tensors where they are not contiguous). Triton kernels take
+    one pass that moves 14 bytes an element of a float32 parameter (w, g and the code read; w and the code written), 8 of a
+    bfloat16 one.
+
+    Args:
+        params: Parameters, parameter groups, or ``named_parameters()``.
+        lr: Learning rate, a number or a 0-d tensor.
+        momentum: μ; with 0 there is no state.
+        dampening: How much of each gradient but the first is left out of the momentum.
+        weight_decay: λ, added to the gradient.
+        nesterov: w ← w - lr · (d + μ buf).
+        max_grad_norm: First scale all gradients so that their global L2 norm is at most this.
+        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and step those.
+        skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
+            ``skipped_steps``.
+        maximize: Step uphill.
+        fused: How a step is computed. ``None``: by Triton kernels for float32, bfloat16 and float16 parameters on CUDA
+            devices, where they agree with plain torch operations on a small problem that is tried first; by kernels that
+            Inductor compiles once for this machine's CPU, with 2^23 elements and more in all parameters; else by plain
+            torch operations. ``True``: by Triton kernels, or an error. ``False``: by plain torch operations.
+            ``docs/optimizers.md`` says what each moves, and where it has been run.
+
+    Raises:
+        ValueError: for an argument out of range, and for ``nesterov`` without momentum or with dampening.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        max_grad_norm: float | None = None,
+        master_weights: bool = False,
+        skip_nonfinite: bool = True,
+        maximize: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "master_weights": master_weights,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, fused=fused)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        groups.fraction("momentum", group["momentum"])
+        if not math.isfinite(group["dampening"]):
+            raise ValueError(f"dampening is {group['dampening']}: give a finite number.")
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                "nesterov=True needs a momentum above 0 and no dampening: give a momentum and dampening=0, or"
+                " nesterov=False."
+            )
+
+    def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+        if group["momentum"] == 0:
+            return {}
+        return {"step": new_step(weight), **self._new_moments(weight, layout, "momentum_buffer")}
+
+    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
+        return group["momentum"] != 0 and super()._compiles(group, p)
+
+    def _update(self, gathered: list[Gathered], decided: Guard) -> None:
+        dispatch.sgd8bit([self._coded_bucket(g) for g in gathered], decided)
+
+    def _coded_bucket(self, g: Gathered) -> CodedSgdBucket:
+        group = g.group
+        remembers = group["momentum"] != 0
+        return CodedSgdBucket(
+            **self._common(g, *(("momentum_buffer",) if remembers else ())),
+            weight_decay=[float(group["weight_decay"])] * len(g.layout.layers),
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            steps=g.state("step") if remembers else [],
+            momentum_buffer=self._moments(g, "momentum_buffer") if remembers else [],
+        )

@@ -1,0 +1,238 @@
+"""Moments as they stand in ``optimizer.state`` and in checkpoints, in 8 bits or not.
+
+Whether a layer's moment is kept in 8 bits depends on the whole layer's size alone (`EIGHT_BIT_FROM` elements and more),
+never on the share of it that lies here; and never where the parameter is float64. Of one local tensor, with ``key`` one
+of "exp_avg", "exp_avg_sq" and "momentum_buffer":
+
+=================  ==================================================================================================
+key                uint8 codes in the local tensor's shape, contiguous: block after block in row-major order, whatever
+                   the parameter's memory format
+key_absmax         float32, 1-D: one number a block, of each segment in 8 bits in order
+key_small          only where a flat partition holds small layers beside large ones: the small ones' elements, in order,
+                   in compute dtype, 1-D; their codes are not used
+=================  ==================================================================================================
+
+In ``state_dict()`` of sharded parameters (FSDP2) ``key_codes`` and ``key_scales`` stand in their place:
+`lightning_scale.optim.state.sharded_moments`. A local tensor of small layers alone has ``key`` in compute dtype and shape, and
+nothing else. ``load_state_dict`` keeps these dtypes, whatever the parameter's (`state_dict.keep_state_dtypes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED, Code, block_count, dequantize, quantize
+
+EIGHT_BIT_FROM = 4096
+
+CODES: dict[str, Code] = {"exp_avg": SIGNED, "exp_avg_sq": UNSIGNED, "momentum_buffer": SIGNED}
+
+
+def store(target: Tensor, values: Tensor, finite: Tensor | None) -> None:
+    """Write into ``target``, rounded to its dtype; nothing changes, bit for bit, where ``finite`` is a False."""
+    values = values.to(target.dtype).view(target.shape)
+    target.copy_(values if finite is None else torch.where(finite, values, target))
+
+
+@dataclass(frozen=True)
+class PlainMoment:
+    """A segment's moment, or a piece of it, in compute dtype: that of a small layer."""
+
+    values: Tensor
+    """1-D, a view of the state."""
+
+    def part(self, offset: int, length: int) -> PlainMoment:
+        """A run of elements."""
+        return self if length == len(self.values) else PlainMoment(self.values[offset : offset + length])
+
+    def read(self) -> Tensor:
+        """The numbers, 1-D: read only."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class CodedMoment:
+    """A segment's moment, or a piece of it, in 8 bits."""
+
+    codes: Tensor
+    """uint8, 1-D, a view of the state."""
+    absmax: Tensor
+    """float32, of each block, 1-D, a view of the state."""
+    code: Code
+    start: int
+    """The first element, counted from its layer's element 0."""
+
+    def part(self, offset: int, length: int) -> CodedMoment:
+        """A run of elements that starts and ends with a block or with the segment."""
+        if length == len(self.codes):
+            return self
+        start = self.start + offset
+        first = start // BLOCK - self.start // BLOCK
+        blocks = block_count(start, length)
+        return CodedMoment(self.codes[offset : offset + length], self.absmax[first : first + blocks], self.code, start)
+
+    def read(self) -> Tensor:
+        """The numbers, 1-D float32, in new memory."""
+        return dequantize(self.codes, self.absmax, self.code, self.start)
+
+    def write(self, values: Tensor, finite: Tensor | None) -> None:
+        """Store new ones."""
+        codes, absmax = quantize(values, self.code, self.start)
+        store(self.codes, codes, finite)
+        store(self.absmax, absmax, finite)
+
+
+Moment = PlainMoment | CodedMoment
+
+
+@dataclass(frozen=True)
+class WholeMoment:
+    """One kind of moment as it stands in the state, one tensor or none for each local tensor: what Triton kernels take."""
+
+    values: list[Tensor | None]
+    """Codes; of a local tensor of small layers alone their elements, in compute dtype."""
+    scales: list[Tensor | None]
+    """The blocks' absmax."""
+    small: list[Tensor | None]
+    """The small layers' elements beside large ones."""
+    coded: Callable[[LayerInfo], bool]
+    """Which layers are in 8 bits."""
+    checked: Callable[[], WholeMoment]
+    """The same, laid out as it must be; raises ValueError where dtypes or sizes are others."""
+
+
+def absmax_key(key: str) -> str:
+    """Where the blocks' scales stand."""
+    return f"{key}_absmax"
+
+
+def of_blocks(key: str) -> bool:
+    """Whether a state tensor holds the blocks' scales."""
+    return any(key == absmax_key(moment) for moment in CODES)
+
+
+def small_key(key: str) -> str:
+    """Where the small layers' elements of a mixed partition stand."""
+    return f"{key}_small"
+
+
+def new_moment(
+    key: str,
+    weight: Tensor,
+    layers: Sequence[LayerInfo],
+    segments: Sequence[Segment],
+    eight_bit_from: int = EIGHT_BIT_FROM,
+) -> dict[str, Tensor]:
+    """The state of a moment that is zero.
+
+    Args:
+        key: Which moment.
+        weight: The local tensor: shape, device and dtype.
+        layers: The layout's.
+        segments: The layout's, those of this local tensor.
+        eight_bit_from: From which size of a layer on its moment is kept in 8 bits.
+    """
+    compute = torch.promote_types(weight.dtype, torch.float32)
+    coded = [s for s in segments if in_eight_bits(layers[s.layer], compute, eight_bit_from)]
+    # An empty share of a large layer has codes, too: none. All ranks' states must be of one kind.
+    empty = not segments and len(layers) == 1 and in_eight_bits(layers[0], compute, eight_bit_from)
+    if not coded and not empty:
+        return {key: torch.zeros(weight.shape, dtype=compute, device=weight.device)}
+    count = sum(block_count(s.layer_start, s.length) for s in coded)
+    state = {
+        key: torch.full(weight.shape, CODES[key].zero, dtype=torch.uint8, device=weight.device),
+        absmax_key(key): torch.zeros(count, dtype=torch.float32, device=weight.device),
+    }
+    if len(coded) < len(segments):
+        small = sum(s.length for s in segments) - sum(s.length for s in coded)
+        state[small_key(key)] = torch.zeros(small, dtype=compute, device=weight.device)
+    return state
+
+
+def in_eight_bits(layer: LayerInfo, compute: torch.dtype, eight_bit_from: int = EIGHT_BIT_FROM) -> bool:
+    """Whether a layer's moments are kept in 8 bits."""
+    return layer.numel >= eight_bit_from and compute == torch.float32
+
+
+def moments(
+    key: str,
+    layout: Layout,
+    states: Sequence[dict[str, Tensor]],
+    compute: torch.dtype,
+    eight_bit_from: int = EIGHT_BIT_FROM,
+) -> list[Moment]:
+    """One kind of moment of every segment.
+
+    Args:
+        key: Which moment.
+        layout: Where the layers' elements live.
+        states: The state of each local tensor.
+        compute: The dtype that steps are computed in.
+        eight_bit_from: As at `new_moment`.
+
+    Raises:
+        ValueError: for a state of other dtypes or sizes, as another optimizer's state_dict has them.
+    """
+    found: list[Moment] = []
+    blocks = [0] * len(states)  # how far each tensor's absmax and small elements have been given away
+    smalls = [0] * len(states)
+    for s in layout.segments:
+        state, layer = states[s.tensor], layout.layers[s.layer]
+        here = slice(s.tensor_start, s.tensor_start + s.length)
+        if in_eight_bits(layer, compute, eight_bit_from):
+            codes = _contiguous(state, key, torch.uint8, layer)[here]
+            count = block_count(s.layer_start, s.length)
+            absmax = _contiguous(state, absmax_key(key), torch.float32, layer)
+            absmax = absmax[blocks[s.tensor] : blocks[s.tensor] + count]
+            blocks[s.tensor] += count
+            if len(absmax) < count or len(codes) < s.length:
+                raise ValueError(
+                    f"{key} of {layer.name!r} has {len(codes)} codes and {len(absmax)} scales where {s.length} and"
+                    f" {count} belong: load a state_dict of the same parameters in the same layout."
+                )
+            found.append(CodedMoment(codes, absmax, CODES[key], s.layer_start))
+        elif small_key(key) in state:
+            small = _contiguous(state, small_key(key), compute, layer)
+            found.append(PlainMoment(small[smalls[s.tensor] : smalls[s.tensor] + s.length]))
+            smalls[s.tensor] += s.length
+        else:
+            found.append(PlainMoment(_contiguous(state, key, compute, layer)[here]))
+    return found
+
+
+def whole_moment(
+    key: str,
+    layout: Layout,
+    states: Sequence[dict[str, Tensor]],
+    compute: torch.dtype,
+    eight_bit_from: int = EIGHT_BIT_FROM,
+) -> WholeMoment:
+    """One kind of moment of whole local tensors; arguments as at `moments`, whose errors come from its ``checked``."""
+
+    def checked() -> WholeMoment:
+        moments(key, layout, states, compute, eight_bit_from)
+        return whole_moment(key, layout, states, compute, eight_bit_from)
+
+    values, scales, small = ([state.get(name) for state in states] for name in (key, absmax_key(key), small_key(key)))
+    coded = partial(in_eight_bits, compute=compute, eight_bit_from=eight_bit_from)
+    return WholeMoment(values, scales, small, coded, checked)
+
+
+def _contiguous(state: dict[str, Tensor], key: str, dtype: torch.dtype, layer: LayerInfo) -> Tensor:
+    """A state tensor as it belongs, 1-D; what a checkpoint brought in another memory format is laid out anew."""
+    value = state.get(key)
+    if value is None or value.dtype != dtype:
+        has = "missing" if value is None else f"of dtype {value.dtype}"
+        raise ValueError(
+            f"{key} of {layer.name!r} is {has}, and this optimizer keeps it as {dtype}: load a state_dict that the same"
+            " optimizer gave."
+        )
+    if not value.is_contiguous():
+        value = state[key] = value.contiguous()
+    return value.view(-1)

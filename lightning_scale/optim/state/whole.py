@@ -1,0 +1,335 @@
+"""Optimizer state by the name of its layer, whole, whatever layout it was made in or is to be used in.
+
+A layer's state in this form has the entries that an unsharded run keeps, in the layer's shape: so a file of it is what DDP
+saves. 8-bit codes are those that were stored. Where an edge between two ranks had cut a block of codes in two with a scale
+each, ``<key>_cut_starts`` (int64) and ``<key>_cut_absmax`` (float32) say where in the layer the further scales begin;
+``<key>_absmax`` holds the scale that each block begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.quantization import BLOCK, block_count, blocks, with_one_scale
+from lightning_scale.optim.state.moments import CODES, CodedMoment, Moment, PlainMoment, absmax_key, moments, small_key
+from lightning_scale.optim.state.sharded_moments import codes_key, scales_key
+
+STEP = "step"
+
+
+def kinds(layout: Layout, state: dict[str, Tensor], eight_bit_from: int) -> dict[str, list[Moment]]:
+    """Of each kind of state that has elements, what each segment holds, as views.
+
+    Args:
+        layout: Of this one tensor.
+        state: Its state: tensors of its own size, moments as `lightning_scale.optim.state.moments` keeps them, and ``step``.
+        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+    """
+    beside = {STEP} | {of(key) for key in CODES for of in (absmax_key, small_key)}
+    found: dict[str, list[Moment]] = {}
+    for key in state.keys() - beside:
+        if state[key].dtype == torch.uint8:
+            found[key] = moments(key, layout, [state], torch.float32, eight_bit_from)
+        else:
+            if not state[key].is_contiguous():
+                state[key] = state[key].contiguous()
+            flat = state[key].view(-1)
+            found[key] = [PlainMoment(flat[s.tensor_start : s.tensor_start + s.length]) for s in layout.segments]
+    return dict(sorted(found.items()))
+
+
+CUT_STARTS = "{}_cut_starts"
+CUT_ABSMAX = "{}_cut_absmax"
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Runs in order; one begins with every block.
+
+    Args:
+        starts: int64, 1-D: each run's first element, counted in the layer.
+        absmax: float32, 1-D: each run's scale.
+    """
+
+    starts: Tensor
+    absmax: Tensor
+
+    @property
+    def cut(self) -> Tensor:
+        """Which runs begin inside a block."""
+        return self.starts % BLOCK != 0
+
+    def entries(self, key: str) -> dict[str, Tensor]:
+        """As a layer's whole state has them; see the module."""
+        found = {absmax_key(key): self.absmax[~self.cut]}
+        if self.cut.any():
+            found[CUT_STARTS.format(key)] = self.starts[self.cut]
+            found[CUT_ABSMAX.format(key)] = self.absmax[self.cut]
+        return found
+
+    def at(self, elements: Tensor) -> Tensor:
+        """The scale of each element (int64, 1-D)."""
+        return self.absmax[torch.searchsorted(self.starts, elements, right=True) - 1]
+
+
+def from_pieces(places: Sequence[tuple[int, int]], absmax: Sequence[Tensor]) -> Scales:
+    """The runs of pieces that follow one another.
+
+    Args:
+        places: (first element, length) of each.
+        absmax: Of each, the scale of every block that it has elements of.
+    """
+    return _merged(torch.cat([_starts(*place) for place in places]), torch.cat([a.cpu() for a in absmax]))
+
+
+def from_state(absmax: Tensor, cut_starts: Tensor | None, cut_absmax: Tensor | None) -> Scales:
+    """The runs of a layer's whole state; see the module."""
+    starts = torch.arange(len(absmax), dtype=torch.int64) * BLOCK
+    if cut_starts is None or cut_absmax is None:
+        return Scales(starts, absmax.cpu())
+    starts = torch.cat([starts, cut_starts.cpu()])
+    order = starts.argsort()
+    return Scales(starts[order], torch.cat([absmax.cpu(), cut_absmax.cpu()])[order])
+
+
+def from_rows(scales: Tensor, length: int) -> Scales:
+    """The runs of a layer whose scales are written row by row (see `lightning_scale.optim.state.sharded_moments`).
+
+    Args:
+        scales: [rows, columns] float32.
+        length: Elements of a row.
+    """
+    rows, columns = scales.shape
+    row = torch.arange(rows, dtype=torch.int64)[:, None] * length
+    block = row // BLOCK + torch.arange(columns, dtype=torch.int64)
+    touched = block * BLOCK < row + length
+    return _merged(torch.maximum(row, block * BLOCK)[touched], scales.cpu()[touched])
+
+
+def _starts(start: int, length: int) -> Tensor:
+    """The first element of each block, or part of one, that these elements lie in."""
+    first = start // BLOCK
+    starts = torch.arange(first, first + block_count(start, length), dtype=torch.int64) * BLOCK
+    return starts.clamp_(min=start)
+
+
+def _merged(starts: Tensor, absmax: Tensor) -> Scales:
+    """Without the cuts whose two sides have one scale."""
+    same = torch.zeros_like(starts, dtype=torch.bool)
+    same[1:] = (starts[1:] % BLOCK != 0) & (absmax[1:] == absmax[:-1])
+    return Scales(starts[~same], absmax[~same])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one rank holds of a layer's state: a run of its elements.
+
+    Args:
+        start: The first one, counted in the layer, row-major.
+        length: How many.
+        values: 1-D of that length, on the CPU: moments, master weights; in 8 bits their codes.
+        scales: Of the values in 8 bits, by the same key: float32, of each block that the run has elements of.
+        numbers: What has no elements: the step count.
+    """
+
+    start: int
+    length: int
+    values: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    numbers: dict[str, Tensor]
+
+
+def pieces(layout: Layout, state: Mapping[str, Tensor], eight_bit_from: int) -> list[tuple[str, Piece]]:
+    """A local tensor's state, by the names of the layers that have elements in it; copies.
+
+    Args:
+        layout: Of this one tensor.
+        state: Its state.
+        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+    """
+    held = kinds(layout, dict(state), eight_bit_from)
+    numbers = {STEP: _kept(state[STEP])} if STEP in state else {}
+    found = []
+    for i, segment in enumerate(layout.segments):
+        values: dict[str, Tensor] = {}
+        scales: dict[str, Tensor] = {}
+        for key, parts in held.items():
+            part = parts[i]
+            if isinstance(part, CodedMoment):
+                values[key], scales[key] = _kept(part.codes), _kept(part.absmax)
+            else:
+                values[key] = _kept(part.values)
+        piece = Piece(segment.layer_start, segment.length, values, scales, numbers)
+        found.append((layout.layers[segment.layer].name, piece))
+    return found
+
+
+def _kept(t: Tensor) -> Tensor:
+    return t.detach().cpu().clone()
+
+
+def whole(name: str, shape: Sequence[int], parts: Sequence[Piece]) -> dict[str, Tensor]:
+    """A layer's whole state, as an unsharded run keeps it; see the module on blocks that were cut.
+
+    Args:
+        name: The layer's, for errors.
+        shape: Its shape.
+        parts: Of all ranks, in any order; those of replicas may be there more than once.
+
+    Raises:
+        ValueError: where elements are missing, or ranks disagree on what state there is.
+    """
+    ordered = _tiling(name, torch.Size(shape).numel(), parts)
+    first = ordered[0]
+    if any((p.values.keys(), p.scales.keys()) != (first.values.keys(), first.scales.keys()) for p in ordered):
+        raise ValueError(f"the ranks keep other kinds of state of {name!r}: {[sorted(p.values) for p in ordered]}.")
+    state = dict(first.numbers)
+    for key in first.values:
+        state[key] = torch.cat([p.values[key] for p in ordered]).view(tuple(shape))
+        if key in first.scales:
+            runs = from_pieces([(p.start, p.length) for p in ordered], [p.scales[key] for p in ordered])
+            state |= runs.entries(key)
+    return state
+
+
+def _tiling(name: str, numel: int, parts: Sequence[Piece]) -> list[Piece]:
+    """Each place once, in order."""
+    if numel == 0:
+        return list(parts[:1]) or _missing(name, 0, numel)
+    by_start = {p.start: p for p in parts if p.length}
+    ordered = [by_start[start] for start in sorted(by_start)]
+    here = 0
+    for p in ordered:
+        if p.start != here:
+            break
+        here += p.length
+    return ordered if here == numel and sum(p.length for p in ordered) == numel else _missing(name, here, numel)
+
+
+def _missing(name: str, here: int, numel: int) -> list[Piece]:
+    raise ValueError(f"the ranks' shares of {name!r} do not follow one another from element {here} of {numel} on.")
+
+
+def fill(
+    layout: Layout, state: dict[str, Tensor], wholes: Mapping[str, Mapping[str, Tensor]], eight_bit_from: int
+) -> None:
+    """Write the layers' state into a local tensor's, where its elements lie.
+
+    8-bit codes and scales come back as they were, but for the blocks in which several runs of other scales meet: those are
+    coded anew, with the scale of all of their elements that lie here.
+
+    Args:
+        layout: Of this one tensor.
+        state: Its state, as the optimizer makes it before the first step: changed in place.
+        wholes: Each layer's whole state, by name.
+        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+
+    Raises:
+        ValueError: where a layer is missing, or has not the kinds of state, the sizes and the dtypes that belong here.
+    """
+    here = [(s, layout.layers[s.layer]) for s in layout.segments]
+    for _, layer in here:
+        if layer.name not in wholes:
+            raise ValueError(f"there is no state of {layer.name!r}: take it from a run of the same model.")
+    for key, held in kinds(layout, state, eight_bit_from).items():
+        for (segment, layer), moment in zip(here, held, strict=True):
+            whole = _entry(key, layer, wholes[layer.name])
+            own = whole.contiguous().view(-1)[segment.layer_start : segment.layer_start + segment.length]
+            if isinstance(moment, CodedMoment):
+                _same_dtype(key, layer, whole, moment.codes)
+                _code(moment, own, _scales(key, layer, wholes[layer.name]))
+            else:
+                _same_dtype(key, layer, whole, moment.values)
+                moment.values.copy_(own)
+    if STEP in state:
+        _step(state[STEP], [(layer, wholes[layer.name]) for _, layer in here])
+
+
+def _code(moment: CodedMoment, codes: Tensor, scales: Scales) -> None:
+    """Codes and scales of a segment; of blocks with several scales anew."""
+    start, length = moment.start, len(codes)
+    moment.codes.copy_(codes)
+    firsts = torch.tensor([start + first for first, _ in blocks(start, length)], dtype=torch.int64)
+    moment.absmax.copy_(scales.at(firsts))
+    inside = scales.starts[scales.cut & (scales.starts > start) & (scales.starts < start + length)]
+    for block in sorted({begin // BLOCK for begin in inside.tolist()}):
+        begin, end = max(start, block * BLOCK), min(start + length, (block + 1) * BLOCK)
+        part = slice(begin - start, end - start)
+        again, absmax = with_one_scale(codes[part].cpu(), scales.at(torch.arange(begin, end)), moment.code, begin)
+        moment.codes[part] = again.to(moment.codes.device)
+        moment.absmax[block - start // BLOCK] = absmax[0]
+
+
+def _scales(key: str, layer: LayerInfo, whole: Mapping[str, Tensor]) -> Scales:
+    absmax = _entry(absmax_key(key), layer, whole)
+    if len(absmax) != -(-layer.numel // BLOCK):
+        raise ValueError(f"{absmax_key(key)} of {layer.name!r} has {len(absmax)} scales for {layer.numel} elements.")
+    return from_state(absmax, whole.get(CUT_STARTS.format(key)), whole.get(CUT_ABSMAX.format(key)))
+
+
+def _entry(key: str, layer: LayerInfo, whole: Mapping[str, Tensor]) -> Tensor:
+    value = whole.get(key)
+    if value is None:
+        raise ValueError(
+            f"there is no {key} of {layer.name!r}, only {', '.join(sorted(whole)) or 'nothing'}: take the state of the same"
+            " kind of optimizer."
+        )
+    if not key.endswith("_absmax") and value.numel() != layer.numel:
+        raise ValueError(f"{key} of {layer.name!r} has {value.numel()} elements, and the layer {layer.numel}.")
+    return value
+
+
+def _same_dtype(key: str, layer: LayerInfo, whole: Tensor, target: Tensor) -> None:
+    if whole.dtype != target.dtype:
+        raise ValueError(
+            f"{key} of {layer.name!r} is {whole.dtype}, and this optimizer keeps it as {target.dtype}: take the state of the"
+            " same kind of optimizer."
+        )
+
+
+def _step(step: Tensor, found: list[tuple[LayerInfo, Mapping[str, Tensor]]]) -> None:
+    counts = {float(_entry_number(layer, whole)) for layer, whole in found}
+    if len(counts) > 1:
+        names = ", ".join(repr(layer.name) for layer, _ in found[:3])
+        raise ValueError(
+            f"{names} and others share one step count here, and have taken {sorted(counts)} steps: a strategy that flattens"
+            " parameters cannot go on from there."
+        )
+    for count in counts:
+        step.fill_(count)
+
+
+def _entry_number(layer: LayerInfo, whole: Mapping[str, Tensor]) -> Tensor:
+    if STEP not in whole:
+        raise ValueError(f"there is no step count of {layer.name!r}: take the state of the same kind of optimizer.")
+    return whole[STEP]
+
+
+def mended(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's whole state with one scale a block, for a run where layers are whole; itself where it has that."""
+    beside = {form.format(key) for key in CODES for form in (CUT_STARTS, CUT_ABSMAX)}
+    own = {key: value for key, value in state.items() if key not in beside}
+    if len(own) < len(state):
+        (codes, *_) = [own[key] for key in CODES if CUT_STARTS.format(key) in state]
+        layer = LayerInfo("", codes.numel(), codes.dim())
+        layout = Layout((layer,), (Segment(0, 0, 0, 0, codes.numel()),), (codes.numel(),))
+        own = {key: value.clone() if isinstance(value, Tensor) else value for key, value in own.items()}
+        fill(layout, own, {"": state}, eight_bit_from=0)
+    return own
+
+
+def by_blocks(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's whole state as `fill` takes it, of one whose scales are written row by row (`saved_moments`)."""
+    found = dict(state)
+    for key in CODES:
+        codes, scales = found.pop(codes_key(key), None), found.pop(scales_key(key), None)
+        if codes is not None and scales is not None:
+            length = codes.numel() // max(1, len(codes))
+            found |= {key: codes, **from_rows(scales, length).entries(key)}
+    return found
