@@ -9,11 +9,9 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import groups
 from lightning_scale.optim.backends import dispatch
-from lightning_scale.optim.backends.bucket import CodedAdamBucket, Guard
-from lightning_scale.optim.backends.choice import positive_in_float32
+from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.step_plan import Gathered
 
 
 class AdamW8bit(EightBitOptimizer):
@@ -85,23 +83,5 @@ class AdamW8bit(EightBitOptimizer):
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
         return {"step": new_step(weight), **self._new_moments(weight, layout, "exp_avg", "exp_avg_sq")}
 
-    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
-        return positive_in_float32(group["eps"]) and super()._compiles(group, p)
-
-    def _update(self, gathered: list[Gathered], decided: Guard) -> None:
-        dispatch.adamw8bit(
-            [
-                CodedAdamBucket(
-                    **self._common(g, "exp_avg", "exp_avg_sq"),
-                    weight_decay=[float(g.group["weight_decay"])] * len(g.layout.layers),
-                    betas=g.group["betas"],
-                    eps=g.group["eps"],
-                    bias_correction=True,
-                    steps=g.state("step"),
-                    exp_avg=self._moments(g, "exp_avg"),
-                    exp_avg_sq=self._moments(g, "exp_avg_sq"),
-                )
-                for g in gathered
-            ],
-            decided,
-        )
+    def _update(self, buckets: list[Bucket], decided: Guard) -> None:
+        dispatch.adamw(buckets, decided)

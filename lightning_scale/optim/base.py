@@ -1,13 +1,13 @@
 """What all optimizers share: groups, the guard over all gradients, torch.optim's contract.
 
-A subclass gives its state and turns what was gathered into a step.
+A subclass gives its state, and hands buckets of tensors to the backends.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
 from typing import Any, ClassVar, overload
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.optim import groups
-from lightning_scale.optim.backends.bucket import Guard, Way
-from lightning_scale.optim.backends.choice import check_fused, pays_to_compile, way_of
-from lightning_scale.optim.backends.norms import guard, squares_total
-from lightning_scale.optim.backends.two_passes import refuse_incomplete
+from lightning_scale.optim.backends.bucket import Backend, Bucket, Guard
+from lightning_scale.optim.backends.choice import backend_of, check_fused
+from lightning_scale.optim.backends.dispatch import refuse_incomplete
+from lightning_scale.optim.backends.norms import guard, layer_squares, squares_total
 from lightning_scale.optim.dtensor import is_sharded, local
 from lightning_scale.optim.groups import check_group_keys
 from lightning_scale.optim.layout import Layout
@@ -27,7 +27,7 @@ from lightning_scale.optim.state.reset import reset_bias_correction, reset_momen
 from lightning_scale.optim.state.sharded_moments import refuse_codes
 from lightning_scale.optim.state.state_dict import keep_state_dtypes
 from lightning_scale.optim.state.whole import mended
-from lightning_scale.optim.step_plan import Gathered, Sorting, compute_dtype, gather, refuse_unsupported
+from lightning_scale.optim.step_plan import StepPlan, compute_dtype, refuse_unsupported
 
 
 class GuardedOptimizer(Optimizer):
@@ -46,8 +46,10 @@ class GuardedOptimizer(Optimizer):
     """Attributes beside torch's that a copy has too."""
     _waits: ClassVar[bool] = False
     """Whether its Triton kernels wait for one another inside a launch."""
-    _converts: ClassVar[bool] = True
-    """Whether kernels get weights and gradients in compute dtype; ``False``: as they are, to be converted in pieces."""
+    _in_order: ClassVar[bool] = False
+    """Whether moments lie in row-major order, whatever the parameters' memory format: 8-bit ones do."""
+    _eight_bit_from: ClassVar[float] = math.inf
+    """From which size of a layer on its moments are in 8 bits."""
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class GuardedOptimizer(Optimizer):
         self.skip_nonfinite = skip_nonfinite
         self.fused = fused
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device="cpu")
-        self._sorting = Sorting()
+        self._plan = StepPlan(self._in_order, self._eight_bit_from)
         self._decided: list[Guard | None] = []  # by `decide`, for all calls of a step
         self._lost_layouts = False  # of flat tensors: a copy has others, which say nothing of layers
 
@@ -86,8 +88,8 @@ class GuardedOptimizer(Optimizer):
         param_group = dict(param_group)  # the caller's own stays as it is
         self._complete_group(param_group)
         super().add_param_group(param_group)
-        if "_sorting" in self.__dict__:
-            self._sorting.forget()  # what all parameters together decide may be otherwise now
+        if "_plan" in self.__dict__:
+            self._plan.forget()  # what all parameters together decide may be otherwise now
         group = self.param_groups[-1]
         try:
             self._check_group(group)
@@ -125,58 +127,45 @@ class GuardedOptimizer(Optimizer):
         """
         loss = None
         self._check_layouts()
-        for layout in self._sorting.layouts():
+        for layout in self._plan.layouts():
             refuse_incomplete(layout)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Asked for every parameter that is sorted anew, and the same for all.
-        pays = cache(lambda: pays_to_compile(p for group in self.param_groups for p in group["params"]))
-        gathered = [
+        buckets = [
             bucket
             for number, group in enumerate(self.param_groups)
-            for bucket in gather(
-                group,
-                number,
-                self.state,
-                self._init_state,
-                self._sorting,
-                partial(self._way_of, group, pays),
-                convert=self._converts,
-            )
+            for bucket in self._plan.buckets(group, number, self.state, self._init_state, self._backend_of, self.fused)
         ]
-        if gathered:
-            decided = self._decide(gathered)
+        if buckets:
+            decided = self._decide(buckets)
             if decided is not None:
-                self._update(gathered, decided)
+                self._update(buckets, decided)
+                _count_versions(buckets)
         return loss
 
-    def _way_of(self, group: dict[str, Any], pays: Callable[[], bool], p: Tensor) -> Way:
-        """How a parameter's step is taken; ``pays``: whether compiled kernels are worth their time to this optimizer."""
-        way = way_of(self.fused, p, lambda: triton_is_right(self, p), lambda: self._compiles(group, p) and pays())
-        if self.fused and way is Way.TRITON and p.device.type == "cuda":
+    def _backend_of(self, p: Tensor) -> Backend:
+        """What takes a parameter's step."""
+        backend = backend_of(self.fused, p, self._in_order, lambda: triton_is_right(self, p))
+        if self.fused and backend is Backend.TRITON and p.device.type == "cuda":
             try_waiting(self, p)
-        return way
+        return backend
 
-    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
-        """Whether there is a compiled kernel for a CPU parameter's step with its group's options."""
-        return True
-
-    def _decide(self, gathered: list[Gathered]) -> Guard | None:
+    def _decide(self, buckets: list[Bucket]) -> Guard | None:
         """Test and clip over all gradients; None where the step is skipped and the host may know it."""
-        if self._sorting.flat:
+        if self._plan.flat:
             if not self._decided:
                 raise RuntimeError(
                     "a step on flat tensors was not begun with decide(): let the strategy take the steps."
                 )
             return self._decided[0]
-        looks = self.skip_nonfinite or self.max_grad_norm is not None
-        if looks:
-            self._look(gathered)
-        known = [(g.layout, squares_total(g.norms[1].square())) for g in gathered if g.norms is not None]
+        totals: list[tuple[Layout, Tensor]] = []
+        if self.skip_nonfinite or self.max_grad_norm is not None:
+            self._look(buckets)
+            totals = [(b.layout, _total(b)) for b in buckets if b.backend is not Backend.REFERENCE]
         result = guard(
-            [(g.layout, g.grads) for g in gathered if g.way is not Way.TRITON and g.norms is None],
-            totals=[*known, *(fused_totals([g for g in gathered if g.way is Way.TRITON]) if looks else [])],
+            [(b.layout, b.grads) for b in buckets if b.backend is Backend.REFERENCE],
+            totals=totals,
             test_finite=self.skip_nonfinite,
             max_grad_norm=self.max_grad_norm,
         )
@@ -193,8 +182,8 @@ class GuardedOptimizer(Optimizer):
             return result
         return Guard(None, result.clip) if bool(result.finite) else None  # on a CPU to look costs nothing
 
-    def _look(self, gathered: list[Gathered]) -> None:
-        """Fill in `Gathered.norms` where a step needs both norms anyway, so that gradients are read once less."""
+    def _look(self, buckets: list[Bucket]) -> None:
+        """Fill in `Bucket.norms` where a step needs both norms anyway, so that gradients are read once less."""
 
     @abstractmethod
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
@@ -207,7 +196,7 @@ class GuardedOptimizer(Optimizer):
         """
 
     @abstractmethod
-    def _update(self, gathered: list[Gathered], decided: Guard) -> None:
+    def _update(self, buckets: list[Bucket], decided: Guard) -> None:
         """Hand the buckets to the kernels."""
 
     # -- what strategies with flat tensors call ------------------------------------------------------------------------
@@ -223,7 +212,7 @@ class GuardedOptimizer(Optimizer):
         """
         for flat, layout in layouts.items():
             assert flat.dim() == 1 and len(layout.tensor_numels) == 1, "a layout of one flat tensor"
-        self._sorting.flat.update(layouts)
+        self._plan.flat.update(layouts)
         self._lost_layouts = False
 
     def _check_layouts(self) -> None:
@@ -239,7 +228,7 @@ class GuardedOptimizer(Optimizer):
         """Make the state of a flat tensor of ``group`` now, where it has none, and not at its first step."""
         self._check_layouts()
         if not self.state[flat]:
-            self.state[flat].update(self._init_state(group, flat, self._sorting.flat[flat]))
+            self.state[flat].update(self._init_state(group, flat, self._plan.flat[flat]))
 
     @torch.no_grad()
     def decide(self, gradients: Sequence[tuple[Layout, list[Tensor]]]) -> None:
@@ -249,7 +238,12 @@ class GuardedOptimizer(Optimizer):
             gradients: Of every flat tensor: this rank's, with a layout that says where in them gradients are.
         """
         self._check_layouts()
-        result = guard(gradients, test_finite=self.skip_nonfinite, max_grad_norm=self.max_grad_norm)
+        result = guard(
+            gradients,
+            test_finite=self.skip_nonfinite,
+            max_grad_norm=self.max_grad_norm,
+            by_kernels=self.fused is not False,
+        )
         self._decided = [self._counted(result)]
 
     # -- what users ask ------------------------------------------------------------------------------------------------
@@ -267,7 +261,7 @@ class GuardedOptimizer(Optimizer):
 
         ``step()`` asks the same without waiting, of the steps that the device has ended by then; replays of a CUDA graph do not.
         """
-        for layout in self._sorting.layouts():
+        for layout in self._plan.layouts():
             for device in layout.gave_up:
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
@@ -307,26 +301,35 @@ class GuardedOptimizer(Optimizer):
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """A parameter's state as it is before the first step, without memory."""
         dtype = compute_dtype(p) if group["master_weights"] else p.dtype
-        return self._init_state(
-            group, torch.empty_like(local(p), dtype=dtype, device="meta"), self._sorting.layout_of(p)
-        )
+        return self._init_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), self._plan.layout_of(p))
 
     def __getstate__(self) -> dict[str, Any]:
-        lost = self._lost_layouts or bool(self._sorting.flat)
+        lost = self._lost_layouts or bool(self._plan.flat)
         return {**super().__getstate__(), **{key: getattr(self, key) for key in self._pickled}, "_lost_layouts": lost}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        flat = self._sorting.flat if "_sorting" in self.__dict__ else {}  # load_state_dict comes here, too
-        self._sorting = Sorting()
-        self._sorting.flat.update(flat)
+        flat = self._plan.flat if "_plan" in self.__dict__ else {}  # load_state_dict comes here, too
+        self._plan = StepPlan(self._in_order, self._eight_bit_from)
+        self._plan.flat.update(flat)
         self._decided = []
 
 
-def fused_totals(gathered: list[Gathered]) -> list[tuple[Layout, Tensor]]:
-    """What `guard` has to know of the gradients that Triton kernels take."""
-    if not gathered:
-        return []
+def _count_versions(buckets: list[Bucket]) -> None:
+    """Let autograd know that kernels, which write to addresses, have changed the weights."""
+    changed = [p for b in buckets if b.backend is not Backend.REFERENCE for p in (*b.params, *b.weights)]
+    torch.autograd.graph.increment_version([p for p in changed if not p.is_inference()])
+
+
+def _total(bucket: Bucket) -> Tensor:
+    """What `guard` has to know of the gradients that kernels take."""
+    if bucket.backend is Backend.CPU:
+        squares = (
+            bucket.norms[1].square()
+            if bucket.norms is not None
+            else layer_squares(bucket.layout, bucket.grads, bucket.at.get("grads"))
+        )
+        return squares_total(squares)
     from lightning_scale.optim.backends.triton.sums import gradient_total
 
-    return [(g.layout, gradient_total(g.layout, g.grads)) for g in gathered]
+    return gradient_total(bucket.layout, bucket.grads)

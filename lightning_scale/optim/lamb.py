@@ -10,13 +10,11 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import groups
 from lightning_scale.optim.backends import dispatch
-from lightning_scale.optim.backends.bucket import CodedLambBucket, Guard, LambBucket, LayerNorms
-from lightning_scale.optim.backends.choice import positive_in_float32
-from lightning_scale.optim.backends.dispatch import lamb
+from lightning_scale.optim.backends.bucket import Bucket, Guard, LayerNorms
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.step_plan import Gathered, compute_dtype
+from lightning_scale.optim.step_plan import compute_dtype
 
 
 class LAMB(LayerwiseOptimizer):
@@ -99,25 +97,8 @@ class LAMB(LayerwiseOptimizer):
             "exp_avg_sq": torch.zeros_like(weight, dtype=compute_dtype(weight)),
         }
 
-    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
-        return positive_in_float32(group["eps"]) and super()._compiles(group, p)
-
-    def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
-        return lamb(
-            [
-                LambBucket(
-                    **g.common(),
-                    betas=g.group["betas"],
-                    eps=g.group["eps"],
-                    bias_correction=g.group["bias_correction"],
-                    steps=g.state("step"),
-                    exp_avg=g.state("exp_avg"),
-                    exp_avg_sq=g.state("exp_avg_sq"),
-                )
-                for g in gathered
-            ],
-            decided,
-        )
+    def _apply(self, buckets: list[Bucket], decided: Guard) -> list[LayerNorms]:
+        return dispatch.lamb(buckets, decided)
 
 
 class LAMB8bit(EightBitOptimizer, LAMB):
@@ -143,22 +124,3 @@ class LAMB8bit(EightBitOptimizer, LAMB):
 
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
         return {"step": new_step(weight), **self._new_moments(weight, layout, "exp_avg", "exp_avg_sq")}
-
-    def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
-        return dispatch.lamb8bit(
-            [
-                CodedLambBucket(
-                    **self._common(g, "exp_avg", "exp_avg_sq"),
-                    weight_decay=g.decays(),
-                    trust=g.trust(),
-                    betas=g.group["betas"],
-                    eps=g.group["eps"],
-                    bias_correction=g.group["bias_correction"],
-                    steps=g.state("step"),
-                    exp_avg=self._moments(g, "exp_avg"),
-                    exp_avg_sq=self._moments(g, "exp_avg_sq"),
-                )
-                for g in gathered
-            ],
-            decided,
-        )

@@ -10,12 +10,12 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import groups
 from lightning_scale.optim.backends import dispatch
-from lightning_scale.optim.backends.bucket import CodedLarsBucket, Guard, LarsBucket, LayerNorms, Way
-from lightning_scale.optim.backends.dispatch import lars, look
+from lightning_scale.optim.backends.bucket import Backend, Bucket, Guard, LayerNorms
+from lightning_scale.optim.backends.norms import layer_squares
 from lightning_scale.optim.eight_bit import EightBitOptimizer
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.step_plan import Gathered, compute_dtype
+from lightning_scale.optim.step_plan import compute_dtype
 
 
 class LARS(LayerwiseOptimizer):
@@ -60,9 +60,6 @@ class LARS(LayerwiseOptimizer):
         ValueError: for an argument out of range, for ``nesterov`` without momentum, and for ``nesterov`` or
             ``lr_in_momentum=False`` with ``trust_norm="momentum"``.
     """
-
-    _exact_norms: ClassVar[bool] = False
-    """Whether every bit of the norms counts."""
 
     _waits: ClassVar[bool] = True
 
@@ -119,42 +116,23 @@ class LARS(LayerwiseOptimizer):
             )
 
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
-        if group["momentum"] == 0 and group["trust_norm"] == "gradient":
+        if not _remembers(group):
             return {}
         return {"momentum_buffer": torch.zeros_like(weight, dtype=compute_dtype(weight))}
 
-    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
-        remembers = group["momentum"] != 0 or group["trust_norm"] == "momentum"
-        return remembers and super()._compiles(group, p)
+    def _look(self, buckets: list[Bucket]) -> None:
+        for b in buckets:
+            readable = not b.in_order or all(w.is_contiguous() for w in b.weights)
+            if b.backend is Backend.CPU and b.group["trust_norm"] == "gradient" and readable:
+                b.norms = torch.stack(
+                    [
+                        layer_squares(b.layout, t, b.at.get(k)).sqrt()
+                        for k, t in (("weights", b.weights), ("grads", b.grads))
+                    ]
+                )
 
-    def _look(self, gathered: list[Gathered]) -> None:
-        for g in gathered:
-            if g.way is Way.COMPILED and g.group["trust_norm"] == "gradient":
-                g.norms = look(g, self._exact_norms)
-
-    def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
-        return lars([self._bucket(g) for g in gathered], decided)
-
-    @staticmethod
-    def _coefficient(group: dict[str, Any]) -> float:
-        """η."""
-        if group["trust_coefficient"] is not None:
-            return float(group["trust_coefficient"])
-        return 1.0 if group["trust_norm"] == "momentum" else 0.001
-
-    def _bucket(self, g: Gathered) -> LarsBucket:
-        group = g.group
-        return LarsBucket(
-            **g.common(),
-            momentum=group["momentum"],
-            trust_coefficient=self._coefficient(group),
-            eps=group["eps"],
-            nesterov=group["nesterov"],
-            lr_in_momentum=group["lr_in_momentum"],
-            momentum_norm=group["trust_norm"] == "momentum",
-            momentum_buffer=g.state("momentum_buffer"),
-            norms=g.norms,
-        )
+    def _apply(self, buckets: list[Bucket], decided: Guard) -> list[LayerNorms]:
+        return dispatch.lars(buckets, decided)
 
 
 class LARS8bit(EightBitOptimizer, LARS):
@@ -173,30 +151,8 @@ class LARS8bit(EightBitOptimizer, LARS):
         params: As all that follows, LARS'.
     """
 
-    _exact_norms: ClassVar[bool] = True  # the ratio, and with it the codes, hang on them
-
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
         return self._new_moments(weight, layout, "momentum_buffer") if _remembers(group) else {}
-
-    def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
-        return dispatch.lars8bit([self._coded_bucket(g) for g in gathered], decided)
-
-    def _coded_bucket(self, g: Gathered) -> CodedLarsBucket:
-        group = g.group
-        keys = ("momentum_buffer",) if _remembers(group) else ()
-        return CodedLarsBucket(
-            **self._common(g, *keys),
-            weight_decay=g.decays(),
-            trust=g.trust(),
-            momentum=group["momentum"],
-            trust_coefficient=self._coefficient(group),
-            eps=group["eps"],
-            nesterov=group["nesterov"],
-            lr_in_momentum=group["lr_in_momentum"],
-            momentum_norm=group["trust_norm"] == "momentum",
-            momentum_buffer=self._moments(g, "momentum_buffer") if _remembers(group) else [],
-            norms=g.norms,
-        )
 
 
 def _remembers(group: dict[str, Any]) -> bool:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim import groups
-from lightning_scale.optim.backends.bucket import Guard, LayerNorms
+from lightning_scale.optim.backends.bucket import Bucket, Guard, LayerNorms
 from lightning_scale.optim.backends.device import is_capturing, keep_captured
 from lightning_scale.optim.base import GuardedOptimizer
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.step_plan import Gathered
 
 
 class LayerwiseOptimizer(GuardedOptimizer):
@@ -64,24 +63,24 @@ class LayerwiseOptimizer(GuardedOptimizer):
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
-    def _update(self, gathered: list[Gathered], decided: Guard) -> None:
-        norms = self._apply(gathered, decided)
-        found = [(tuple(g.names), n) for g, n in zip(gathered, norms, strict=True)]
-        rules = [(tuple(g.names), _copy(g.group["lr"]), g.adapts(), g.group["trust_ratio_clip"]) for g in gathered]
+    def _update(self, buckets: list[Bucket], decided: Guard) -> None:
+        norms = self._apply(buckets, decided)
+        found = [(tuple(g.names), n) for g, n in zip(buckets, norms, strict=True)]
+        rules = [(tuple(g.names), _copy(g.group["lr"]), g.adapts, g.group["trust_ratio_clip"]) for g in buckets]
         if decided.finite is not None:  # the host does not know whether the step was skipped
             before = dict(self._stats)
             found = [
                 _unless_skipped(decided.finite, g.layout, *entry, before)
-                for g, entry in zip(gathered, found, strict=True)
+                for g, entry in zip(buckets, found, strict=True)
             ]
-        if self._sorting.flat:  # the step comes in several calls
+        if self._plan.flat:  # the step comes in several calls
             new = {names for names, _ in found}
             found = [entry for entry in self._stats if entry[0] not in new] + found
             rules = [rule for rule in self._rules if rule[0] not in new] + rules
         self._stats, self._rules = found, rules
 
     @abstractmethod
-    def _apply(self, gathered: list[Gathered], decided: Guard) -> list[LayerNorms]:
+    def _apply(self, buckets: list[Bucket], decided: Guard) -> list[LayerNorms]:
         """Hand the buckets to the kernels; return their norms in the same order."""
 
     # -- what users ask ------------------------------------------------------------------------------------------------

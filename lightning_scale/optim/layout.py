@@ -7,13 +7,15 @@ of one optimizer, on this rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ class Layout:
     def cache(self) -> dict[Any, Any]:
         """What kernels have worked out from this layout, to be used again as long as it lasts."""
         return {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make()`` has returned, the first time for this key."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        found: T = self.cache[key]
+        return found
 
     @cached_property
     def gave_up(self) -> dict[torch.device, Tensor]:

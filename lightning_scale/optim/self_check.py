@@ -70,7 +70,7 @@ def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
 def where_of(optimizer: GuardedOptimizer, p: Tensor) -> Where:
     """Of a parameter with its gradient."""
     gradient = p.grad.dtype if p.grad is not None else p.dtype
-    return Where(p.device, p.dtype, gradient, optimizer._sorting.layout_of(p).all_reduce is not None)
+    return Where(p.device, p.dtype, gradient, optimizer._plan.layout_of(p).all_reduce is not None)
 
 
 def _disagreement(optimizer: GuardedOptimizer, where: Where) -> str | None:
@@ -135,7 +135,7 @@ def after_some_steps(optimizer: GuardedOptimizer, fused: bool, where: Where) -> 
         params, **options, max_grad_norm=optimizer.max_grad_norm, skip_nonfinite=optimizer.skip_nonfinite, fused=fused
     )
     if where.shared:  # other ranks add nothing
-        tried._sorting.all_reduce = lambda sums: None
+        tried._plan.all_reduce = lambda sums: None
     for _ in range(_STEPS):
         for p in params:
             grad = values(tuple(p.shape), where.dtype).to(where.gradient)

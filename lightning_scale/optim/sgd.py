@@ -10,10 +10,9 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_scale.optim import groups
 from lightning_scale.optim.backends import dispatch
-from lightning_scale.optim.backends.bucket import CodedSgdBucket, Guard
+from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.eight_bit import EightBitOptimizer, new_step
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.step_plan import Gathered
 
 
 class SGD8bit(EightBitOptimizer):
@@ -94,21 +93,5 @@ class SGD8bit(EightBitOptimizer):
             return {}
         return {"step": new_step(weight), **self._new_moments(weight, layout, "momentum_buffer")}
 
-    def _compiles(self, group: dict[str, Any], p: Tensor) -> bool:
-        return group["momentum"] != 0 and super()._compiles(group, p)
-
-    def _update(self, gathered: list[Gathered], decided: Guard) -> None:
-        dispatch.sgd8bit([self._coded_bucket(g) for g in gathered], decided)
-
-    def _coded_bucket(self, g: Gathered) -> CodedSgdBucket:
-        group = g.group
-        remembers = group["momentum"] != 0
-        return CodedSgdBucket(
-            **self._common(g, *(("momentum_buffer",) if remembers else ())),
-            weight_decay=[float(group["weight_decay"])] * len(g.layout.layers),
-            momentum=group["momentum"],
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            steps=g.state("step") if remembers else [],
-            momentum_buffer=self._moments(g, "momentum_buffer") if remembers else [],
-        )
+    def _update(self, buckets: list[Bucket], decided: Guard) -> None:
+        dispatch.sgd(buckets, decided)

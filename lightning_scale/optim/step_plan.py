@@ -2,184 +2,25 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import TrustRatio, Way
-from lightning_scale.optim.backends.device import constant
+from lightning_scale.optim.backends.bucket import Addresses, Backend, Bucket, Scratch, addresses
 from lightning_scale.optim.dtensor import check_gradient, is_sharded, like, local, sharded_layout, sharding
 from lightning_scale.optim.groups import names_of
 from lightning_scale.optim.layout import Layout, whole_layout
 from lightning_scale.optim.state.moments import of_blocks
 
 InitState = Callable[[dict[str, Any], Tensor, Layout], dict[str, Tensor]]
-
-_DECIDE = ("eps", "momentum", "trust_norm")
-"""Options of a group that the choice of a way may depend on."""
-
-
-@dataclass
-class Gathered:
-    """Parallel lists for the parameters of one group, device and compute dtype that have a gradient."""
-
-    group: dict[str, Any]
-    names: tuple[str, ...]
-    layout: Layout
-    way: Way
-    params: list[Tensor]
-    weights: list[Tensor]
-    grads: list[Tensor]
-    states: list[dict[str, Tensor]]
-    norms: Tensor | None = None
-    """[2, L] float64 ‖w‖ and ‖g‖, where a look at the gradients has found both."""
-
-    def state(self, key: str) -> list[Tensor]:
-        """One kind of state of every parameter; empty where the group keeps none of that kind."""
-        return [state[key] for state in self.states if key in state]
-
-    def common(self) -> dict[str, Any]:
-        """The fields that every bucket has."""
-        like, lr = self.weights[0], self.group["lr"]
-        return {
-            "layout": self.layout,
-            "params": self.params,
-            "weights": self.weights,
-            "grads": self.grads,
-            "lr": lr.to(like.device, compute_dtype(like)) if isinstance(lr, Tensor) else lr,
-            "weight_decay": self.decays(),
-            "trust": self.trust(),
-            "way": self.way,
-            "maximize": self.group["maximize"],
-        }
-
-    def decays(self) -> list[float]:
-        """The weight decay of each layer."""
-        one, more = (
-            float(self.group["weight_decay"]) if self.group["decay_1d"] else 0.0,
-            float(self.group["weight_decay"]),
-        )
-        return self._by_dimensions("decay", one, more)
-
-    def trust(self) -> TrustRatio:
-        """How the layers' ratios are made."""
-        return TrustRatio(
-            adapt=constant(self.layout, "adapt", self.adapts(), torch.bool, self.weights[0].device),
-            weight_norm_clip=self.group["weight_norm_clip"],
-            clip=self.group["trust_ratio_clip"],
-        )
-
-    def adapts(self) -> list[bool]:
-        """Of each layer: whether it takes a ratio of its own."""
-        own = self.group["layer_adaptation"]
-        one, more = (not self.group["exclude_1d"], True) if own is None else (bool(own), bool(own))
-        found: list[bool] = self._by_dimensions("adapts", one, more)
-        return found
-
-    def _by_dimensions(self, name: str, one: Any, more: Any) -> list[Any]:
-        """Of each layer: ``one`` for at most one dimension, else ``more``."""
-        known = self.layout.cache.get(name)
-        if known is None or known[0] != (one, more):
-            values = [more if layer.ndim > 1 else one for layer in self.layout.layers]
-            known = self.layout.cache[name] = ((one, more), values)
-        found: list[Any] = known[1]
-        return found
-
-
-def gather(
-    group: dict[str, Any],
-    number: int,
-    state: MutableMapping[Tensor, dict[str, Tensor]],
-    init_state: InitState,
-    sorting: Sorting,
-    way_of: WayOf,
-    convert: bool = True,
-) -> list[Gathered]:
-    """The buckets of one parameter group; state is made for parameters that have none.
-
-    Args:
-        group: The group.
-        number: Its place, for the names of unnamed parameters.
-        state: The optimizer's state.
-        init_state: Makes a new parameter's state from the group, what the step is computed on, and where its layers lie.
-        sorting: What was found out about the groups before.
-        way_of: How a parameter's step is taken.
-        convert: Give the plain way weights and gradients in compute dtype, the gradients negated where the step goes
-            uphill; ``False``: as they are, as all other ways get them.
-    """
-    params = group["params"]
-    names = names_of(group, number)
-    masters = [p.grad is not None and _master(group, state[p], p) for p in params]
-    return [
-        _filled(group, params, members, state, init_state, convert)
-        for members in sorting.members(
-            number, params, names, masters, way_of, tuple(group.get(name) for name in _DECIDE)
-        )
-    ]
-
-
-def _master(group: dict[str, Any], own: dict[str, Tensor], p: Tensor) -> bool:
-    """Whether there is a float32 copy, which is made where it is wanted."""
-    if group["master_weights"] and p.dtype != compute_dtype(p) and "master" not in own:
-        own["master"] = p.detach().to(compute_dtype(p), copy=True)
-    return "master" in own
-
-
-def _filled(
-    group: dict[str, Any],
-    all_params: list[Tensor],
-    members: Members,
-    state: MutableMapping[Tensor, dict[str, Tensor]],
-    init_state: InitState,
-    convert: bool,
-) -> Gathered:
-    plain = members.way is Way.PLAIN
-    in_order = not convert or members.way is Way.COMPILED  # 8-bit moments are row-major: all else must be, too
-    wholes = [all_params[i] for i in members.places]
-    kept = [state[p] for p in wholes]
-    params = [local(p) for p in wholes]
-    grads = [local(p.grad) for p in wholes if p.grad is not None]  # all of them, that is
-    for i, (whole, p, own) in enumerate(zip(wholes, params, kept, strict=True)):
-        if not own or (len(own) == 1 and "master" in own):
-            new = init_state(group, local(own.get("master", p)), members.layout.part(i))
-            own.update({key: like(whole, t) if _of_elements(t, p, key) else t for key, t in new.items()})
-    if not plain:  # these go through memory
-        lying = _row_major if in_order else _lying_as
-        grads = [lying(p, g) for p, g in zip(params, grads, strict=True)]
-        if members.way is Way.COMPILED or not in_order:
-            for whole, p, own in zip(wholes, params, kept, strict=True):
-                for key, value in own.items():
-                    if (there := lying(p, local(value))) is not local(value):
-                        own[key] = like(whole, there) if is_sharded(value) else there
-    states = [{key: local(t) for key, t in own.items()} for own in kept] if is_sharded(wholes[0]) else kept
-    weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
-    if convert and plain:
-        weights = [w if w.dtype == compute_dtype(w) else w.detach().to(compute_dtype(w)) for w in weights]
-        grads = [g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
-        grads = list(torch._foreach_neg(grads)) if group["maximize"] else grads
-    return Gathered(group, members.names, members.layout, members.way, params, weights, grads, states)
-
-
-def _of_elements(t: Tensor, p: Tensor, key: str) -> bool:
-    """Whether a state tensor has an element for each of a local tensor's; scales may be as many by chance."""
-    return t.shape == p.shape and not of_blocks(key)
-
-
-def _row_major(p: Tensor, t: Tensor) -> Tensor:
-    """A tensor whose elements lie in order: itself, or a copy."""
-    return t.contiguous()
-
-
-def _lying_as(p: Tensor, t: Tensor) -> Tensor:
-    """A tensor of the parameter's shape with its strides: itself, or a copy; others as they are."""
-    if t.stride() == p.stride() or t.shape != p.shape:
-        return t
-    return torch.empty_like(p, dtype=t.dtype).copy_(t)
-
+BackendOf = Callable[[Tensor], Backend]
 
 # Of one group: models that leave out other layers at every step would fill the memory with tables.
 _KEPT = 8
@@ -189,23 +30,27 @@ _FLAGS = 256
 
 @dataclass(frozen=True)
 class Members:
-    """Parameters of one group, device and compute dtype that take their step in one way.
+    """Parameters of one group, device and dtype whose step one backend takes.
 
     Args:
-        way: That way.
+        backend: Which.
         places: Where they stand in the group.
         names: Of the layers whose elements they hold.
-        layout: Where their elements lie, with all that kernels have worked out from it.
+        layout: Where their elements lie, with all that backends have worked out from it.
     """
 
-    way: Way
+    backend: Backend
     places: tuple[int, ...]
     names: tuple[str, ...]
     layout: Layout
 
 
-class Sorting:
+class StepPlan:
     """The members of an optimizer's groups, kept as long as the parameters and gradients are of the same kinds.
+
+    Args:
+        in_order: Whether moments lie in row-major order, whatever the parameters' memory format.
+        eight_bit_from: From which size of a layer on its moments are in 8 bits.
 
     Attributes:
         flat: Where the layers of flat tensors lie that a strategy has put in the parameters' place; they are members by
@@ -213,12 +58,92 @@ class Sorting:
         all_reduce: Given to the layouts of plain parameters, which then take the steps of sharded ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_order: bool, eight_bit_from: float) -> None:
         self.flat: dict[Tensor, Layout] = {}
         self.all_reduce: Callable[[Tensor], None] | None = None
+        self._in_order = in_order
+        self._eight_bit_from = eight_bit_from
+        self._scratch = Scratch()
         self._known: dict[int, OrderedDict[Hashable, list[Members]]] = {}
+        self._last: dict[int, _LastStep] = {}
+        self._fused: bool | None = None
         self._captured: list[Layout] = []
         self._flags: deque[Layout] = deque(maxlen=_FLAGS)
+
+    def buckets(
+        self,
+        group: dict[str, Any],
+        number: int,
+        state: MutableMapping[Tensor, dict[str, Tensor]],
+        init_state: InitState,
+        backend_of: BackendOf,
+        fused: bool | None,
+    ) -> list[Bucket]:
+        """The buckets of one parameter group; state is made for parameters that have none.
+
+        Args:
+            group: The group.
+            number: Its place, for the names of unnamed parameters.
+            state: The optimizer's state.
+            init_state: Makes a new parameter's state from the group, what the step is computed on, and where its layers lie.
+            backend_of: What takes a parameter's step.
+            fused: The optimizer's option, on which that depends.
+        """
+        params = group["params"]
+        if fused != self._fused:
+            self.forget()
+            self._fused = fused
+        slot = id(params[0]) if self._is_flat(params) else number
+        grads = [p.grad for p in params]
+        last = self._last.get(slot)
+        if last is not None and (again := last.again(group, grads, state)) is not None:
+            return again
+        masters = [g is not None and _master(group, state, p) for p, g in zip(params, grads, strict=True)]
+        members = self.members(slot, number, group, masters, backend_of)
+        buckets = [self._bucket(group, [params[i] for i in of.places], of, state, init_state) for of in members]
+        self._last[slot] = _LastStep(group, grads, members, buckets, state)
+        return buckets
+
+    def _bucket(
+        self,
+        group: dict[str, Any],
+        wholes: list[Tensor],
+        members: Members,
+        state: MutableMapping[Tensor, dict[str, Tensor]],
+        init_state: InitState,
+    ) -> Bucket:
+        kept = [state[p] for p in wholes]
+        sharded = is_sharded(wholes[0])
+        params = [local(p) for p in wholes] if sharded else wholes
+        grads = [p.grad for p in wholes if p.grad is not None]  # all of them, that is
+        grads = [local(g) for g in grads] if sharded else grads
+        for i, (whole, p, own) in enumerate(zip(wholes, params, kept, strict=True)):
+            if not own or (len(own) == 1 and "master" in own):
+                new = init_state(group, local(own.get("master", p)), members.layout.part(i))
+                own.update({key: like(whole, t) if _of_elements(t, p, key) else t for key, t in new.items()})
+        if members.backend is not Backend.REFERENCE:  # these go through memory
+            lying = _row_major if self._in_order else _lying_as
+            grads = [lying(p, g) for p, g in zip(params, grads, strict=True)]
+            if not self._in_order:
+                for whole, p, own in zip(wholes, params, kept, strict=True):
+                    for key, value in own.items():
+                        if (there := lying(p, local(value))) is not local(value):
+                            own[key] = like(whole, there) if is_sharded(value) else there
+        states = [{key: local(t) for key, t in own.items()} for own in kept] if sharded else kept
+        weights = [own.get("master", p) for own, p in zip(states, params, strict=True)]
+        return Bucket(
+            group,
+            members.names,
+            members.layout,
+            members.backend,
+            params,
+            weights,
+            grads,
+            states,
+            self._in_order,
+            self._eight_bit_from,
+            self._scratch,
+        )
 
     def forget(self) -> None:
         """Sort anew at the next step."""
@@ -226,6 +151,7 @@ class Sorting:
             for members in kept.values():
                 self._outlive(members)
         self._known.clear()
+        self._last.clear()
 
     def _outlive(self, forgotten: list[Members]) -> None:
         """Keep of what is forgotten what CUDA graphs read, and the flags that kernels may still set."""
@@ -238,32 +164,27 @@ class Sorting:
                 self._flags.append(flags)
 
     def members(
-        self,
-        number: int,
-        params: Sequence[Tensor],
-        names: Sequence[str],
-        masters: Sequence[bool],
-        way_of: WayOf,
-        options: Hashable = (),
+        self, slot: int, number: int, group: dict[str, Any], masters: Sequence[bool], backend_of: BackendOf
     ) -> list[Members]:
         """The members of one group that have a gradient, in the order of their first ones.
 
         Args:
+            slot: What they are remembered under: strategies with flat tensors step one of them at a time, each time as the
+                first group.
             number: Which group.
-            params: All of its parameters.
-            names: Of each.
-            masters: Whether each has a float32 master copy.
-            way_of: How a parameter's step is taken.
-            options: What else that depends on.
+            group: It.
+            masters: Whether each of its parameters has a float32 master copy.
+            backend_of: What takes a parameter's step.
 
         Raises:
-            ValueError: for a parameter or gradient that no kernel takes.
+            ValueError: for a parameter or gradient that no backend takes.
         """
-        # Strategies with flat tensors step one of them at a time, each time as the first group.
-        known = self._known.setdefault(id(params[0]) if self._is_flat(params) else number, OrderedDict())
-        key = (options, tuple(names), tuple(_kind(p, master) for p, master in zip(params, masters, strict=True)))
+        params = group["params"]
+        known = self._known.setdefault(slot, OrderedDict())
+        names = group.get("param_names")
+        key = (names and tuple(names), tuple([_kind(p, master) for p, master in zip(params, masters, strict=True)]))
         if key not in known:
-            known[key] = self._sorted(params, names, masters, way_of)
+            known[key] = self._sorted(params, names_of(group, number), masters, backend_of)
             if len(known) > _KEPT:
                 self._outlive(known.popitem(last=False)[1])
         known.move_to_end(key)
@@ -292,7 +213,7 @@ class Sorting:
         return layout if self.all_reduce is None else replace(layout, all_reduce=self.all_reduce)
 
     def _sorted(
-        self, params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], way_of: WayOf
+        self, params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], backend_of: BackendOf
     ) -> list[Members]:
         together: dict[tuple[Any, ...], list[int]] = {}
         for place, (p, master) in enumerate(zip(params, masters, strict=True)):
@@ -300,11 +221,11 @@ class Sorting:
                 continue
             refuse_unsupported(p)
             check_gradient(names[place], p)
-            way = way_of(p)
-            # Kernels that take tensors as they are want one type each.
-            types = () if way is Way.PLAIN else (p.dtype, p.grad.dtype, master)
+            backend = backend_of(p)
+            # Kernels want one type each.
+            types = () if backend is Backend.REFERENCE else (p.dtype, p.grad.dtype, master)
             alone = place if self._is_flat([p]) else None
-            key = (way, p.device, compute_dtype(p), sharding(p), alone, *types)
+            key = (backend, p.device, compute_dtype(p), sharding(p), alone, *types)
             together.setdefault(key, []).append(place)
         found = []
         for key, places in together.items():
@@ -313,7 +234,80 @@ class Sorting:
         return found
 
 
-WayOf = Callable[[Tensor], Way]
+class _LastStep:
+    """A group's buckets of the last step, and what tells whether the next one's are the same but for the gradients.
+
+    To look takes about a microsecond a parameter: tensors are compared by their addresses, gathered in C.
+    """
+
+    def __init__(
+        self,
+        group: dict[str, Any],
+        grads: Sequence[Tensor | None],
+        members: Sequence[Members],
+        buckets: Sequence[Bucket],
+        state: MutableMapping[Tensor, dict[str, Tensor]],
+    ) -> None:
+        self._group, self._masters = group, group["master_weights"]
+        self._params = list(group["params"])
+        self._names = group.get("param_names")
+        self._without = [g is None for g in grads]
+        self._members, self._buckets = members, buckets
+        self._states = [[state[self._params[i]] for i in of.places] for of in members]
+        self._entries = [[len(own) for own in bucket.states] for bucket in buckets]
+        self._simple = all(map(self._is_simple, buckets))
+        self._addresses = [self._addresses_of(bucket) for bucket in buckets if self._simple]
+
+    @staticmethod
+    def _is_simple(bucket: Bucket) -> bool:
+        """Whether all tensors lie in order, and all state was made."""
+        tensors = (*bucket.params, *bucket.weights, *(t for own in bucket.states for t in own.values()))
+        plain = not any(is_sharded(t) for t in tensors) and bucket.backend is not Backend.REFERENCE
+        return plain and all(bucket.states) and all(map(Tensor.is_contiguous, tensors))
+
+    @staticmethod
+    def _addresses_of(bucket: Bucket) -> dict[str, Addresses]:
+        """[tensors] of parameters, weights and each kind of state; 0 for none."""
+        params = addresses(bucket.params)
+        found = {
+            "params": params,
+            "weights": params if bucket.weights[0] is bucket.params[0] else addresses(bucket.weights),
+        }
+        for key in dict.fromkeys(chain.from_iterable(bucket.states)):
+            found[key] = addresses([own.get(key) for own in bucket.states])
+        return found
+
+    def again(
+        self, group: dict[str, Any], grads: Sequence[Tensor | None], state: MutableMapping[Tensor, dict[str, Tensor]]
+    ) -> list[Bucket] | None:
+        """The buckets of this step; ``None`` where anything but the gradients is another than at the last one."""
+        if not (
+            self._simple
+            and group["master_weights"] == self._masters
+            and group.get("param_names") is self._names
+            and len(group["params"]) == len(self._params)
+            and all(map(operator.is_, group["params"], self._params))
+            and [g is None for g in grads] == self._without
+        ):
+            return None
+        found = []
+        each = zip(self._members, self._buckets, self._states, self._entries, self._addresses, strict=True)
+        for members, bucket, states, entries, known in each:
+            its = [g for i in members.places if (g := grads[i]) is not None]
+            dtype = bucket.grads[0].dtype
+            if not (
+                all(map(operator.is_, [state[self._params[i]] for i in members.places], states))
+                and [len(own) for own in states] == entries
+                and all(g.dtype is dtype and g.layout is torch.strided for g in its)
+                and all(map(Tensor.is_contiguous, its))
+                and all(map(Tensor.is_contiguous, bucket.params))
+            ):
+                return None
+            at = self._addresses_of(bucket)
+            if at.keys() != known.keys() or not all(np.array_equal(at[key], known[key]) for key in known):
+                return None
+            found.append(replace(bucket, group=group, grads=its, norms=None, at={**known, "grads": addresses(its)}))
+        return found
 
 
 def _kind(p: Tensor, master: bool) -> Hashable:
@@ -334,3 +328,30 @@ def refuse_unsupported(p: Tensor) -> None:
 def compute_dtype(t: Tensor) -> torch.dtype:
     """What steps are computed in."""
     return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def _master(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Tensor]], p: Tensor) -> bool:
+    """Whether there is a float32 copy, which is made where it is wanted."""
+    if p.dtype == compute_dtype(p):
+        return False
+    own = state[p]
+    if group["master_weights"] and "master" not in own:
+        own["master"] = p.detach().to(compute_dtype(p), copy=True)
+    return "master" in own
+
+
+def _of_elements(t: Tensor, p: Tensor, key: str) -> bool:
+    """Whether a state tensor has an element for each of a local tensor's; scales may be as many by chance."""
+    return t.shape == p.shape and not of_blocks(key)
+
+
+def _row_major(p: Tensor, t: Tensor) -> Tensor:
+    """A tensor whose elements lie in order: itself, or a copy."""
+    return t.contiguous()
+
+
+def _lying_as(p: Tensor, t: Tensor) -> Tensor:
+    """A tensor of the parameter's shape with its strides: itself, or a copy; others as they are."""
+    if t.stride() == p.stride() or t.shape != p.shape:
+        return t
+    return torch.empty_like(p, dtype=t.dtype).copy_(t)

@@ -60,7 +60,7 @@ def _shape(p: Any) -> torch.Size:
 
 
 def gather(
-    shares: Iterable[tuple[Layout, Mapping[str, Tensor]]], groups: Sequence[Sequence[Param]], eight_bit_from: int
+    shares: Iterable[tuple[Layout, Mapping[str, Tensor]]], groups: Sequence[Sequence[Param]], eight_bit_from: float
 ) -> Wholes:
     """All layers' whole state on rank 0, in its main memory; nothing on the others. Every rank calls it.
 

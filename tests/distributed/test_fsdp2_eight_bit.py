@@ -148,10 +148,10 @@ def ranks_naive(folder: str) -> dict[str, list[str]]:
     """What happens where each share has a grid of its own, and where its size decides what is in 8 bits."""
     from dataclasses import replace
 
-    from lightning_scale.optim import members
+    from lightning_scale.optim import step_plan
 
     torch.distributed.init_process_group("gloo")
-    real = members.sharded_layout
+    real = step_plan.sharded_layout
 
     def from_zero(*args: Any) -> Any:
         layout = real(*args)
@@ -167,7 +167,7 @@ def ranks_naive(folder: str) -> dict[str, list[str]]:
 
     found = {}
     for kind in (from_zero, own_size):
-        members.sharded_layout = kind
+        step_plan.sharded_layout = kind
         plain, sharded = Layers(), shard(Layers(), mesh_of(2))
         train(plain, MAKERS["SGD8bit"](named(plain)), range(3))
         train(sharded, MAKERS["SGD8bit"](named(sharded)), range(3))
@@ -226,16 +226,14 @@ def test_a_nan_in_one_share_skips_the_step_everywhere(tmp_path: Path) -> None:
 
 
 def ranks_in_other_ways(folder: str) -> dict[str, bool]:
-    """Compiled kernels and Triton's, beside plain operations on the same shards."""
+    """numba's kernels and Triton's, beside the reference on the same shards."""
     os.environ["TRITON_INTERPRET"] = "1"
-    from lightning_scale.optim.backends import choice
 
     torch.distributed.init_process_group("gloo")
-    choice.COMPILED_FROM = 0
     found = {}
     makers = {**{k: MAKERS[k] for k in ("AdamW8bit", "LAMB8bit", "LARS8bit")}, "LAMB": lambda p: LAMB(p, lr=0.02)}
     for name, make in makers.items():
-        for way, fused in (("compiled", None), ("Triton", True)):
+        for way, fused in (("CPU", None), ("Triton", True)):
             states = []
             for kind in (False, fused):
                 model = shard(Layers(), mesh_of(2))
@@ -245,8 +243,8 @@ def ranks_in_other_ways(folder: str) -> dict[str, bool]:
                 train(model, optimizer, range(2))
                 states.append((model, optimizer))
             ways = {
-                members.way.name
-                for sorted_ in optimizer._sorting._known.values()
+                members.backend.name
+                for sorted_ in optimizer._plan._known.values()
                 for m in sorted_.values()
                 for members in m
             }

@@ -3,7 +3,6 @@ need."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -11,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.backends import choice
-from lightning_scale.optim.kernels import parts
-from lightning_scale.optim.kernels.compiled import rows
+from lightning_scale.optim.backends.cpu import chunks, launch
 
 
 @pytest.fixture(autouse=True)
@@ -40,27 +37,12 @@ def one_rounding() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each program is compiled once a session, by whichever process needs it first, in a folder that goes away."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "inductor"
-    folder.mkdir(exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
-        yield
-
-
 @pytest.fixture
-def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that small tensors take the compiled way, in several parts and calls."""
-    monkeypatch.setattr(choice, "COMPILED_FROM", 1)
-    monkeypatch.setattr(rows, "FEWEST_ROWS", 8)
-    for name in ("CHUNK_ROWS", "CODED_CHUNK_ROWS", "BATCH_ROWS"):
-        monkeypatch.setattr(rows, name, 16)
-    monkeypatch.setattr(parts, "PART", 20_000)
-    monkeypatch.setattr(parts, "SMALL", 1_000)
-    monkeypatch.setattr(parts, "LEAST", 1)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small tensors have several chunks, pieces and groups."""
+    monkeypatch.setattr(chunks, "CHUNK", 1 << 10)
+    monkeypatch.setattr(chunks, "GROUP", 20_000)
+    monkeypatch.setattr(launch, "PIECE", 2)
 
 
 @pytest.fixture

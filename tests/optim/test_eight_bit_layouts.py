@@ -11,26 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.backends import dispatch as kernels
-from lightning_scale.optim.backends.bucket import (
-    CodedAdamBucket,
-    CodedLambBucket,
-    CodedLarsBucket,
-    CodedSgdBucket,
-    Guard,
-    TrustRatio,
-    Way,
-)
-from lightning_scale.optim.kernels.eight_bit import pieces
+from lightning_scale.optim.backends import dispatch
+from lightning_scale.optim.backends.bucket import Backend, Bucket, Guard, TrustRatio
+from lightning_scale.optim.backends.cpu import chunks
+from lightning_scale.optim.backends.reference import pieces
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 from lightning_scale.optim.quantization import BLOCK, blocks
-from lightning_scale.optim.state.moments import CodedMoment, PlainMoment, moments, new_moment, whole_moment
+from lightning_scale.optim.state.moments import CodedMoment, PlainMoment, moments, new_moment
 
 # Two layers in 8 bits, two that are too small for it.
 SHAPES = [(70, 61), (33,), (4100,), (5, 9)]
 LAYERS = tuple(LayerInfo(str(i), int(np.prod(shape)), len(shape)) for i, shape in enumerate(SHAPES))
 TOTAL = sum(layer.numel for layer in LAYERS)
 MOMENTS = {"lamb": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq")}
+each_backend = pytest.mark.parametrize("backend", [Backend.REFERENCE, Backend.CPU])
 KERNELS = ["lamb", "lars", "lars-momentum", "adamw", "sgd"]
 
 
@@ -52,8 +46,10 @@ def partition(edges: list[int], first: int, last: int, all_reduce: Callable[[Ten
 class Rank:
     """Local tensors in a layout, their state, and the kernel that steps them."""
 
-    def __init__(self, kernel: str, layout: Layout, offset: int, weights: Tensor, fused: bool = False) -> None:
-        self.kernel, self.layout, self.fused = kernel, layout, fused
+    def __init__(
+        self, kernel: str, layout: Layout, offset: int, weights: Tensor, backend: Backend = Backend.REFERENCE
+    ) -> None:
+        self.kernel, self.layout, self.backend = kernel, layout, backend
         self.offsets = [offset + sum(layout.tensor_numels[:i]) for i in range(len(layout.tensor_numels))]
         self.weights = self.local(weights)
         keys = MOMENTS.get(kernel, ("momentum_buffer",))
@@ -72,45 +68,21 @@ class Rank:
     def moments(self, key: str) -> Any:
         return moments(key, self.layout, self.states, torch.float32)
 
-    def in_segments(self, key: str) -> Any:
-        """What a bucket holds of a moment: nothing where the Triton kernels take it whole."""
-        return [] if self.fused else self.moments(key)
-
     def step(self, gradient: Tensor) -> Any:
-        keys = MOMENTS.get(self.kernel, ("momentum_buffer",))
-        common: dict[str, Any] = {
-            "layout": self.layout,
-            "params": self.weights,
-            "weights": self.weights,
-            "grads": self.local(gradient),
-            "compute": torch.float32,
-            "maximize": False,
-            "lr": torch.tensor(0.1),
-            "weight_decay": [0.1, 0.0, 0.3, 0.1],
-            "way": Way.TRITON if self.fused else Way.PLAIN,
-            "whole": {k: whole_moment(k, self.layout, self.states, torch.float32) for k in keys if self.fused},
-        }
-        trust = TrustRatio(torch.tensor([True, False, True, True]), None, None)
-        steps = [state["step"] for state in self.states]
-        if self.kernel in MOMENTS:
-            adam = {
-                "betas": (0.9, 0.99),
-                "eps": 1e-6,
-                "bias_correction": True,
-                "steps": steps,
-                "exp_avg": self.in_segments("exp_avg"),
-                "exp_avg_sq": self.in_segments("exp_avg_sq"),
-            }
-            if self.kernel == "lamb":
-                return kernels.lamb8bit([CodedLambBucket(**common, **adam, trust=trust)], Guard())
-            return kernels.adamw8bit([CodedAdamBucket(**common, **adam)], Guard())
-        buffer = self.in_segments("momentum_buffer")
-        if self.kernel == "sgd":
-            return kernels.sgd8bit([CodedSgdBucket(**common, momentum=0.9, dampening=0.2, nesterov=False, steps=steps,
-                                                 momentum_buffer=buffer)], Guard())  # fmt: skip
-        return kernels.lars8bit([CodedLarsBucket(**common, trust=trust, momentum=0.9, trust_coefficient=0.01, eps=1e-8,
-                                               nesterov=False, lr_in_momentum=True, momentum_buffer=buffer,
-                                               momentum_norm=self.kernel == "lars-momentum")], Guard())  # fmt: skip
+        algorithm, _, norm = self.kernel.partition("-")
+        options = {
+            "lr": 0.1, "maximize": False, "weight_decay": 0.0, "betas": (0.9, 0.99), "eps": 1e-6, "bias_correction": True,
+            "momentum": 0.9, "dampening": 0.2, "nesterov": False, "lr_in_momentum": True, "trust_coefficient": 0.01,
+            "trust_norm": norm or "gradient", "weight_norm_clip": None, "trust_ratio_clip": None,
+        }  # fmt: skip
+        if algorithm == "lars":
+            options["eps"] = 1e-8
+        names = tuple(layer.name for layer in LAYERS)
+        bucket = Bucket(options, names, self.layout, self.backend, self.weights, self.weights, self.local(gradient),
+                        self.states, in_order=True, eight_bit_from=4096)  # fmt: skip
+        bucket.__dict__["weight_decay"] = [0.1, 0.0, 0.3, 0.1]
+        bucket.__dict__["trust"] = TrustRatio(torch.tensor([True, False, True, True]), None, None)
+        return getattr(dispatch, algorithm)([bucket], Guard())
 
     def collect(self, into: dict[str, Tensor]) -> None:
         """Scatter weights, codes, scales and float32 moments to their places in the whole."""
@@ -162,13 +134,14 @@ UNCUT = [[], [1024, 4270, 4303 + 256 * 9], [4270 + 10, TOTAL - 20]]
 CUT = [[1000], [777, 4275, 6001], [1, 2, 300, 4000, 4400, 8300, TOTAL - 1]]
 
 
+@each_backend
 @pytest.mark.parametrize("edges", UNCUT)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_partitions_that_cut_no_block_have_the_same_bits(kernel: str, edges: list[int]) -> None:
+def test_partitions_that_cut_no_block_have_the_same_bits(kernel: str, edges: list[int], backend: Backend) -> None:
     assert not cut_elements(edges).any()
     one_each = [layer.numel for layer in LAYERS]
-    plain = Rank(kernel, partition(list(np.cumsum(one_each[:-1])), 0, 4), 0, numbers(0))
-    flat = Rank(kernel, partition(edges, 0, len(edges) + 1), 0, numbers(0))
+    plain = Rank(kernel, partition(list(np.cumsum(one_each[:-1])), 0, 4), 0, numbers(0), backend)
+    flat = Rank(kernel, partition(edges, 0, len(edges) + 1), 0, numbers(0), backend)
     for step in range(4):
         plain.step(numbers(step + 1))
         flat.step(numbers(step + 1))
@@ -177,17 +150,19 @@ def test_partitions_that_cut_no_block_have_the_same_bits(kernel: str, edges: lis
         assert torch.equal(value, expected[name]), name
 
 
+@each_backend
 @pytest.mark.parametrize("piece", [1 << 18, 512])
 @pytest.mark.parametrize("edges", CUT)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_cut_block_has_a_scale_for_each_part_and_the_others_do_not_know(
-    kernel: str, edges: list[int], piece: int, monkeypatch: pytest.MonkeyPatch
+    kernel: str, edges: list[int], piece: int, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "LARGEST_PIECE", piece)
+    monkeypatch.setattr(pieces, "LARGEST", piece)
+    monkeypatch.setattr(chunks, "CHUNK", piece)
     cut = cut_elements(edges)
     assert cut.any()
-    plain = Rank(kernel, partition([], 0, 1), 0, numbers(0))
-    flat = Rank(kernel, partition(edges, 0, len(edges) + 1), 0, numbers(0))
+    plain = Rank(kernel, partition([], 0, 1), 0, numbers(0), backend)
+    flat = Rank(kernel, partition(edges, 0, len(edges) + 1), 0, numbers(0), backend)
     steps = 4 if kernel in ("adamw", "sgd") else 1  # a layer's ratio brings a cut block's rounding to the others
     for step in range(steps):
         plain.step(numbers(step + 1))
@@ -218,14 +193,15 @@ class Together:
         return all_reduce
 
 
+@each_backend
 @pytest.mark.parametrize("edges", [[4303 + 512], [2000], [4200, 4310]])
 @pytest.mark.parametrize("kernel", ["lamb", "lars", "lars-momentum"])
-def test_ranks_share_the_norms_in_one_collective(kernel: str, edges: list[int]) -> None:
+def test_ranks_share_the_norms_in_one_collective(kernel: str, edges: list[int], backend: Backend) -> None:
     together = Together(2)
-    plain = Rank(kernel, partition([], 0, 1), 0, numbers(0))
+    plain = Rank(kernel, partition([], 0, 1), 0, numbers(0), backend)
     ends = [(0, 1, 0), (1, len(edges) + 1, edges[0])]
     ranks = [
-        Rank(kernel, partition(edges, first, last, together.of(i)), offset, numbers(0))
+        Rank(kernel, partition(edges, first, last, together.of(i)), offset, numbers(0), backend)
         for i, (first, last, offset) in enumerate(ends)
     ]
     (expected,) = plain.step(numbers(1))
@@ -246,15 +222,17 @@ def test_ranks_share_the_norms_in_one_collective(kernel: str, edges: list[int]) 
     assert torch.equal(whole(ranks)["weights"], whole([plain])["weights"])
 
 
-def test_an_empty_share() -> None:
+@each_backend
+def test_an_empty_share(backend: Backend) -> None:
     layout = Layout(LAYERS, (Segment(0, 0, 0, 4270, 0),), (0,))
-    rank = Rank("lamb", layout, 0, numbers(0))
+    rank = Rank("lamb", layout, 0, numbers(0), backend)
     (norms,) = rank.step(numbers(1))
     assert norms.weight.tolist() == [0.0] * 4 and norms.ratio.tolist() == [1.0] * 4
 
 
-def test_a_state_of_another_layout_is_refused() -> None:
-    rank = Rank("lamb", partition([1000], 0, 2), 0, numbers(0))
+@each_backend
+def test_a_state_of_another_layout_is_refused(backend: Backend) -> None:
+    rank = Rank("lamb", partition([1000], 0, 2), 0, numbers(0), backend)
     rank.layout = partition([2000], 0, 2)
     with pytest.raises(ValueError, match=r"exp_avg of '0' .*: load a state_dict of the same parameters"):
         rank.step(numbers(1))

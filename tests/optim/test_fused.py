@@ -156,7 +156,7 @@ def test_two_launches_where_other_ranks_have_a_share(make: Callable[..., Any], d
     asked: list[Tensor] = []
     a, b = parameters(torch.float32, device), parameters(torch.float32, device)
     ours, theirs = (make(p, weight_decay=0.05, fused=True) for p in (a, b))
-    ours._sorting.all_reduce = asked.append
+    ours._plan.all_reduce = asked.append
     for step in range(3):
         set_gradients(a, step), set_gradients(b, step)
         theirs.step()

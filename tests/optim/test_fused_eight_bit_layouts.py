@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_scale.optim import AdamW8bit, LAMB8bit
+from lightning_scale.optim.backends.bucket import Backend
 from lightning_scale.optim.layout import Layout, Segment
 
 from .fused_eight_bit_pairs import (
@@ -63,7 +64,8 @@ def test_what_lies_anywhere(device: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_flat_partitions(kernel: str, edges: list[int]) -> None:
     """Segments that begin and end anywhere, small layers beside large ones in the same local tensor."""
-    plain, fused = (Rank(kernel, partition(edges, 0, len(edges) + 1), 0, numbers(0), fused) for fused in (False, True))
+    layout = partition(edges, 0, len(edges) + 1)
+    plain, fused = (Rank(kernel, layout, 0, numbers(0), of) for of in (Backend.REFERENCE, Backend.TRITON))
     for step in range(2):
         results = plain.step(numbers(step + 1)), fused.step(numbers(step + 1))
         for p, q in zip(plain.weights, fused.weights, strict=True):
@@ -74,13 +76,13 @@ def test_flat_partitions(kernel: str, edges: list[int]) -> None:
 
 
 def test_an_empty_share() -> None:
-    rank = Rank("lamb", Layout(LAYERS, (Segment(0, 0, 0, 4270, 0),), (0,)), 0, numbers(0), fused=True)
+    rank = Rank("lamb", Layout(LAYERS, (Segment(0, 0, 0, 4270, 0),), (0,)), 0, numbers(0), Backend.TRITON)
     (norms,) = rank.step(numbers(1))
     assert norms.weight.tolist() == [0.0] * 4 and norms.ratio.tolist() == [1.0] * 4
 
 
 def test_a_state_of_another_layout_is_refused() -> None:
-    rank = Rank("lamb", partition([1000], 0, 2), 0, numbers(0), fused=True)
+    rank = Rank("lamb", partition([1000], 0, 2), 0, numbers(0), Backend.TRITON)
     rank.layout = partition([2000], 0, 2)
     with pytest.raises(ValueError, match=r"exp_avg of '0' .*: load a state_dict of the same parameters"):
         rank.step(numbers(1))

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
 from lightning_scale.optim import self_check as proof
 from lightning_scale.optim.backends import choice
-from lightning_scale.optim.backends.bucket import Way
+from lightning_scale.optim.backends.bucket import Backend
 from lightning_scale.optim.layout import whole_layout
 
 pytest.importorskip("triton")
@@ -97,14 +97,14 @@ def test_who_is_asked() -> None:
         raise AssertionError("asked")
 
     cuda: Any = OnCuda()
-    assert choice.way_of(None, cuda, lambda: True, never) is Way.TRITON
-    assert choice.way_of(None, cuda, lambda: False, never) is Way.PLAIN
-    assert choice.way_of(True, cuda, never, never) is Way.TRITON
-    assert choice.way_of(False, cuda, never, never) is Way.PLAIN
-    assert choice.way_of(None, parameter(), never, lambda: False) is Way.PLAIN
-    assert choice.way_of(None, parameter(), never, lambda: True) is Way.COMPILED
+    assert choice.backend_of(None, cuda, False, lambda: True) is Backend.TRITON
+    assert choice.backend_of(None, cuda, False, lambda: False) is Backend.REFERENCE
+    assert choice.backend_of(True, cuda, False, never) is Backend.TRITON
+    assert choice.backend_of(False, cuda, False, never) is Backend.REFERENCE
+    assert choice.backend_of(None, parameter(), False, never) is Backend.CPU
+    assert choice.backend_of(False, parameter(), False, never) is Backend.REFERENCE
     cuda.dtype = torch.float64
-    assert choice.way_of(None, cuda, never, never) is Way.PLAIN
+    assert choice.backend_of(None, cuda, False, never) is Backend.REFERENCE
 
 
 @pytest.mark.gpu

@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
-from lightning_scale.optim.dtensor import like, rows_of
-from lightning_scale.optim.state.sharded_moments import Rows
+from lightning_scale.optim.dtensor import like
+from lightning_scale.optim.state.sharded_moments import Rows, rows_of
 
 
 @pytest.fixture

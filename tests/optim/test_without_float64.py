@@ -1,4 +1,4 @@
-"""Devices that have no float64 (Apple's MPS) take plain steps: shown on a CPU that refuses it."""
+"""Devices that have no float64 (Apple's MPS) take the reference's steps: shown on a CPU that refuses it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_scale import optim
 from lightning_scale.optim.backends import device as constants
-from lightning_scale.optim.backends import norms
 from lightning_scale.optim.backends.device import bias_correction, widest
 from lightning_scale.optim.quantization import SIGNED, UNSIGNED
 
@@ -42,7 +41,6 @@ def without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "WITHOUT_FLOAT64", ("cpu",))
     for code in (SIGNED, UNSIGNED):
         code.thresholds()  # made on the host, once, and brought to the device
-    monkeypatch.setattr(norms, "_may_look", lambda device: False)  # the host would wait for such a device
 
 
 def trained(

@@ -1,25 +1,29 @@
-"""What an optimizer hands to a backend: tensors of one kind, their layout, and numbers; no parameter groups."""
+"""What an optimizer hands to a backend: tensors of one kind, where their elements live, and what the step does with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_scale.optim.backends.device import constant
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.state.moments import Moment, WholeMoment
+from lightning_scale.optim.state.moments import CODES, Moment, StoredMoment, moments, stored_moment
 
 
-class Way(Enum):
-    """Which implementation takes a bucket's step. The plain one is the truth that the others are held to."""
+class Backend(Enum):
+    """Which implementation takes a step. The reference is the truth that the others are held to."""
 
-    PLAIN = "plain torch operations"
+    REFERENCE = "plain torch operations"
+    CPU = "numba's kernels"
     TRITON = "Triton kernels"
-    COMPILED = "torch.compile for CPUs"
 
 
 class IncompleteStep(RuntimeError):
@@ -52,25 +56,13 @@ class FirstPass:
     """What is known of a bucket before its ratios, and how its step is finished with them.
 
     Args:
+        at: [tensors] addresses of params, weights, grads and each kind of state, where somebody has gathered them.
         norms: [2, layers] float64: this rank's share of ‖w‖, and of the norm that the ratio divides by.
         second: Takes the layers' ratios (1-D, in compute dtype) and finishes the step.
     """
 
     norms: Tensor
     second: Callable[[Tensor], None]
-
-
-class LayerwiseBucket(Protocol):
-    """What all buckets have whose step is scaled layer by layer."""
-
-    layout: Layout
-
-    place: int
-    """Which memory its updates wait in between the two passes."""
-
-    @property
-    def compute(self) -> torch.dtype:
-        """What steps are computed in."""
 
 
 @dataclass(frozen=True)
@@ -88,132 +80,150 @@ class TrustRatio:
     clip: tuple[float, float] | None
 
 
-@dataclass
-class Bucket:
-    """Local tensors of one parameter group, device and compute dtype (float32, or float64 for float64 parameters).
+Addresses = NDArray[np.int64]
 
-    ``weights`` are what the step is computed on, of compute dtype: the parameters themselves, or float32 copies of
-    lower-precision ones (``params``, parallel to ``weights``), into which the result is then rounded.
+
+def addresses(tensors: Sequence[Tensor | None]) -> Addresses:
+    """[tensors]: where each begins; 0 for none."""
+    try:
+        return np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))  # type: ignore[arg-type]
+    except TypeError:
+        return np.array([0 if t is None else t.data_ptr() for t in tensors], np.int64)
+
+
+@dataclass
+class Scratch:
+    """The memory that float32 updates wait in between the two passes of a step on a CPU: the optimizer's, from step to step.
+
+    New memory would be cleared by the system at every step, which takes as long as writing it.
     """
 
+    _held: dict[int, Tensor] = field(default_factory=dict)
+
+    def take(self, place: int, elements: int) -> Tensor:
+        """1-D float32 of any content: of one place the same memory again; it grows to the largest size asked for."""
+        if place not in self._held or len(self._held[place]) < elements:
+            self._held[place] = torch.empty(elements, dtype=torch.float32, device="cpu")
+        return self._held[place]
+
+
+@dataclass
+class Bucket:
+    """Local tensors of one parameter group that have a gradient, of one device and dtype, with one backend.
+
+    Args:
+        group: The parameter group, for its options.
+        names: Of the layers.
+        layout: Where the layers' elements lie.
+        backend: What takes the step.
+        params: This rank's tensors.
+        weights: What the step is computed on: the parameters themselves, of any dtype, or their float32 master copies.
+        grads: The parameters' own, of any dtype: read only.
+        states: Of each parameter.
+        in_order: Whether moments lie in row-major order whatever the parameter's; else as the parameter does.
+        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+        scratch: See there.
+        place: Which of its memory the updates wait in.
+        norms: [2, layers] float64: this rank's own ‖w‖ and ‖g‖ before any clip, where the look at all gradients has found them.
+    """
+
+    group: dict[str, Any]
+    names: tuple[str, ...]
     layout: Layout
+    backend: Backend
     params: list[Tensor]
     weights: list[Tensor]
     grads: list[Tensor]
-    """In compute dtype, negated where the step goes uphill; may be the parameters' own ``.grad``: read only."""
-    lr: float | Tensor
-    weight_decay: list[float]
-    """Of each layer."""
-    trust: TrustRatio
-    way: Way = Way.PLAIN
-    """Other ways take weights and gradients as they are, not converted."""
-    maximize: bool = False
-    """Of buckets that go another way than the plain one, whose gradients are not negated: step uphill."""
+    states: list[dict[str, Tensor]]
+    in_order: bool
+    eight_bit_from: float
+    scratch: Scratch = field(default_factory=Scratch)
     place: int = 0
-    """Which memory its updates wait in between the two passes."""
-
-    @property
-    def compute(self) -> torch.dtype:
-        """What steps are computed in."""
-        return torch.promote_types(self.weights[0].dtype, torch.float32)
-
-
-@dataclass
-class LambBucket(Bucket):
-    """LAMB's: ``steps`` are 0-d float32 tensors, one per local tensor; moments have the weights' shapes."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-6
-    bias_correction: bool = True
-    steps: list[Tensor] = field(default_factory=list)
-    exp_avg: list[Tensor] = field(default_factory=list)
-    exp_avg_sq: list[Tensor] = field(default_factory=list)
-
-
-@dataclass
-class LarsBucket(Bucket):
-    """LARS': ``momentum_buffer`` has the weights' shapes, and is empty where momentum is 0."""
-
-    momentum: float = 0.9
-    trust_coefficient: float = 0.001
-    eps: float = 1e-8
-    nesterov: bool = False
-    lr_in_momentum: bool = True
-    momentum_norm: bool = False
-    """``trust_norm="momentum"``."""
-    momentum_buffer: list[Tensor] = field(default_factory=list)
     norms: Tensor | None = None
-    """[2, L] float64, where the look at all gradients has found them: this rank's own ‖w‖ and ‖g‖, before any clip."""
-
-
-@dataclass
-class CodedBucket:
-    """Local tensors of one parameter group, device and compute dtype (float32, or float64 for float64 parameters)."""
-
-    layout: Layout
-    params: list[Tensor]
-    weights: list[Tensor]
-    """What the step is computed on: the parameters themselves, of any dtype, or their float32 master copies."""
-    grads: list[Tensor]
-    """The parameters' own, of any dtype and memory format: read only."""
-    compute: torch.dtype
-    maximize: bool
-    lr: Tensor
-    """0-d, in compute dtype, on the bucket's device."""
-    weight_decay: list[float]
-    """Of each layer."""
-    way: Way = field(default=Way.PLAIN, kw_only=True)
-    """For the Triton kernels moments are in ``whole``, by their keys, and not in segments."""
-    whole: dict[str, WholeMoment] = field(default_factory=dict, kw_only=True)
-    place: int = field(default=0, kw_only=True)
-    """Which memory its updates wait in between the two passes."""
+    at: dict[str, Addresses] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
-        return self.lr.device
+        return self.params[0].device
 
+    @cached_property
+    def compute(self) -> torch.dtype:
+        """What steps are computed in: float32, or float64 for float64 parameters."""
+        return torch.promote_types(self.weights[0].dtype, torch.float32)
 
-@dataclass
-class CodedAdamBucket(CodedBucket):
-    """With Adam's moments, one of each kind a segment; ``steps`` are 0-d float32 tensors, one a local tensor."""
+    @cached_property
+    def lr(self) -> Tensor:
+        """0-d, in compute dtype, on the bucket's device."""
+        lr = self.group["lr"]
+        if isinstance(lr, Tensor):
+            return lr.to(self.device, self.compute)
+        # Filled there, where a number would otherwise be brought by a copy that the host waits for.
+        return torch.full((), lr, dtype=self.compute, device=self.device)
 
-    betas: tuple[float, float]
-    eps: float
-    bias_correction: bool
-    steps: list[Tensor]
-    exp_avg: list[Moment]
-    exp_avg_sq: list[Moment]
+    @cached_property
+    def weight_decay(self) -> list[float]:
+        """λ of each layer."""
+        decay = float(self.group["weight_decay"])
+        return self._by_dimensions("decay", decay if self.group.get("decay_1d", True) else 0.0, decay)
 
+    @cached_property
+    def adapts(self) -> list[bool]:
+        """Of each layer: whether it takes a ratio of its own."""
+        own = self.group["layer_adaptation"]
+        one, more = (not self.group["exclude_1d"], True) if own is None else (bool(own), bool(own))
+        return self._by_dimensions("adapts", one, more)
 
-@dataclass
-class CodedLambBucket(CodedAdamBucket):
-    """LAMB's."""
+    @cached_property
+    def trust(self) -> TrustRatio:
+        """How the layers' ratios are made."""
+        adapt = constant(self.layout, "adapt", self.adapts, torch.bool, self.device)
+        return TrustRatio(adapt, self.group["weight_norm_clip"], self.group["trust_ratio_clip"])
 
-    trust: TrustRatio
+    def _by_dimensions(self, name: str, one: Any, more: Any) -> list[Any]:
+        """Of each layer: ``one`` for at most one dimension, else ``more``."""
+        return self.layout.once(
+            (name, one, more), lambda: [more if layer.ndim > 1 else one for layer in self.layout.layers]
+        )
 
+    @cached_property
+    def steps(self) -> list[Tensor]:
+        """The step counts, 0-d float32, one for each local tensor; empty where none are kept."""
+        return [state["step"] for state in self.states if "step" in state]
 
-@dataclass
-class CodedLarsBucket(CodedBucket):
-    """LARS'; ``momentum_buffer`` is empty where momentum is 0."""
+    @cached_property
+    def coded(self) -> tuple[bool, ...]:
+        """Of each layer, whether its moments are in 8 bits."""
+        smallest = self.eight_bit_from if self.remembers and self.compute == torch.float32 else float("inf")
+        return self.layout.once(
+            ("coded", smallest), lambda: tuple(layer.numel >= smallest for layer in self.layout.layers)
+        )
 
-    trust: TrustRatio
-    momentum: float
-    trust_coefficient: float
-    eps: float
-    nesterov: bool
-    lr_in_momentum: bool
-    momentum_norm: bool
-    momentum_buffer: list[Moment]
-    norms: Tensor | None = field(default=None, kw_only=True)
-    """[2, L] float64, where the look at all gradients has found them: this rank's own ‖w‖ and ‖g‖, before any clip."""
+    @cached_property
+    def remembers(self) -> tuple[str, ...]:
+        """Which moments every parameter has."""
+        return tuple(key for key in CODES if self.states and all(key in state for state in self.states))
 
+    @cached_property
+    def moments(self) -> dict[str, StoredMoment]:
+        """The moments as they stand in the state, by their keys."""
+        return {
+            key: stored_moment(key, self.layout, self.states, self.compute, self.eight_bit_from)
+            for key in self.remembers
+        }
 
-@dataclass
-class CodedSgdBucket(CodedBucket):
-    """SGD's; ``momentum_buffer`` and ``steps`` (how many gradients it has had) are empty where momentum is 0."""
+    def check_moment(self, key: str) -> None:
+        """Raises ValueError for a state of other dtypes or sizes than this optimizer's."""
+        if self.in_order:
+            self.moments_of_runs(key)  # which lays it out in order, too
+            return
+        for state, p in zip(self.states, self.params, strict=True):
+            if state[key].dtype != self.compute or state[key].shape != p.shape or state[key].stride() != p.stride():
+                self.moments_of_runs(key)
+                raise ValueError(
+                    f"{key} of a parameter of shape {tuple(p.shape)} has the shape {tuple(state[key].shape)}: load a state_dict"
+                    " that the same optimizer gave for the same parameters."
+                )
 
-    momentum: float
-    dampening: float
-    nesterov: bool
-    steps: list[Tensor]
-    momentum_buffer: list[Moment]
+    def moments_of_runs(self, key: str) -> list[Moment]:
+        """One kind of moment of every run of the layout, as views."""
+        return moments(key, self.layout, self.states, self.compute, self.eight_bit_from)

@@ -1,24 +1,22 @@
-"""Which implementation takes a parameter's step."""
+"""Which backend takes a parameter's step."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import Way
+from lightning_scale.optim.backends.bucket import Backend
 from lightning_scale.optim.backends.device import dense
 from lightning_scale.optim.dtensor import local
 
-# Compiling takes 10 to 25 s where it was never done, and saves about 2 ns an element and step (LAMB): from 8 million
-# elements on that is earned back within some 1,000 steps. Of sizes alone, so that a resumed run takes the same way.
-COMPILED_FROM = 1 << 23
-
-_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What kernels take."""
 
 
 @cache
@@ -30,6 +28,28 @@ def has_triton() -> bool:
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, which takes CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def has_cpu_kernels() -> bool:
+    """Whether numba can be imported, which takes half a second: asked when the first step on a CPU is taken. If not, one warning
+    says what to do.
+    """
+    try:
+        import lightning_scale.optim.backends.cpu.launch  # noqa: F401
+    except Exception as error:  # not there, or not for this version of numpy
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    else:
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0"):
+            return True
+        reason = "NUMBA_DISABLE_JIT is set"
+    warnings.warn(
+        "Steps on the CPU are taken by plain torch operations, which are many times slower than numba's kernels: numba cannot"
+        f" be used here ({reason}). Install it (pip install numba), or write fused=False, for the plain operations without a"
+        " warning.",
+        stacklevel=2,
+    )
+    return False
 
 
 def check_fused(fused: bool | None) -> None:
@@ -45,49 +65,59 @@ def check_fused(fused: bool | None) -> None:
         )
 
 
-def way_of(fused: bool | None, p: Tensor, proven: Callable[[], bool], compiled: Callable[[], bool]) -> Way:
-    """How a parameter's step is taken.
+def backend_of(fused: bool | None, p: Tensor, in_order: bool, proven: Callable[[], bool]) -> Backend:
+    """What takes a parameter's step.
 
     Args:
-        fused: The optimizer's option. ``None``: Triton kernels for CUDA devices where they can be had and take the
-            parameter, compiled ones for CPUs where that pays, plain operations otherwise.
+        fused: The optimizer's option. ``None``: Triton for CUDA devices where it can be had and takes the parameter, numba's
+            kernels for CPUs, the reference otherwise.
         p: The parameter, with its gradient.
-        proven: Whether Triton kernels take the plain step where the parameter is; asked where nobody insists on them.
-        compiled: Whether steps are large enough for compiled kernels.
+        in_order: Whether kernels get row-major copies of what does not lie in order.
+        proven: Whether Triton kernels take the reference's step where the parameter is; asked where nobody insists on them.
 
     Raises:
-        ValueError: for ``True`` and a parameter that the kernels do not take.
+        ValueError: for ``True`` and a parameter that the Triton kernels do not take.
     """
     if fused is False:
-        return Way.PLAIN
+        return Backend.REFERENCE
     reason = _not_for_triton(p)
     if fused and reason is not None:
         raise ValueError(f"fused=True asks for Triton kernels for every parameter, and {reason}, or leave fused out.")
     if fused or (p.device.type == "cuda" and has_triton() and reason is None and proven()):
-        return Way.TRITON
-    return Way.COMPILED if _for_compiled(p) and compiled() else Way.PLAIN
+        return Backend.TRITON
+    return Backend.CPU if _for_cpu_kernels(p, in_order) and has_cpu_kernels() else Backend.REFERENCE
 
 
-def pays_to_compile(parameters: Iterable[Tensor]) -> bool:
-    """Whether an optimizer of these parameters earns back the time that its CPU kernels take to compile."""
-    if torch.compiler.is_compiling():  # inside a user's own graph everything must be traceable
-        return False
-    return sum(p.numel() for p in parameters if p.device.type == "cpu" and p.dtype in _FUSED_DTYPES) >= COMPILED_FROM
+def takes_cpu_kernels(tensors: list[Tensor]) -> bool:
+    """Whether numba's kernels can read all of these."""
+    return (
+        all(t.device.type == "cpu" and t.dtype == tensors[0].dtype and _in_memory(t) and dense(t) for t in tensors)
+        and tensors[0].dtype in _DTYPES
+        and not torch.compiler.is_compiling()
+        and has_cpu_kernels()
+    )
 
 
-def positive_in_float32(value: float) -> bool:
-    """Whether a number is above 0 as the compiled kernels see it: with an ε that is not, padding would be 0/0."""
-    return value > 2.0**-126
-
-
-def _for_compiled(p: Tensor) -> bool:
-    grad = p.grad if p.grad is not None else p
+def _for_cpu_kernels(p: Tensor, in_order: bool) -> bool:
+    grad = local(p.grad) if p.grad is not None else local(p)
+    p = local(p)
     return (
         p.device.type == grad.device.type == "cpu"
-        and p.dtype in _FUSED_DTYPES
-        and grad.dtype in _FUSED_DTYPES
-        and p.is_contiguous()
+        and p.dtype in _DTYPES
+        and grad.dtype in _DTYPES
+        and (in_order or dense(p))
+        and not torch.compiler.is_compiling()  # inside a user's own graph everything must be traceable
+        and _in_memory(p)
+        and _in_memory(grad)
     )
+
+
+def _in_memory(t: Tensor) -> bool:
+    """Whether there is an address to read from: a fake or wrapped tensor has none."""
+    try:
+        return t.data_ptr() != 0 or t.numel() == 0
+    except RuntimeError:
+        return False
 
 
 def _not_for_triton(p: Tensor) -> str | None:
@@ -95,7 +125,7 @@ def _not_for_triton(p: Tensor) -> str | None:
     p = local(p)
     if p.device.type != "cuda" and not (p.device.type == "cpu" and interpreted()):
         return f"one is on {p.device}: move the model to a CUDA device"
-    if p.dtype not in _FUSED_DTYPES or grad.dtype not in _FUSED_DTYPES:
+    if p.dtype not in _DTYPES or grad.dtype not in _DTYPES:
         return f"one is {p.dtype} with a gradient of {grad.dtype}: use float32, bfloat16 or float16"
     if not dense(p):
         return "one has gaps between its elements or repeats them: use a contiguous parameter"

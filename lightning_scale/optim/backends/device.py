@@ -97,11 +97,6 @@ def is_capturing(device: torch.device) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def layers_of_segments(layout: Layout, device: torch.device) -> Tensor:
-    """Each segment's layer, 1-D int64."""
-    return constant(layout, "segments", [segment.layer for segment in layout.segments], torch.int64, device)
-
-
 def number(value: float | Tensor, device: torch.device) -> Tensor:
     """A number as a 0-d float32 tensor, filled on the device: a copy from the host would wait for it."""
     if isinstance(value, Tensor):

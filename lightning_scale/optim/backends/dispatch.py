@@ -1,165 +1,116 @@
-"""The optimizers' arithmetic, over buckets of local tensors; which implementation runs is decided here.
-
-Triton and torch.compile are imported only where they are used.
-"""
+"""The optimizers' steps, over buckets: each goes to its backend, which is imported where it is used first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import (
-    CodedAdamBucket,
-    CodedLambBucket,
-    CodedLarsBucket,
-    CodedSgdBucket,
-    FirstPass,
-    Guard,
-    LambBucket,
-    LarsBucket,
-    LayerNorms,
-    Way,
-)
+from lightning_scale.optim.backends.bucket import Backend, Bucket, FirstPass, Guard, IncompleteStep, LayerNorms
+from lightning_scale.optim.backends.norms import over_ranks
 from lightning_scale.optim.backends.ratios import lamb_ratio, lars_ratio
-from lightning_scale.optim.backends.two_passes import two_passes
-from lightning_scale.optim.kernels import reference_lamb, reference_lars
-from lightning_scale.optim.kernels.eight_bit import (
-    reference_adamw,
-    reference_sgd,
-)
-from lightning_scale.optim.kernels.eight_bit import (
-    reference_lamb as reference_lamb8bit,
-)
-from lightning_scale.optim.kernels.eight_bit import (
-    reference_lars as reference_lars8bit,
-)
-from lightning_scale.optim.kernels.parts import as_plain, in_parts, parts_of
+from lightning_scale.optim.layout import Layout
 
-__all__ = ["adamw8bit", "lamb", "lamb8bit", "lars", "lars8bit", "look", "sgd8bit"]
+_FOLDERS = {Backend.REFERENCE: "reference", Backend.CPU: "cpu", Backend.TRITON: "triton"}
 
 
-def lamb(buckets: Sequence[LambBucket], guard: Guard) -> list[LayerNorms]:
-    """One LAMB step on every bucket, in place; see `reference_lamb.lamb`, and `two_passes` for what is returned."""
-    return two_passes(buckets, guard, _lamb, lamb_ratio)
+def lamb(buckets: Sequence[Bucket], guard: Guard) -> list[LayerNorms]:
+    """One LAMB step on every bucket, in place; see `two_passes` for what is returned."""
+    return two_passes(buckets, guard, "lamb", lamb_ratio)
 
 
-def lars(buckets: Sequence[LarsBucket], guard: Guard) -> list[LayerNorms]:
-    """One LARS step on every bucket, in place; see `reference_lars.lars`, and `two_passes` for what is returned."""
-    return two_passes(buckets, guard, _lars, lars_ratio)
+def lars(buckets: Sequence[Bucket], guard: Guard) -> list[LayerNorms]:
+    """One LARS step on every bucket, in place; see `two_passes` for what is returned."""
+    return two_passes(buckets, guard, "lars", lars_ratio)
 
 
-def lamb8bit(buckets: Sequence[CodedLambBucket], guard: Guard) -> list[LayerNorms]:
-    """One LAMB step with 8-bit moments; see `eight_bit.reference_lamb.lamb`."""
-    return two_passes(buckets, guard, _lamb8bit, lamb_ratio)
-
-
-def lars8bit(buckets: Sequence[CodedLarsBucket], guard: Guard) -> list[LayerNorms]:
-    """One LARS step with an 8-bit momentum; see `eight_bit.reference_lars.lars`."""
-    return two_passes(buckets, guard, _lars8bit, lars_ratio)
-
-
-def adamw8bit(buckets: Sequence[CodedAdamBucket], guard: Guard) -> None:
-    """One AdamW step with 8-bit moments; see `eight_bit.reference_adamw.adamw`."""
+def adamw(buckets: Sequence[Bucket], guard: Guard) -> None:
+    """One AdamW step on every bucket, in place."""
     for bucket in buckets:
-        _adamw8bit(bucket, guard)
+        if not _is_skipped(bucket, guard):
+            _step("adamw", bucket)(bucket, guard)
 
 
-def sgd8bit(buckets: Sequence[CodedSgdBucket], guard: Guard) -> None:
-    """One SGD step with an 8-bit momentum; see `eight_bit.reference_sgd.sgd`."""
+def sgd(buckets: Sequence[Bucket], guard: Guard) -> None:
+    """One SGD step on every bucket, in place."""
     for bucket in buckets:
-        _sgd8bit(bucket, guard)
+        if not _is_skipped(bucket, guard):
+            _step("sgd", bucket)(bucket, guard)
 
 
-def look(gathered: Any, exact: bool) -> Tensor | None:
-    """[2, L] float64: ‖w‖ and ‖g‖ of contiguous CPU tensors from one read; ``None`` where that cannot be compiled.
+def _step(algorithm: str, bucket: Bucket) -> Callable[[Bucket, Guard], Any]:
+    """The function of the bucket's backend."""
+    module = import_module(f"lightning_scale.optim.backends.{_FOLDERS[bucket.backend]}.{algorithm}")
+    # Triton's kernels for moments in 8 bits are others.
+    coded = bucket.backend is Backend.TRITON and bucket.in_order
+    found: Callable[[Bucket, Guard], Any] = getattr(module, f"{algorithm}8bit" if coded else algorithm)
+    return found
+
+
+def _is_skipped(bucket: Bucket, guard: Guard) -> bool:
+    """Whether a step on a CPU, whose kernels do not test it, is left out; to look costs nothing there."""
+    return bucket.backend is Backend.CPU and guard.finite is not None and not bool(guard.finite)
+
+
+def _nothing(bucket: Bucket) -> FirstPass:
+    """Of a step that is left out; other ranks wait for its norms."""
+    return FirstPass(torch.zeros(2, len(bucket.layout.layers), dtype=torch.float64), lambda ratios: None)
+
+
+def two_passes(
+    buckets: Sequence[Bucket], guard: Guard, algorithm: str, ratio: Callable[[Bucket, Tensor, Tensor], Tensor]
+) -> list[LayerNorms]:
+    """One layer-wise step on every bucket, in place, with at most one collective.
+
+    A backend measures a bucket, and says how to finish its step; or it has taken the whole step, where no other rank holds a
+    share of the layers.
 
     Args:
-        gathered: With ``layout``, ``weights`` and ``grads``.
-        exact: Sum in float64, where every bit of the norms counts.
+        buckets: What to update.
+        guard: The clip and the non-finite test of this step.
+        algorithm: Which.
+        ratio: Of each layer, from its two norms over all ranks.
+
+    Returns:
+        Norms and ratios of each bucket's layers, in its compute dtype (inf where a norm itself is beyond it).
     """
-    from lightning_scale.optim.kernels.compiled import look
-
-    return look(gathered, exact)
-
-
-def _lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
-    if bucket.way is Way.TRITON:
-        from lightning_scale.optim.backends.triton.lamb import lamb
-
-        return lamb(bucket, guard)
-    if bucket.way is Way.COMPILED:
-        from lightning_scale.optim.kernels import compiled
-
-        taken = in_parts(bucket, guard, compiled.lamb, lamb_ratio, alone=compiled.steps_alone)
-        return reference_lamb.lamb(as_plain(bucket), guard) if taken is None else taken
-    return reference_lamb.lamb(bucket, guard)
+    # All first passes come before the collective, and all second ones after it.
+    for place, bucket in enumerate(b for b in buckets if b.layout.all_reduce is not None):
+        bucket.place = place
+    passes = [
+        _nothing(bucket) if _is_skipped(bucket, guard) else _step(algorithm, bucket)(bucket, guard)
+        for bucket in buckets
+    ]
+    halves = [(bucket, p) for bucket, p in zip(buckets, passes, strict=True) if isinstance(p, FirstPass)]
+    norms = iter(over_ranks([(bucket.layout, p.norms.view(-1)) for bucket, p in halves]))
+    return [
+        _finished(bucket, p, next(norms), ratio) if isinstance(p, FirstPass) else p
+        for bucket, p in zip(buckets, passes, strict=True)
+    ]
 
 
-def _lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
-    if bucket.way is Way.TRITON:
-        from lightning_scale.optim.backends.triton.lars import lars
-
-        return lars(bucket, guard)
-    if bucket.way is Way.COMPILED:
-        from lightning_scale.optim.kernels import compiled
-
-        # Only the form on the momentum keeps updates between its passes.
-        taken = in_parts(bucket, guard, compiled.lars, lars_ratio, bucket.momentum_norm, compiled.steps_alone)
-        return reference_lars.lars(as_plain(bucket), guard) if taken is None else taken
-    return reference_lars.lars(bucket, guard)
+def _finished(
+    bucket: Bucket, first: FirstPass, norms: Tensor, ratio: Callable[[Bucket, Tensor, Tensor], Tensor]
+) -> LayerNorms:
+    """The second pass, with the ratios that follow from the norms over all ranks (1-D: of each layer one, then the other)."""
+    weight_norm, other_norm = norms.to(bucket.compute).view(2, -1).unbind()
+    ratios = ratio(bucket, weight_norm, other_norm)
+    first.second(ratios)
+    return LayerNorms(weight_norm, other_norm, ratios)
 
 
-def _lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass | LayerNorms:
-    if bucket.way is Way.TRITON:
-        from lightning_scale.optim.backends.triton.lamb import lamb8bit
-
-        return lamb8bit(bucket, guard)
-    if bucket.way is Way.COMPILED:
-        from lightning_scale.optim.kernels import compiled
-
-        taken = in_parts(bucket, guard, compiled.lamb8bit, lamb_ratio)
-        if taken is not None:
-            return taken
-    return reference_lamb8bit.lamb(bucket, guard)
-
-
-def _lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass | LayerNorms:
-    if bucket.way is Way.TRITON:
-        from lightning_scale.optim.backends.triton.lars import lars8bit
-
-        return lars8bit(bucket, guard)
-    if bucket.way is Way.COMPILED:
-        from lightning_scale.optim.kernels import compiled
-
-        taken = in_parts(bucket, guard, compiled.lars8bit, lars_ratio)
-        if taken is not None:
-            return taken
-    return reference_lars8bit.lars(bucket, guard)
-
-
-def _adamw8bit(bucket: CodedAdamBucket, guard: Guard) -> None:
-    if bucket.way is Way.TRITON:
-        from lightning_scale.optim.backends.triton.adamw import adamw8bit
-
-        return adamw8bit(bucket, guard)
-    if bucket.way is Way.COMPILED:
-        from lightning_scale.optim.kernels import compiled
-
-        if all(compiled.adamw8bit(part, guard) for part in parts_of(bucket)):  # the first says whether all can be taken
-            return None
-    return reference_adamw.adamw(bucket, guard)
-
-
-def _sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> None:
-    if bucket.way is Way.TRITON:
-        from lightning_scale.optim.backends.triton.sgd import sgd8bit
-
-        return sgd8bit(bucket, guard)
-    if bucket.way is Way.COMPILED:
-        from lightning_scale.optim.kernels import compiled
-
-        if all(compiled.sgd8bit(part, guard) for part in parts_of(bucket)):
-            return None
-    return reference_sgd.sgd(bucket, guard)
+def refuse_incomplete(layout: Layout) -> None:
+    """Raises IncompleteStep where a step on this layout, as far as its device has come, has left weights as they were."""
+    for device, flag in layout.gave_up.items():
+        if number := int(flag):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # other programs may be about to set the flag, too
+            raise IncompleteStep(
+                f"a step on {device} is incomplete: in {layout.layers[number - 1].name!r} the Triton kernel's second pass gave up"
+                " waiting for the trust ratio that the first one makes, so its weights, and perhaps others', were not moved. Go"
+                " on from the last checkpoint with fused=False, and report this with the device's name and the versions of"
+                " torch and Triton."
+            )

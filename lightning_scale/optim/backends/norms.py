@@ -5,90 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import Guard
-from lightning_scale.optim.backends.device import dense, in_memory_order, layers_of_segments, widest
+from lightning_scale.optim.backends.bucket import Addresses, Guard
+from lightning_scale.optim.backends.choice import takes_cpu_kernels
+from lightning_scale.optim.backends.device import widest
 from lightning_scale.optim.layout import Layout
-
-# Sums of float32 squares one after the other lose 1e-5 of a norm at a million elements and 6e-3 at 67 million; by rows of
-# this length, added up in float64, 3e-9.
-_ROW = 4096
-
-# Below it, squares of float32 elements may be lost to underflow; at it, what a million million of them lose is nothing.
-_SMALLEST_SURE_NORM = 1e-12
-
-
-def l2_norms(tensors: list[Tensor]) -> Tensor:
-    """L2 norm of each tensor, 1-D float64: of float32 tensors right for all their values, and finite where those are. Float32 on
-    devices without float64, and infinite there above 1.8e19.
-
-    Args:
-        tensors: At least one; all of one device and floating-point dtype.
-    """
-    if not _may_look(tensors[0].device):
-        return torch.stack(torch._foreach_norm(tensors, 2, dtype=widest(tensors[0].device)))
-    # On a CPU sums in float64 take four times as long, so only where float32 is not sure.
-    first = torch.promote_types(tensors[0].dtype, torch.float32)
-    norms = torch.empty(len(tensors), dtype=torch.float64, device="cpu")
-    values = norms.numpy()  # the same memory: torch takes many times as long to put a few numbers in their places
-    short: list[int] = []
-    by_rows: list[int] = []
-    strided: list[int] = []
-    for i, t in enumerate(tensors):
-        (short if t.numel() < 2 * _ROW else by_rows if dense(t) else strided).append(i)
-    if by_rows:
-        values[by_rows] = _norms_by_rows([in_memory_order(tensors[i]) for i in by_rows], first).numpy()
-    for i in strided:
-        values[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64).item()
-    if short:
-        values[short] = torch.stack(torch._foreach_norm([tensors[i] for i in short], 2, dtype=first)).numpy()
-    unsure = np.flatnonzero(~(np.isfinite(values) & (values >= _SMALLEST_SURE_NORM))).tolist()
-    if unsure and tensors[0].dtype != torch.float64:
-        again = torch._foreach_norm([tensors[i] for i in unsure], 2, dtype=torch.float64)
-        values[unsure] = torch.stack(again).numpy()
-    return norms
-
-
-def _norms_by_rows(flat: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Of 1-D tensors of a row and more; between them nothing but the sums over rows, for caches are empty then."""
-    counts = [-(-t.numel() // _ROW) for t in flat]
-    norms = torch.empty(sum(counts), dtype=dtype, device="cpu")
-    for t, rows in zip(flat, torch.split(norms, counts), strict=True):
-        whole = t.numel() // _ROW
-        torch.linalg.vector_norm(t[: whole * _ROW].view(-1, _ROW), dim=1, dtype=dtype, out=rows[:whole])
-        if whole < len(rows):
-            torch.linalg.vector_norm(t[whole * _ROW :], dtype=dtype, out=rows[whole])
-    return torch.stack([part.sum() for part in torch.split(norms.double().square(), counts)]).sqrt()
-
-
-def _may_look(device: torch.device) -> bool:
-    """Whether to look at a number costs nothing; elsewhere the host would wait for the device."""
-    return device.type == "cpu"
-
-
-def own_norms(layout: Layout, *lists: list[Tensor]) -> Tensor:
-    """This rank's share of each layer's L2 norm, in float64: in float32, squares would overflow where the norm does not.
-
-    Args:
-        layout: Where the layers lie.
-        lists: Local tensors that it describes: weights, say, and their updates.
-
-    Returns:
-        [lists, layers].
-    """
-    shape = len(lists), len(layout.layers)
-    if not layout.segments:
-        device = lists[0][0].device if lists[0] else torch.device("cpu")
-        return torch.zeros(shape, dtype=widest(device), device=device)
-    parts = l2_norms([view for tensors in lists for view in layout.views(tensors)]).view(len(lists), -1)
-    if layout.whole:
-        return parts
-    layers = layers_of_segments(layout, parts.device)
-    squares = torch.zeros(shape, dtype=parts.dtype, device=parts.device)
-    return squares.index_add_(1, layers, parts.square()).sqrt()
 
 
 def over_ranks(values: Sequence[tuple[Layout, Tensor]]) -> list[Tensor]:
@@ -117,6 +40,7 @@ def guard(
     test_finite: bool,
     max_grad_norm: float | None,
     totals: Sequence[tuple[Layout, Tensor]] = (),
+    by_kernels: bool = False,
 ) -> Guard:
     """Test all gradients for NaN and Inf, and find the factor that clips their global L2 norm to ``max_grad_norm``.
 
@@ -127,10 +51,11 @@ def guard(
         test_finite: Whether to test.
         max_grad_norm: What to clip to; ``None``: no clip.
         totals: Of further gradients: [2] float64, not 0 exactly where one is not finite, and the sum of their squares.
+        by_kernels: Whether numba's kernels look at those on CPUs.
     """
     if not test_finite and max_grad_norm is None:
         return Guard()
-    total = _over_all(values, totals, test_finite)
+    total = _over_all(values, totals, test_finite, by_kernels)
     if total is None:
         return Guard()
     finite = total[0] == 0 if test_finite else None
@@ -141,16 +66,22 @@ def guard(
 
 def global_norm(values: Sequence[tuple[Layout, list[Tensor]]]) -> Tensor:
     """The L2 norm of all gradients together, on all ranks: 0-d float64."""
-    total = _over_all(values, (), test_finite=False)
+    total = _over_all(values, (), test_finite=False, by_kernels=True)
     return total[1].sqrt() if total is not None else torch.zeros((), dtype=torch.float64)
 
 
 def _over_all(
-    values: Sequence[tuple[Layout, list[Tensor]]], totals: Sequence[tuple[Layout, Tensor]], test_finite: bool
+    values: Sequence[tuple[Layout, list[Tensor]]],
+    totals: Sequence[tuple[Layout, Tensor]],
+    test_finite: bool,
+    by_kernels: bool,
 ) -> Tensor | None:
     """Whether anything is not finite (not exactly 0), and the sum of squares: [2] float64; None where there is nothing."""
     sums = list(totals)
     for layout, tensors in values:
+        if by_kernels and tensors and takes_cpu_kernels(tensors):
+            sums.append((layout, squares_total(layer_squares(layout, tensors))))
+            continue
         views = [view for view in layout.views(tensors) if view.numel()]
         sums += [(layout, _total(batch, test_finite)) for batch in _by_kind(views)]
     layouts = [layout for layout, _ in (*values, *totals)]
@@ -168,7 +99,7 @@ def _over_all(
 
 
 def _total(grads: list[Tensor], test_finite: bool) -> Tensor:
-    norms = l2_norms(grads)
+    norms = torch.stack(torch._foreach_norm(grads, 2, dtype=widest(grads[0].device)))
     bad = torch.zeros((), dtype=norms.dtype, device=norms.device)
     if test_finite:
         safe = torch.finfo(norms.dtype).max ** 0.5 > torch.finfo(grads[0].dtype).max
@@ -181,6 +112,13 @@ def _total(grads: list[Tensor], test_finite: bool) -> Tensor:
 def squares_total(squares: Tensor) -> Tensor:
     """[2] float64, as `guard` takes it, from float64 sums of squares, 1-D."""
     return torch.stack([(~squares.isfinite()).sum().double(), squares.sum()])
+
+
+def layer_squares(layout: Layout, tensors: Sequence[Tensor], at: Addresses | None = None) -> Tensor:
+    """[layers] float64: Σ x² of this rank's share of each layer, of tensors that `takes_cpu_kernels`; ``at``: their addresses."""
+    from lightning_scale.optim.backends.cpu.launch import layer_squares
+
+    return layer_squares(layout, tensors, at)
 
 
 def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:

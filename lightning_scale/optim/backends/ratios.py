@@ -1,7 +1,8 @@
-"""From the norms of a layer to its trust ratio, for every implementation: on one number a layer."""
+"""From the norms of a layer to its trust ratio, for every backend: on one number a layer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,24 +10,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import CodedLambBucket, CodedLarsBucket, LambBucket, LarsBucket, TrustRatio
+from lightning_scale.optim.backends.bucket import Bucket, TrustRatio
 from lightning_scale.optim.backends.device import constant
 
 Array = NDArray[Any]
 
 
-def lamb_ratio(bucket: LambBucket | CodedLambBucket, weight_norm: Tensor, update_norm: Tensor) -> Tensor:
+def trust_coefficient(group: Mapping[str, Any]) -> float:
+    """LARS' η."""
+    if group["trust_coefficient"] is not None:
+        return float(group["trust_coefficient"])
+    return 1.0 if group["trust_norm"] == "momentum" else 0.001
+
+
+def lamb_ratio(bucket: Bucket, weight_norm: Tensor, update_norm: Tensor) -> Tensor:
     """LAMB's: φ(‖w‖) / ‖u‖ of each layer, 1-D."""
     return _trust_ratio(weight_norm, update_norm, bucket.trust, update_norm)
 
 
-def lars_ratio(bucket: LarsBucket | CodedLarsBucket, weight_norm: Tensor, other_norm: Tensor) -> Tensor:
+def lars_ratio(bucket: Bucket, weight_norm: Tensor, other_norm: Tensor) -> Tensor:
     """LARS': η φ(‖w‖) / (‖g‖ + λ ‖w‖ + ε), or η φ(‖w‖) / ‖m‖ of each layer, 1-D."""
     denominator = other_norm
-    if not bucket.momentum_norm:
+    if bucket.group["trust_norm"] == "gradient":
         decay = constant(bucket.layout, "decays", bucket.weight_decay, weight_norm.dtype, weight_norm.device)
-        denominator = other_norm + decay * weight_norm + bucket.eps
-    return _trust_ratio(weight_norm, other_norm, bucket.trust, denominator, bucket.trust_coefficient)
+        denominator = other_norm + decay * weight_norm + bucket.group["eps"]
+    return _trust_ratio(weight_norm, other_norm, bucket.trust, denominator, trust_coefficient(bucket.group))
 
 
 def _trust_ratio(
@@ -42,8 +50,7 @@ def _trust_ratio(
         coefficient: A constant factor.
     """
     if weight_norm.device.type == "cpu":
-        # The same operations by numpy, which takes a microsecond for each where torch takes many, between two passes over
-        # large tensors up to a hundred.
+        # By numpy, which takes a microsecond for an operation where torch takes many.
         w, n, adapt, below = (t.numpy() for t in (weight_norm, update_norm, rule.adapt, denominator))
         return torch.from_numpy(ratio_by_numpy(w, n, adapt, below, rule, coefficient))
     phi = weight_norm.clamp(*rule.weight_norm_clip) if rule.weight_norm_clip else weight_norm

@@ -42,18 +42,22 @@ def store(target: Tensor, values: Tensor, finite: Tensor | None) -> None:
 
 @dataclass(frozen=True)
 class PlainMoment:
-    """A segment's moment, or a piece of it, in compute dtype: that of a small layer."""
+    """A segment's moment, or a piece of it, in compute dtype."""
 
     values: Tensor
-    """1-D, a view of the state."""
+    """A view of the state: 1-D, or of a tensor that is not contiguous the whole of it, in its own shape."""
 
     def part(self, offset: int, length: int) -> PlainMoment:
         """A run of elements."""
-        return self if length == len(self.values) else PlainMoment(self.values[offset : offset + length])
+        return self if length == self.values.numel() else PlainMoment(self.values[offset : offset + length])
 
     def read(self) -> Tensor:
         """The numbers, 1-D: read only."""
-        return self.values
+        return self.values.reshape(-1)
+
+    def write(self, values: Tensor, finite: Tensor | None) -> None:
+        """Store new ones."""
+        store(self.values, values, finite)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ Moment = PlainMoment | CodedMoment
 
 
 @dataclass(frozen=True)
-class WholeMoment:
+class StoredMoment:
     """One kind of moment as it stands in the state, one tensor or none for each local tensor: what Triton kernels take."""
 
     values: list[Tensor | None]
@@ -103,7 +107,7 @@ class WholeMoment:
     """The small layers' elements beside large ones."""
     coded: Callable[[LayerInfo], bool]
     """Which layers are in 8 bits."""
-    checked: Callable[[], WholeMoment]
+    checked: Callable[[], StoredMoment]
     """The same, laid out as it must be; raises ValueError where dtypes or sizes are others."""
 
 
@@ -127,7 +131,7 @@ def new_moment(
     weight: Tensor,
     layers: Sequence[LayerInfo],
     segments: Sequence[Segment],
-    eight_bit_from: int = EIGHT_BIT_FROM,
+    eight_bit_from: float = EIGHT_BIT_FROM,
 ) -> dict[str, Tensor]:
     """The state of a moment that is zero.
 
@@ -155,7 +159,7 @@ def new_moment(
     return state
 
 
-def in_eight_bits(layer: LayerInfo, compute: torch.dtype, eight_bit_from: int = EIGHT_BIT_FROM) -> bool:
+def in_eight_bits(layer: LayerInfo, compute: torch.dtype, eight_bit_from: float = EIGHT_BIT_FROM) -> bool:
     """Whether a layer's moments are kept in 8 bits."""
     return layer.numel >= eight_bit_from and compute == torch.float32
 
@@ -165,7 +169,7 @@ def moments(
     layout: Layout,
     states: Sequence[dict[str, Tensor]],
     compute: torch.dtype,
-    eight_bit_from: int = EIGHT_BIT_FROM,
+    eight_bit_from: float = EIGHT_BIT_FROM,
 ) -> list[Moment]:
     """One kind of moment of every segment.
 
@@ -202,30 +206,39 @@ def moments(
             found.append(PlainMoment(small[smalls[s.tensor] : smalls[s.tensor] + s.length]))
             smalls[s.tensor] += s.length
         else:
-            found.append(PlainMoment(_contiguous(state, key, compute, layer)[here]))
+            value = _of_dtype(state, key, compute, layer)
+            whole = s.length == value.numel() and not value.is_contiguous()
+            found.append(PlainMoment(value if whole else _contiguous(state, key, compute, layer)[here]))
     return found
 
 
-def whole_moment(
+def stored_moment(
     key: str,
     layout: Layout,
     states: Sequence[dict[str, Tensor]],
     compute: torch.dtype,
-    eight_bit_from: int = EIGHT_BIT_FROM,
-) -> WholeMoment:
+    eight_bit_from: float = EIGHT_BIT_FROM,
+) -> StoredMoment:
     """One kind of moment of whole local tensors; arguments as at `moments`, whose errors come from its ``checked``."""
 
-    def checked() -> WholeMoment:
+    def checked() -> StoredMoment:
         moments(key, layout, states, compute, eight_bit_from)
-        return whole_moment(key, layout, states, compute, eight_bit_from)
+        return stored_moment(key, layout, states, compute, eight_bit_from)
 
     values, scales, small = ([state.get(name) for state in states] for name in (key, absmax_key(key), small_key(key)))
     coded = partial(in_eight_bits, compute=compute, eight_bit_from=eight_bit_from)
-    return WholeMoment(values, scales, small, coded, checked)
+    return StoredMoment(values, scales, small, coded, checked)
 
 
 def _contiguous(state: dict[str, Tensor], key: str, dtype: torch.dtype, layer: LayerInfo) -> Tensor:
     """A state tensor as it belongs, 1-D; what a checkpoint brought in another memory format is laid out anew."""
+    value = _of_dtype(state, key, dtype, layer)
+    if not value.is_contiguous():
+        value = state[key] = value.contiguous()
+    return value.view(-1)
+
+
+def _of_dtype(state: dict[str, Tensor], key: str, dtype: torch.dtype, layer: LayerInfo) -> Tensor:
     value = state.get(key)
     if value is None or value.dtype != dtype:
         has = "missing" if value is None else f"of dtype {value.dtype}"
@@ -233,6 +246,4 @@ def _contiguous(state: dict[str, Tensor], key: str, dtype: torch.dtype, layer: L
             f"{key} of {layer.name!r} is {has}, and this optimizer keeps it as {dtype}: load a state_dict that the same"
             " optimizer gave."
         )
-    if not value.is_contiguous():
-        value = state[key] = value.contiguous()
-    return value.view(-1)
+    return value

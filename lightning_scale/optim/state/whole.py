@@ -23,7 +23,7 @@ from lightning_scale.optim.state.sharded_moments import codes_key, scales_key
 STEP = "step"
 
 
-def kinds(layout: Layout, state: dict[str, Tensor], eight_bit_from: int) -> dict[str, list[Moment]]:
+def kinds(layout: Layout, state: dict[str, Tensor], eight_bit_from: float) -> dict[str, list[Moment]]:
     """Of each kind of state that has elements, what each segment holds, as views.
 
     Args:
@@ -145,7 +145,7 @@ class Piece:
     numbers: dict[str, Tensor]
 
 
-def pieces(layout: Layout, state: Mapping[str, Tensor], eight_bit_from: int) -> list[tuple[str, Piece]]:
+def pieces(layout: Layout, state: Mapping[str, Tensor], eight_bit_from: float) -> list[tuple[str, Piece]]:
     """A local tensor's state, by the names of the layers that have elements in it; copies.
 
     Args:
@@ -217,7 +217,7 @@ def _missing(name: str, here: int, numel: int) -> list[Piece]:
 
 
 def fill(
-    layout: Layout, state: dict[str, Tensor], wholes: Mapping[str, Mapping[str, Tensor]], eight_bit_from: int
+    layout: Layout, state: dict[str, Tensor], wholes: Mapping[str, Mapping[str, Tensor]], eight_bit_from: float
 ) -> None:
     """Write the layers' state into a local tensor's, where its elements lie.
 

@@ -127,5 +127,5 @@ def _check(optimizer: Any, flats: Sequence[Flat]) -> None:
         raise ConfigurationError("single-file checkpoints need the optimizer in memory, and it is offloaded to NVMe.")
 
 
-def _eight_bit_from(optimizer: GuardedOptimizer) -> int:
+def _eight_bit_from(optimizer: GuardedOptimizer) -> float:
     return optimizer._eight_bit_from if isinstance(optimizer, EightBitOptimizer) else EIGHT_BIT_FROM

@@ -174,7 +174,7 @@ def test_training_compiles_nothing_that_the_small_problem_has_not(
     def made(**options: Any) -> Any:
         made = getattr(optim, name)(parameters(variant), **{**variant.options(), **options})
         if sharded:
-            made._sorting.all_reduce = lambda sums: None
+            made._plan.all_reduce = lambda sums: None
         return made
 
     with stand_in.bound_only():

@@ -143,7 +143,7 @@ def steps_of_one_layer_each(optimizer: Any, params: list[nn.Parameter]) -> Itera
         for q in params:
             q.grad = torch.ones(3) if p is q else None
         optimizer.step()
-        yield next(reversed(optimizer._sorting._known[0].values()))[0].layout
+        yield next(reversed(optimizer._plan._known[0].values()))[0].layout
 
 
 @pytest.mark.parametrize("name", ["captured", "copied_by_graphs"])
@@ -157,7 +157,7 @@ def test_layouts_that_graphs_read_are_not_forgotten(name: str, monkeypatch: pyte
             getattr(of, name).append(torch.ones(1))
             read.append(of)
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
-    kept = list(optimizer._sorting.layouts())
+    kept = list(optimizer._plan.layouts())
     assert all(any(of is k for k in kept) for of in read)
 
 
@@ -167,7 +167,7 @@ def test_flags_of_forgotten_layouts_are_looked_at(monkeypatch: pytest.MonkeyPatc
     params = [nn.Parameter(torch.ones(3)) for _ in range(5)]
     optimizer = LAMB([(f"w{i}", p) for i, p in enumerate(params)], fused=True)
     first, *_ = [dict(of.gave_up) for of in steps_of_one_layer_each(optimizer, params)]
-    assert len(list(optimizer._sorting.layouts())) == 5
+    assert len(list(optimizer._plan.layouts())) == 5
     first[CPU].fill_(1)
     with pytest.raises(IncompleteStep, match="in 'w0' the Triton"):
         optimizer.step()

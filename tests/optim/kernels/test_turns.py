@@ -94,7 +94,7 @@ def test_a_whole_step_says_nothing(name: str) -> None:
     for _ in range(2):
         optimizer.step()
     optimizer.state_dict()
-    assert [int(flag) for layout in optimizer._sorting.layouts() for flag in layout.gave_up.values()] == [0]
+    assert [int(flag) for layout in optimizer._plan.layouts() for flag in layout.gave_up.values()] == [0]
 
 
 @each

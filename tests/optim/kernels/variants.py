@@ -123,7 +123,7 @@ def take_step(variant: Variant, steps: int = 1) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         optimizer = getattr(optim, variant.optimizer)(parameters(variant), **variant.options())
         if variant.sharded:
-            optimizer._sorting.all_reduce = lambda sums: None
+            optimizer._plan.all_reduce = lambda sums: None
         decide = type(optimizer)._decide
 
         def decided(self: Any, gathered: Any) -> Guard:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import CodedAdamBucket, Guard
+from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.backends.device import bias_correction, constant
 from lightning_scale.optim.backends.triton.elements import (
     BLOCK,
@@ -81,10 +81,10 @@ def _any_direction(m, v, corrections, eps, BIAS: tl.constexpr):  # type: ignore[
     return tl.div_rn(m, tl.sqrt_rn(v) + eps)
 
 
-def bias_corrections(bucket: CodedAdamBucket) -> Tensor:
+def bias_corrections(bucket: Bucket) -> Tensor:
     """[tensors, 4] float32: 1-β1^t of this step, computed in float64, its reciprocal, and the same of β2."""
     t = torch.stack(bucket.steps).to(bucket.device) + 1
-    first, second = (bias_correction(t, beta).float() for beta in bucket.betas)
+    first, second = (bias_correction(t, beta).float() for beta in bucket.group["betas"])
     return torch.stack([first, 1 / first, second, 1 / second], dim=1)
 
 
@@ -144,12 +144,12 @@ def _step(  # type: ignore[no-untyped-def]
                       beta1, rest1, beta2, rest2, eps, PARAM, WEIGHT, MASTER, PLAIN, CLIP, UPHILL, ROWS, True)  # fmt: skip
 
 
-def adamw8bit(bucket: CodedAdamBucket, guard: Guard) -> None:
-    """One AdamW step on a bucket, in place; see `eight_bit.reference_adamw.adamw`."""
+def adamw8bit(bucket: Bucket, guard: Guard) -> None:
+    """One AdamW step on a bucket, in place; see `reference.adamw`."""
     if not bucket.params:
         return
     prepared, device = prepare(bucket, guard), bucket.device
-    beta1, beta2 = bucket.betas
+    beta1, beta2 = bucket.group["betas"]
     decays = constant(bucket.layout, "decays", bucket.weight_decay, torch.float32, device)
     prepared.launch(
         _step,
@@ -159,7 +159,7 @@ def adamw8bit(bucket: CodedAdamBucket, guard: Guard) -> None:
         prepared.finite,
         prepared.clip,
         *code_tables(device),
-        *map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps)),
+        *map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.group["eps"])),
     )
     prepared.copy_back()
     count(bucket.steps, guard)

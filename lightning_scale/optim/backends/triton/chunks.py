@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_scale.optim.backends.device import constant, is_capturing
 from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 from lightning_scale.optim.quantization import BLOCK, block_count
-from lightning_scale.optim.state.moments import WholeMoment
+from lightning_scale.optim.state.moments import StoredMoment
 
 CHUNK = 1 << 15
 """Elements that one program takes, at most."""
@@ -77,9 +77,9 @@ def _cut(layout: Layout, device: torch.device, size: int) -> Chunks:
     )
 
 
-def pointers(layout: Layout, name: str, tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+def pointers(layout: Layout, name: str, tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
     """[tensors] int64: where each begins. Brought to the device only where one has moved since the last step."""
-    return constant(layout, name, [t.data_ptr() for t in tensors] or [0], torch.int64, device)
+    return constant(layout, name, [0 if t is None else t.data_ptr() for t in tensors] or [0], torch.int64, device)
 
 
 # Elements that one program takes, at most; whole blocks. Small, so that there are many more programs than a device runs at
@@ -208,7 +208,7 @@ def addresses(layout: Layout, name: str, tensors: Sequence[Tensor | None], devic
     return result
 
 
-def moment_addresses(layout: Layout, name: str, moment: WholeMoment, device: torch.device) -> MomentAddresses:
+def moment_addresses(layout: Layout, name: str, moment: StoredMoment, device: torch.device) -> MomentAddresses:
     """A moment's, looked at for dtypes and sizes where one of its tensors is another than at the last step.
 
     Raises:
@@ -236,7 +236,7 @@ def _coded(t: Tensor | None) -> bool:
     return t is not None and t.dtype == torch.uint8
 
 
-def _marks(moment: WholeMoment) -> list[tuple[object, ...]]:
+def _marks(moment: StoredMoment) -> list[tuple[object, ...]]:
     """What tells whether a tensor is the one that was looked at."""
     return [
         () if t is None else (t.data_ptr(), t.numel(), t.dtype, t.is_contiguous())

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import CodedLambBucket, FirstPass, Guard, LambBucket, LayerNorms
+from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms
 from lightning_scale.optim.backends.device import constant, number
 from lightning_scale.optim.backends.triton.adamw import adam_direction, adam_moments, bias_corrections
 from lightning_scale.optim.backends.triton.chunks import chunks_of, pointers
@@ -299,7 +299,7 @@ def _both(  # type: ignore[no-untyped-def]
               decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
 
 
-def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
+def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     """One LAMB step on a bucket, in place; see `reference_lamb.lamb`. All of it where no other rank has to be asked."""
     layout, device = bucket.layout, bucket.params[0].device
     apart = layout.all_reduce is not None or device in one_launch_fails
@@ -307,17 +307,23 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
     finite, clip, tests = guard_arguments(guard, device)
 
     def table(name: str) -> Tensor:
-        return pointers(layout, name, getattr(bucket, name), device)
+        tensors = bucket.moments[name].values if name in bucket.moments else getattr(bucket, name)
+        return pointers(layout, name, tensors, device)
 
     decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
-    corrections = count_steps(layout, bucket.steps, bucket.betas, finite, tests["TEST"])
+    corrections = count_steps(layout, bucket.steps, bucket.group["betas"], finite, tests["TEST"])
     partial = torch.empty(2, chunks.count, device=device)
-    beta1, beta2 = bucket.betas
+    beta1, beta2 = bucket.group["betas"]
     moments = (table("exp_avg"), table("exp_avg_sq"))
-    numbers = tuple(map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps)))
+    numbers = tuple(map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.group["eps"])))
     weight, grad = triton_type(bucket.weights[0].dtype), triton_type(bucket.grads[0].dtype)
-    both: dict[str, Any] = {"WEIGHT": weight, "BIAS": bucket.bias_correction, "TEST": tests["TEST"], "BLOCK": block()}
-    first: dict[str, Any] = {"GRAD": grad, "CLIP": tests["CLIP"], "UPHILL": bucket.maximize}
+    both: dict[str, Any] = {
+        "WEIGHT": weight,
+        "BIAS": bucket.group["bias_correction"],
+        "TEST": tests["TEST"],
+        "BLOCK": block(),
+    }
+    first: dict[str, Any] = {"GRAD": grad, "CLIP": tests["CLIP"], "UPHILL": bucket.group["maximize"]}
     last: dict[str, Any] = {
         "PARAM": triton_type(bucket.params[0].dtype),
         "MASTER": bucket.params[0] is not bucket.weights[0],
@@ -342,7 +348,7 @@ def lamb(bucket: LambBucket, guard: Guard) -> FirstPass | LayerNorms:
     def second(ratio: Tensor) -> None:
         launch(
             _apply, chunks.count, params, weights, *moments, *chunks.columns, corrections, decays,
-            (ratio * bucket.lr).contiguous(), finite, float(bucket.eps), **both, **last,
+            (ratio * bucket.lr).contiguous(), finite, float(bucket.group["eps"]), **both, **last,
         )  # fmt: skip
 
     return FirstPass(norms_of_layers(partial, chunks), second)
@@ -424,17 +430,17 @@ def _pass(  # type: ignore[no-untyped-def]
             keep_sums(partial, sum_w, sum_u)
 
 
-def lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass:
+def lamb8bit(bucket: Bucket, guard: Guard) -> FirstPass:
     """The first pass of a LAMB step on a bucket, which changes nothing, and the second, which takes the step in place;
     see `eight_bit.reference_lamb.lamb`."""
     prepared, device = prepare(bucket, guard), bucket.device
-    beta1, beta2 = bucket.betas
+    beta1, beta2 = bucket.group["betas"]
     corrections = bias_corrections(bucket)
     decays = constant(bucket.layout, "decays", bucket.weight_decay, torch.float32, device)
     partial = torch.empty(prepared.chunks.count, 2, dtype=torch.float64, device=device)
 
     def run(scale: Tensor, apply: bool) -> None:
-        numbers = map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.eps))
+        numbers = map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.group["eps"]))
         prepared.launch(
             _pass,
             corrections,
@@ -445,7 +451,7 @@ def lamb8bit(bucket: CodedLambBucket, guard: Guard) -> FirstPass:
             prepared.clip,
             *code_tables(device),
             *numbers,
-            BIAS=bucket.bias_correction,
+            BIAS=bucket.group["bias_correction"],
             APPLY=apply,
         )
 

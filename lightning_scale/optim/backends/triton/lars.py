@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import CodedLarsBucket, FirstPass, Guard, LarsBucket, LayerNorms
+from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms
 from lightning_scale.optim.backends.device import constant, number
+from lightning_scale.optim.backends.ratios import trust_coefficient
 from lightning_scale.optim.backends.triton.chunks import chunks_of, pointers
 from lightning_scale.optim.backends.triton.elements import (
     BLOCK,
@@ -233,33 +234,38 @@ def _both(  # type: ignore[no-untyped-def]
               UPHILL, BLOCK)  # fmt: skip
 
 
-def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
+def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     """One LARS step on a bucket, in place; see `reference_lars.lars`. All of it where no other rank has to be asked."""
     layout, device = bucket.layout, bucket.params[0].device
     apart = layout.all_reduce is not None or device in one_launch_fails
     chunks = chunks_of(layout, device) if apart else chunks_of(layout, device, ORDERED_CHUNK)
     finite, clip, tests = guard_arguments(guard, device)
     params, weights, grads, buffers = (
-        pointers(layout, name, getattr(bucket, name), device)
-        for name in ("params", "weights", "grads", "momentum_buffer")
+        pointers(layout, name, tensors, device)
+        for name, tensors in (
+            ("params", bucket.params),
+            ("weights", bucket.weights),
+            ("grads", bucket.grads),
+            ("momentum_buffer", bucket.moments["momentum_buffer"].values if bucket.remembers else []),
+        )
     )
     decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
     partial = torch.empty(2, chunks.count, device=device)
-    rate, momentum = number(bucket.lr, device), float(bucket.momentum)
-    outside = not bucket.momentum_norm and not bucket.lr_in_momentum
+    rate, momentum = number(bucket.lr, device), float(bucket.group["momentum"])
+    outside = bucket.group["trust_norm"] != "momentum" and not bucket.group["lr_in_momentum"]
     both: dict[str, Any] = {
         "WEIGHT": triton_type(bucket.weights[0].dtype),
         "GRAD": triton_type(bucket.grads[0].dtype),
-        "ON_MOMENTUM": bucket.momentum_norm,
-        "UPHILL": bucket.maximize,
+        "ON_MOMENTUM": (bucket.group["trust_norm"] == "momentum"),
+        "UPHILL": bucket.group["maximize"],
         "BLOCK": block(),
         **tests,
     }
     last: dict[str, Any] = {
         "PARAM": triton_type(bucket.params[0].dtype),
         "MASTER": bucket.params[0] is not bucket.weights[0],
-        "BUFFER": bool(bucket.momentum_buffer),
-        "NESTEROV": bucket.nesterov,
+        "BUFFER": bool(bucket.remembers),
+        "NESTEROV": bucket.group["nesterov"],
         "RATE_OUTSIDE": outside,
     }
     if not apart:
@@ -270,7 +276,7 @@ def lars(bucket: LarsBucket, guard: Guard) -> FirstPass | LayerNorms:
             counters(layout, device), gave_up(layout, device), looks(), chunks.first, layers, chunks.count,
             bucket.trust.adapt.view(torch.int8), stats, scale,
             params, weights, grads, buffers, *chunks.columns, decays, finite, clip, rate, partial,
-            momentum, 1 - momentum, float(bucket.trust_coefficient), float(bucket.eps), *bounds(bucket.trust),
+            momentum, 1 - momentum, float(trust_coefficient(bucket.group)), float(bucket.group["eps"]), *bounds(bucket.trust),
             SUM_BLOCK=SUM_BLOCK, **both, **last,
         )  # fmt: skip
         return LayerNorms(*stats.unbind())
@@ -370,13 +376,13 @@ def _pass(  # type: ignore[no-untyped-def]
             keep_sums(partial, sum_w, sum_n)
 
 
-def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
+def lars8bit(bucket: Bucket, guard: Guard) -> FirstPass:
     """The first pass of a LARS step on a bucket, which changes nothing, and the second, which takes the step in place;
     see `eight_bit.reference_lars.lars`. The norms are ‖w‖, and ‖g‖ or ‖m‖."""
     prepared, device = prepare(bucket, guard), bucket.device
     decays = constant(bucket.layout, "decays", bucket.weight_decay, torch.float32, device)
     partial = torch.empty(prepared.chunks.count, 2, dtype=torch.float64, device=device)
-    outside = not bucket.momentum_norm and not bucket.lr_in_momentum
+    outside = bucket.group["trust_norm"] != "momentum" and not bucket.group["lr_in_momentum"]
 
     def run(scale: Tensor, apply: bool) -> None:
         prepared.launch(
@@ -388,11 +394,11 @@ def lars8bit(bucket: CodedLarsBucket, guard: Guard) -> FirstPass:
             prepared.finite,
             prepared.clip,
             *code_tables(device)[:2],
-            float(bucket.momentum),
-            1.0 - bucket.momentum,
-            ON_MOMENTUM=bucket.momentum_norm,
-            BUFFER=bool(bucket.whole),
-            NESTEROV=bucket.nesterov,
+            float(bucket.group["momentum"]),
+            1.0 - bucket.group["momentum"],
+            ON_MOMENTUM=(bucket.group["trust_norm"] == "momentum"),
+            BUFFER=bool(bucket.remembers),
+            NESTEROV=bucket.group["nesterov"],
             RATE_OUTSIDE=outside,
             APPLY=apply,
         )

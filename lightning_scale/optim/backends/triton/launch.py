@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.backends.bucket import CodedBucket, Guard
+from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.backends.choice import interpreted
 from lightning_scale.optim.backends.triton.chunks import (
     Addresses,
@@ -23,7 +23,6 @@ from lightning_scale.optim.backends.triton.chunks import (
 )
 from lightning_scale.optim.backends.triton.elements import triton_type
 from lightning_scale.optim.backends.triton.quantization import search_table
-from lightning_scale.optim.kernels.masking import unless_skipped
 from lightning_scale.optim.layout import LayerInfo
 from lightning_scale.optim.quantization import SIGNED, UNSIGNED
 
@@ -75,7 +74,7 @@ INTERPRETED_ROWS = 32
 class Prepared:
     """A bucket's tensors, contiguous, and what kernels find them by."""
 
-    bucket: CodedBucket
+    bucket: Bucket
     params: list[Tensor]
     weights: list[Tensor]
     chunks: CodedChunks
@@ -133,7 +132,7 @@ class PerChunk:
     rows: Tensor
 
 
-def prepare(bucket: CodedBucket, guard: Guard) -> Prepared:
+def prepare(bucket: Bucket, guard: Guard) -> Prepared:
     """Everything that a step's kernels have in common.
 
     Raises:
@@ -145,7 +144,7 @@ def prepare(bucket: CodedBucket, guard: Guard) -> Prepared:
     params = weights if same else [p.contiguous() for p in bucket.params]
     grads = [g.contiguous() for g in bucket.grads]
     finite, clip, tests = guard_arguments(guard, device)
-    coded: Callable[[LayerInfo], bool] = next((m.coded for m in bucket.whole.values()), _none)
+    coded: Callable[[LayerInfo], bool] = next((m.coded for m in bucket.moments.values()), _none)
     tensors = {"params": params, "weights": weights, "grads": grads}
     found = [addresses(layout, name, list(values), device) for name, values in tensors.items()]
     return Prepared(
@@ -154,7 +153,7 @@ def prepare(bucket: CodedBucket, guard: Guard) -> Prepared:
         weights=weights,
         chunks=coded_chunks(layout, coded, device),
         tensors=(found[0], found[1], found[2]),
-        moments={name: moment_addresses(layout, name, m, device) for name, m in bucket.whole.items()},
+        moments={name: moment_addresses(layout, name, m, device) for name, m in bucket.moments.items()},
         finite=finite,
         clip=clip,
         options={
@@ -162,7 +161,7 @@ def prepare(bucket: CodedBucket, guard: Guard) -> Prepared:
             "WEIGHT": triton_type(weights[0].dtype),
             "GRAD": triton_type(grads[0].dtype),
             "MASTER": not same,
-            "UPHILL": bucket.maximize,
+            "UPHILL": bucket.group["maximize"],
             "ROWS": INTERPRETED_ROWS if interpreted() else ROWS,
             **tests,
         },
@@ -187,4 +186,4 @@ def code_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def count(steps: list[Tensor], guard: Guard) -> None:
     """One step more for each local tensor, unless it is skipped."""
     if steps:
-        torch._foreach_add_(steps, unless_skipped(1.0, 0.0, guard, steps[0]))
+        torch._foreach_add_(steps, 1.0 if guard.finite is None else guard.finite.to(steps[0].device, torch.float32))

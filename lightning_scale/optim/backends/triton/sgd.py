@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lightning_scale.optim.backends.bucket import CodedSgdBucket, Guard
+from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.backends.device import constant
 from lightning_scale.optim.backends.triton.elements import (
     BLOCK,
@@ -77,13 +77,13 @@ def _step(  # type: ignore[no-untyped-def]
                       table, PARAM, WEIGHT, MASTER, PLAIN, BUFFER, NESTEROV, CLIP, UPHILL, ROWS, True)  # fmt: skip
 
 
-def sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> None:
+def sgd8bit(bucket: Bucket, guard: Guard) -> None:
     """One SGD step on a bucket, in place; see `eight_bit.reference_sgd.sgd`."""
     prepared, device = prepare(bucket, guard), bucket.device
     decays = constant(bucket.layout, "decays", bucket.weight_decay, torch.float32, device)
     share = decays
-    if bucket.whole:
-        share = torch.where(torch.stack(bucket.steps).to(device) == 0, 1.0, 1 - bucket.dampening)
+    if bucket.remembers:
+        share = torch.where(torch.stack(bucket.steps).to(device) == 0, 1.0, 1 - bucket.group["dampening"])
     prepared.launch(
         _step,
         decays,
@@ -92,9 +92,9 @@ def sgd8bit(bucket: CodedSgdBucket, guard: Guard) -> None:
         prepared.finite,
         prepared.clip,
         *code_tables(device)[:2],
-        float(bucket.momentum),
-        BUFFER=bool(bucket.whole),
-        NESTEROV=bucket.nesterov,
+        float(bucket.group["momentum"]),
+        BUFFER=bool(bucket.remembers),
+        NESTEROV=bucket.group["nesterov"],
     )
     prepared.copy_back()
     count(bucket.steps, guard)

@@ -1,21 +1,14 @@
-"""What the tests of compiled kernels share: kinds of steps, and two optimizers that take the same, one of them plainly."""
+"""What the tests of the CPU kernels share: kinds of steps, and two optimizers that take the same, one by the reference."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
-
-needs_compiler = [
-    pytest.mark.skipif(sys.platform != "linux", reason="needs g++"),
-    pytest.mark.usefixtures("compiled_programs", "small_sizes"),
-]
 
 KINDS: dict[str, Callable[..., Any]] = {
     "LAMB": lambda p, **o: LAMB(p, **o),
@@ -30,6 +23,8 @@ KINDS: dict[str, Callable[..., Any]] = {
     "LARS8bit-nesterov": lambda p, **o: LARS8bit(p, lr=0.1, nesterov=True, lr_in_momentum=False, **o),
     "LARS8bit-momentum": lambda p, **o: LARS8bit(p, lr=0.1, trust_norm="momentum", max_grad_norm=1.0, **o),
     "SGD8bit": lambda p, **o: SGD8bit(p, lr=0.1, dampening=0.1, **o),
+    "LARS-memoryless": lambda p, **o: LARS(p, lr=0.1, momentum=0.0, **o),
+    "SGD8bit-memoryless": lambda p, **o: SGD8bit(p, lr=0.1, momentum=0.0, **o),
     "SGD8bit-nesterov": lambda p, **o: SGD8bit(p, lr=0.1, nesterov=True, **o),
 }
 # A step rounds about 25 times, and norms add up thousands of squares in another order.
@@ -53,12 +48,21 @@ def set_gradients(params: list[nn.Parameter], step: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
 
 
+def assert_codes_agree(mine: Tensor, reference: Tensor) -> None:
+    """Off by one at most, and seldom: where a moment lies within rounding of a threshold."""
+    off = (mine.int() - reference.int()).abs()
+    assert int(off.max()) <= 1
+    assert int((off > 0).sum()) <= 2 + off.numel() // 1000
+
+
 def compare(ours: Any, theirs: Any, a: list[nn.Parameter], b: list[nn.Parameter], tolerance: float = TOLERANCE) -> None:
     for p, q in zip(a, b, strict=True):
         for key, reference in {"weight": q.detach(), **theirs.state[q]}.items():
             mine = p.detach() if key == "weight" else ours.state[p][key]
             assert (mine.dtype, mine.shape) == (reference.dtype, reference.shape)
-            if reference.dtype == torch.uint8 or key.endswith("absmax") or key == "step":
+            if reference.dtype == torch.uint8:
+                assert_codes_agree(mine, reference)
+            elif key == "step":
                 assert torch.equal(mine, reference), key
             elif reference.numel():
                 limit = (TOLERANCE if reference.dtype == torch.float32 and key != "master" else tolerance) * float(

@@ -1,0 +1,92 @@
+"""AdamW with 8-bit moments on CPUs (Loshchilov & Hutter 2017, arXiv 1711.05101): one pass."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_scale.optim.backends.bucket import Bucket, Guard
+from lightning_scale.optim.backends.cpu.elements import (
+    BLOCK,
+    bytes_at,
+    floats,
+    inlined,
+    kernel,
+    load,
+    load_gradient,
+    store_weight,
+)
+from lightning_scale.optim.backends.cpu.lamb import adam_numbers, update_moments
+from lightning_scale.optim.backends.cpu.launch import Launch
+from lightning_scale.optim.backends.cpu.quantization import (
+    CODED,
+    read_signed,
+    read_unsigned,
+    write_signed,
+    write_unsigned,
+)
+
+
+@inlined
+def apply(w, m, v, inverse1, inverse2, eps, kept, lr):  # type: ignore[no-untyped-def]
+    """w = w · (1 - lr λ) - lr · m̂ / (√v̂ + ε)"""
+    for i in range(w.size):
+        w[i] = w[i] * kept - m[i] * inverse1 / (np.sqrt(v[i] * inverse2) + eps) * lr
+
+
+@kernel
+def step(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
+    """Of small layers, whose moments are in float32."""
+    weights, _, grads = tensors
+    layer, tensor, start, stop, at, _, _, _ = chunks
+    beta1, rest1, beta2, rest2, eps, factor = numbers
+    w_buffer, g_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for c in range(lo, hi):
+        t, moved = tensor[c], at[c] - start[c]
+        for a in range(start[c], stop[c], BLOCK):
+            b = min(a + BLOCK, stop[c])
+            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            m, v = floats(m_at[t], a + moved, b + moved), floats(v_at[t], a + moved, b + moved)
+            update_moments(g, m, v, beta1, rest1, beta2, rest2)
+            apply(w, m, v, inverse1[t], inverse2[t], eps, kept[layer[c]], lr)
+            store_weight(w, tensors, kinds, t, a, b)
+
+
+@kernel
+def step_8bit(lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
+    """Of layers whose moments are in 8 bits."""
+    weights, _, grads = tensors
+    layer, tensor, start, stop, at, _, block, lead = chunks
+    beta1, rest1, beta2, rest2, eps, factor = numbers
+    w_buffer, g_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32)
+    m_buffer, v_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32)
+    for c in range(lo, hi):
+        t, moved, k = tensor[c], at[c] - start[c], block[c]
+        a, b = start[c], min(start[c] + CODED - lead[c], stop[c])
+        while a < stop[c]:
+            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            m, v = m_buffer[: b - a], v_buffer[: b - a]
+            m_codes, v_codes = bytes_at(m_at[t], a + moved, b + moved), bytes_at(v_at[t], a + moved, b + moved)
+            m_scale, v_scale = floats(m_scales[t], k, k + 1), floats(v_scales[t], k, k + 1)
+            read_signed(m, m_codes, m_scale[0])
+            read_unsigned(v, v_codes, v_scale[0])
+            update_moments(g, m, v, beta1, rest1, beta2, rest2)
+            apply(w, m, v, inverse1[t], inverse2[t], eps, kept[layer[c]], lr)
+            store_weight(w, tensors, kinds, t, a, b)
+            write_signed(m_codes, m_scale, m)
+            write_unsigned(v_codes, v_scale, v)
+            a, b, k = b, min(b + CODED, stop[c]), k + 1
+
+
+def adamw(bucket: Bucket, guard: Guard) -> None:
+    """One AdamW step on a bucket, in place."""
+    launch = Launch(bucket, guard)
+    numbers, inverse1, inverse2 = adam_numbers(bucket, launch)
+    lr = np.float32(float(bucket.lr))
+    kept = np.float32(1) - lr * launch.decays
+    for group in launch.chunks.groups:
+        moments = (*launch.moment("exp_avg", group.coded), *launch.moment("exp_avg_sq", group.coded))
+        launch.run(
+            step_8bit if group.coded else step,
+            group, launch.tensors, launch.kinds, *moments, launch.chunks.columns, numbers, inverse1, inverse2, kept, lr,
+        )  # fmt: skip
+    launch.copy_back()

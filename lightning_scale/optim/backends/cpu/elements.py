@@ -1,0 +1,216 @@
+"""What every kernel does with elements: it finds them by address, a block at a time, reads them as float32, and rounds them
+to their own type; and how kernels are compiled and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import float32, njit, types, uint8, uint16
+from numba.core import cgutils
+
+# Of these numba says what they are outside of a kernel.
+carray: Any = getattr(numba, "carray")  # noqa: B009
+intrinsic: Any = numba.extending.intrinsic
+
+BLOCK = 1024
+"""Elements of which five float32 arrays lie in a core's first cache."""
+
+# No fast-math: each operation rounds once. The error model of numpy has no test for a division by zero.
+inlined: Any = njit(error_model="numpy")
+"""Decorator of what kernels call."""
+_summing: Any = njit(error_model="numpy", fastmath={"reassoc"})
+
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+"""What kernels call a type; one compiled kernel serves all of them."""
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile at the first call, without the interpreter's lock, and keep the result beside this file, or in the user's cache.
+
+    numba looks at a kernel's own file only, and would go on with what it has kept where a helper in another file has changed:
+    so the sources of all kernels are part of what it compares. Where nothing can be written, each process compiles.
+    """
+    compiled: Any = njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError):  # no folder that can be written
+        compiled.enable_caching()
+        file: Any = getattr(compiled._cache, "_cache_file", None)
+        if not hasattr(file, "_source_stamp"):  # this numba keeps it elsewhere
+            return njit(nogil=True, error_model="numpy")(function)
+        file._source_stamp = (file._source_stamp, _sources())
+    return compiled
+
+
+@cache
+def _sources() -> str:
+    folder = Path(__file__).parent
+    files = [*sorted(folder.glob("*.py")), folder.parents[1] / "quantization" / "code.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@intrinsic
+def _pointer(typing, address):  # type: ignore[no-untyped-def]
+    return types.voidptr(address), lambda context, builder, signature, args: builder.inttoptr(
+        args[0], cgutils.voidptr_t
+    )
+
+
+@intrinsic
+def as_float(typing, bits):  # type: ignore[no-untyped-def]
+    """The float32 of these bits."""
+    return types.float32(types.uint32), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.FloatType()
+    )
+
+
+@intrinsic
+def as_bits(typing, x):  # type: ignore[no-untyped-def]
+    """A float32's bits."""
+    return types.uint32(types.float32), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.IntType(32)
+    )
+
+
+@intrinsic
+def _from_half(typing, bits):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _to_half(typing, x):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@inlined
+def floats(address, start, stop):  # type: ignore[no-untyped-def]
+    """float32 elements where they lie."""
+    return carray(_pointer(address + 4 * start), (stop - start,), float32)
+
+
+@inlined
+def bytes_at(address, start, stop):  # type: ignore[no-untyped-def]
+    """uint8 elements where they lie."""
+    return carray(_pointer(address + start), (stop - start,), uint8)
+
+
+@inlined
+def _halves(address, start, stop):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address + 2 * start), (stop - start,), uint16)
+
+
+@inlined
+def load(address, kind, start, stop, buffer):  # type: ignore[no-untyped-def]
+    """Elements as float32: where they lie, or converted into a buffer."""
+    if kind == FLOAT32:
+        return floats(address, start, stop)
+    x, out = _halves(address, start, stop), buffer[: stop - start]
+    if kind == BFLOAT16:
+        for i in range(x.size):
+            out[i] = as_float(np.uint32(x[i]) << np.uint32(16))
+    else:
+        for i in range(x.size):
+            out[i] = _from_half(x[i])
+    return out
+
+
+@inlined
+def load_gradient(address, kind, start, stop, buffer, factor):  # type: ignore[no-untyped-def]
+    """Elements times a factor: the clip's, negative uphill. 1 changes no bit."""
+    g = load(address, kind, start, stop, buffer)
+    if factor == 1:
+        return g
+    out = buffer[: stop - start]
+    for i in range(out.size):
+        out[i] = g[i] * factor
+    return out
+
+
+@inlined
+def store(x, address, kind, start, stop):  # type: ignore[no-untyped-def]
+    """Round to a type of 16 bits, as torch does. (float32 elements were changed where they lie.)"""
+    if kind == BFLOAT16:
+        out = _halves(address, start, stop)
+        for i in range(x.size):
+            b = as_bits(x[i])
+            rounded = (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            out[i] = np.uint32(0x7FC0) if x[i] != x[i] else rounded
+    elif kind == FLOAT16:
+        out = _halves(address, start, stop)
+        for i in range(x.size):
+            out[i] = _to_half(x[i])
+
+
+@inlined
+def store_weight(w, tensors, kinds, tensor, start, stop):  # type: ignore[no-untyped-def]
+    """Store new weights, and round them into parameters whose masters they are."""
+    weights, params, _ = tensors
+    store(w, weights[tensor], kinds[0], start, stop)
+    store(w, params[tensor], kinds[1], start, stop)
+
+
+@_summing
+def squares(x):  # type: ignore[no-untyped-def]
+    """Σ x² in float64: it cannot overflow, and is the same whichever thread sums the block."""
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(x[i]) * np.float64(x[i])
+    return total
+
+
+@_summing
+def _squares_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(a.size):
+        w, x, y, z = np.float64(a[i]), np.float64(b[i]), np.float64(c[i]), np.float64(d[i])
+        total += w * w + x * x + y * y + z * z
+    return total
+
+
+@inlined
+def _squares_in_memory(x):  # type: ignore[no-untyped-def]
+    """As `squares`, of what no cache holds: four streams at a time, for one would wait at the end of each page."""
+    q, total = x.size // 4, 0.0
+    for a in range(0, q, BLOCK):
+        b = min(a + BLOCK, q)
+        total += _squares_of_four(x[a:b], x[q + a : q + b], x[2 * q + a : 2 * q + b], x[3 * q + a : 3 * q + b])
+    return total + squares(x[4 * q :])
+
+
+@kernel
+def sum_squares(lo, hi, addresses, kind, chunks, sums):  # type: ignore[no-untyped-def]
+    """sums[c] = Σ x² of each chunk: NaN or Inf exactly where an element is."""
+    _, tensor, start, stop, _, _, _, _ = chunks
+    for c in range(lo, hi):
+        if kind == FLOAT32:
+            sums[c] = _squares_in_memory(floats(addresses[tensor[c]], start[c], stop[c]))
+            continue
+        buffer = np.empty(BLOCK, np.float32)
+        total = 0.0
+        for a in range(start[c], stop[c], BLOCK):
+            total += squares(load(addresses[tensor[c]], kind, a, min(a + BLOCK, stop[c]), buffer))
+        sums[c] = total
+
+
+@kernel
+def count(steps, found):  # type: ignore[no-untyped-def]
+    """found[i] = 1 + the step count at an address, which is one more from now on."""
+    for i in range(steps.size):
+        step = floats(steps[i], 0, 1)
+        step[0] += np.float32(1)
+        found[i] = step[0]

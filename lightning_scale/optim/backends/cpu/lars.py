@@ -1,0 +1,192 @@
+"""LARS on CPUs, with its momentum in float32 or in 8 bits: on the gradient's norm (You et al. 2017, arXiv 1708.03888), or on
+the momentum's (You et al. 2019, arXiv 1904.00962, algorithm 1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms
+from lightning_scale.optim.backends.cpu.elements import (
+    BLOCK,
+    bytes_at,
+    floats,
+    inlined,
+    kernel,
+    load,
+    load_gradient,
+    squares,
+    store_weight,
+)
+from lightning_scale.optim.backends.cpu.lamb import move
+from lightning_scale.optim.backends.cpu.launch import Group, Launch, float32s, layer_squares, two_passes
+from lightning_scale.optim.backends.cpu.quantization import CODED, read_signed, write_signed
+from lightning_scale.optim.backends.ratios import trust_coefficient
+
+
+@inlined
+def step(w, m, g, decay, inside, momentum, share, own, buffered, outside):  # type: ignore[no-untyped-def]
+    """d = inside · (g + λ w);  m = μ m + share · d;  w = w - outside · (own · d + buffered · m)"""
+    for i in range(w.size):
+        d = (g[i] + w[i] * decay) * inside
+        m[i] = m[i] * momentum + d * share
+        w[i] -= outside * (own * d + buffered * m[i])
+
+
+@inlined
+def update_momentum(g, m, w, momentum, rest, decay):  # type: ignore[no-untyped-def]
+    """m = μ m + (1-μ) (g + λ w)"""
+    for i in range(w.size):
+        m[i] = m[i] * momentum + (g[i] + w[i] * decay) * rest
+
+
+@kernel
+def move_by_gradient(lo, hi, tensors, kinds, m_at, chunks, numbers, decay, inside, share):  # type: ignore[no-untyped-def]
+    """The whole step where the norms are known. m_at is 0 where nothing is remembered."""
+    weights, _, grads = tensors
+    layer, tensor, start, stop, at, _, _, _ = chunks
+    momentum, own, buffered, outside, factor = numbers
+    w_buffer, g_buffer, m_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for c in range(hi - 1, lo - 1, -1):
+        t, moved = tensor[c], at[c] - start[c]
+        for a in range(start[c], stop[c], BLOCK):
+            b = min(a + BLOCK, stop[c])
+            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            m = m_buffer[: b - a]
+            if m_at[t] != 0:
+                m = floats(m_at[t], a + moved, b + moved)
+            else:
+                m[:] = np.float32(0)
+            step(w, m, g, decay[layer[c]], inside[layer[c]], momentum, share[t], own, buffered, outside)
+            store_weight(w, tensors, kinds, t, a, b)
+
+
+@kernel
+def move_by_gradient_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, numbers, decay, inside, share):  # type: ignore[no-untyped-def]
+    """As `move_by_gradient`, with a momentum in 8 bits."""
+    weights, _, grads = tensors
+    layer, tensor, start, stop, at, _, block, lead = chunks
+    momentum, own, buffered, outside, factor = numbers
+    w_buffer, g_buffer, m_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32), np.empty(CODED, np.float32)
+    for c in range(hi - 1, lo - 1, -1):
+        t, moved, k = tensor[c], at[c] - start[c], block[c]
+        a, b = start[c], min(start[c] + CODED - lead[c], stop[c])
+        while a < stop[c]:
+            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            m, codes, scale = m_buffer[: b - a], bytes_at(m_at[t], a + moved, b + moved), floats(m_scales[t], k, k + 1)
+            read_signed(m, codes, scale[0])
+            step(w, m, g, decay[layer[c]], inside[layer[c]], momentum, share[t], own, buffered, outside)
+            store_weight(w, tensors, kinds, t, a, b)
+            write_signed(codes, scale, m)
+            a, b, k = b, min(b + CODED, stop[c]), k + 1
+
+
+@kernel
+def measure_momentum(lo, hi, tensors, kinds, m_at, chunks, numbers, decay, sums):  # type: ignore[no-untyped-def]
+    """The first pass on the momentum: it is stepped in place; Σ w² and Σ m² of each chunk."""
+    weights, _, grads = tensors
+    layer, tensor, start, stop, at, _, _, _ = chunks
+    momentum, rest, factor = numbers
+    w_buffer, g_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for c in range(lo, hi):
+        t, moved = tensor[c], at[c] - start[c]
+        ww = mm = 0.0
+        for a in range(start[c], stop[c], BLOCK):
+            b = min(a + BLOCK, stop[c])
+            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            m = floats(m_at[t], a + moved, b + moved)
+            update_momentum(g, m, w, momentum, rest, decay[layer[c]])
+            ww += squares(w)
+            mm += squares(m)
+        sums[0, c] = ww
+        sums[1, c] = mm
+
+
+@kernel
+def measure_momentum_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, numbers, decay, updates, sums):  # type: ignore[no-untyped-def]
+    """As `measure_momentum`; m is kept as it is before it is rounded to 8 bits."""
+    weights, _, grads = tensors
+    layer, tensor, start, stop, at, place, block, lead = chunks
+    momentum, rest, factor = numbers
+    w_buffer, g_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32)
+    for c in range(lo, hi):
+        t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
+        ww = mm = 0.0
+        a, b = start[c], min(start[c] + CODED - lead[c], stop[c])
+        while a < stop[c]:
+            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            m, codes = floats(updates[t], a + kept, b + kept), bytes_at(m_at[t], a + moved, b + moved)
+            scale = floats(m_scales[t], k, k + 1)
+            read_signed(m, codes, scale[0])
+            update_momentum(g, m, w, momentum, rest, decay[layer[c]])
+            ww += squares(w)
+            mm += squares(m)
+            write_signed(codes, scale, m)
+            a, b, k = b, min(b + CODED, stop[c]), k + 1
+        sums[0, c] = ww
+        sums[1, c] = mm
+
+
+def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
+    """One LARS step on a bucket, in place."""
+    launch = Launch(bucket, guard)
+    return _on_momentum(bucket, launch) if bucket.group["trust_norm"] == "momentum" else _on_gradient(bucket, launch)
+
+
+def _on_gradient(bucket: Bucket, launch: Launch) -> FirstPass:
+    group = bucket.group
+    norms = bucket.norms
+    if norms is None:
+        norms = torch.stack([layer_squares(bucket.layout, t).sqrt() for t in (launch.weights, launch.grads)])
+    clipped = norms * torch.tensor([[1.0], [abs(float(launch.factor))]], dtype=torch.float64)
+    lr = float(bucket.lr)
+    own, buffered = nesterov(bucket)
+    outside = 1.0 if group["lr_in_momentum"] else lr
+
+    def second(ratios: Tensor) -> None:
+        inside = (ratios * bucket.lr if group["lr_in_momentum"] else ratios).numpy()
+        move_all(launch, (group["momentum"], own, buffered, outside), inside, np.ones(len(bucket.params), np.float32))
+
+    return FirstPass(clipped, second)
+
+
+def nesterov(bucket: Bucket) -> tuple[float, float]:
+    """How much of d, and of the momentum, is taken off the weights."""
+    if not bucket.remembers:
+        return 1.0, 0.0
+    return (1.0, bucket.group["momentum"]) if bucket.group["nesterov"] else (0.0, 1.0)
+
+
+def move_all(launch: Launch, numbers: tuple[float, ...], inside: np.ndarray, share: np.ndarray) -> None:
+    """A step in one pass over all chunks: of LARS, where the norms are known, or of SGD."""
+    for group in launch.chunks.groups:
+        moment = launch.moment("momentum_buffer", group.coded)
+        launch.run(
+            move_by_gradient_8bit if group.coded else move_by_gradient,
+            group, launch.tensors, launch.kinds, *moment, launch.chunks.columns, (*float32s(*numbers), launch.factor),
+            launch.decays, inside, share,
+        )  # fmt: skip
+    launch.copy_back()
+
+
+def _on_momentum(bucket: Bucket, launch: Launch) -> FirstPass | LayerNorms:
+    momentum = bucket.group["momentum"]
+    numbers = (*float32s(momentum, 1 - momentum), launch.factor)
+    updates = launch.scratch() if any(group.coded for group in launch.chunks.groups) else None
+    chunks = launch.chunks
+
+    def first(group: Group) -> None:
+        moment = launch.moment("momentum_buffer", group.coded)
+        common = (launch.tensors, launch.kinds, *moment, chunks.columns, numbers, launch.decays)
+        if group.coded:
+            launch.run(measure_momentum_8bit, group, *common, updates, chunks.sums)
+        else:
+            launch.run(measure_momentum, group, *common, chunks.sums)
+
+    def second(group: Group, rate: np.ndarray) -> None:
+        kept = (updates, chunks.place) if group.coded else (*launch.moment("momentum_buffer", False), chunks.at)
+        launch.run(move, group, launch.tensors, launch.kinds, chunks.columns, *kept, rate)
+
+    return two_passes(bucket, launch, first, second, trust_coefficient(bucket.group))

@@ -1,0 +1,226 @@
+"""What the kernels are launched with, and how their chunks are spread over threads.
+
+Python's own threads take them, for the kernels let go of the interpreter's lock: a threading layer of numba's would not live
+through a fork, or abort where two threads step at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count as counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_scale.optim.backends.bucket import Addresses, Bucket, FirstPass, Guard, LayerNorms, addresses
+from lightning_scale.optim.backends.cpu import elements
+from lightning_scale.optim.backends.cpu.chunks import Group, chunks_of
+from lightning_scale.optim.backends.ratios import ratio_by_numpy
+from lightning_scale.optim.layout import Layout
+from lightning_scale.optim.state.moments import absmax_key, small_key
+
+__all__ = ["Group", "Launch", "float32s", "layer_squares", "two_passes"]
+
+PIECE = 8
+"""Chunks that a thread takes at a time."""
+
+
+class Launch:
+    """A bucket's tensors as kernels find them.
+
+    Raises:
+        ValueError: for a state that is not this optimizer's.
+
+    Attributes:
+        weights: What the step is computed on, contiguous where moments lie in row-major order.
+        grads: Gradients, likewise.
+        tensors: Addresses of weights, of the parameters that these are rounded into (weights themselves where those are no
+            masters), and of gradients.
+        kinds: The types of each; of parameters that are their own weights -1.
+        factor: What gradients are multiplied by: the clip, and -1 uphill.
+        decays: [layers] float32 λ.
+    """
+
+    def __init__(self, bucket: Bucket, guard: Guard) -> None:
+        self.bucket = bucket
+        ordered = bucket.in_order
+        masters = bucket.params[0] is not bucket.weights[0]
+        self.weights = [w.contiguous() for w in bucket.weights] if ordered else bucket.weights
+        self._params = self.weights
+        if masters:
+            self._params = [p.contiguous() for p in bucket.params] if ordered else bucket.params
+        self.grads = [g.contiguous() for g in bucket.grads] if ordered else bucket.grads
+        known = bucket.at
+        weights = known["weights"] if known else addresses(self.weights)
+        params = weights if not masters else known["params"] if known else addresses(self._params)
+        self.tensors = (weights, params, known["grads"] if known else addresses(self.grads))
+        kind = elements.KINDS
+        self.kinds = (
+            kind[bucket.weights[0].dtype],
+            kind[bucket.params[0].dtype] if masters else -1,
+            kind[bucket.grads[0].dtype],
+        )
+        clip = 1.0 if guard.clip is None else float(guard.clip.float())
+        self.factor = np.float32(-clip if bucket.group["maximize"] else clip)
+        self.chunks = chunks_of(bucket.layout, bucket.coded)
+        self.decays = np.array(bucket.weight_decay, np.float32)
+        self._at = dict(known)
+        if not known:  # else it was looked at before, and nothing has moved
+            for key in bucket.remembers:
+                bucket.check_moment(key)
+
+    def moment(self, key: str, coded: bool) -> tuple[Addresses, ...]:
+        """[tensors] addresses of a moment: of its numbers, or of its codes and its scales; 0 where nothing is remembered."""
+        if key not in self.bucket.remembers:
+            return (np.zeros(len(self.weights), np.int64),)
+        if coded:
+            return self._state(key), self._state(absmax_key(key))
+        # Beside codes stand small layers' numbers in a tensor of their own.
+        small = self._state(small_key(key))
+        return (np.where(small != 0, small, self._state(key)),)
+
+    def _state(self, key: str) -> Addresses:
+        """Of one kind of state; 0 for none."""
+        if key not in self._at:
+            self._at[key] = addresses([state.get(key) for state in self.bucket.states])
+        return self._at[key]
+
+    def scratch(self) -> Addresses:
+        """[tensors]: the address of memory for float32 updates, the same for all."""
+        memory = self.bucket.scratch.take(self.bucket.place, self.chunks.scratch)
+        return np.full(len(self.weights), memory.data_ptr(), np.int64)
+
+    def count_steps(self) -> NDArray[np.float64]:
+        """Count this step for each tensor, and return which it is."""
+        steps = self._state("step")
+        found = np.empty(len(steps))
+        elements.count(steps, found)
+        return found
+
+    def run(self, kernel: Any, group: Group, *args: Any) -> None:
+        """Run a kernel over a group's chunks."""
+        spread(kernel, group.begin, group.end, *args)
+
+    def copy_back(self) -> None:
+        """Bring what was written into contiguous copies to where it belongs."""
+        for own, used in ((self.bucket.weights, self.weights), (self.bucket.params, self._params)):
+            if used is not own:
+                for target, values in zip(own, used, strict=True):
+                    if target is not values and target.data_ptr() != values.data_ptr():
+                        target.copy_(values)
+
+
+def float32s(*numbers: float) -> tuple[np.float32, ...]:
+    """Numbers as kernels take them: each rounded once."""
+    return tuple(map(np.float32, numbers))
+
+
+def two_passes(
+    bucket: Bucket,
+    launch: Launch,
+    first: Callable[[Group], None],
+    second: Callable[[Group, NDArray[np.float32]], None],
+    coefficient: float = 1.0,
+) -> FirstPass | LayerNorms:
+    """A layer-wise step whose ratio divides by the norm of the update.
+
+    Args:
+        bucket: What is stepped.
+        launch: Its tensors.
+        first: Runs the first pass over a group, and leaves Σ w² and Σ u² of each chunk.
+        second: Runs the second, with each layer's rate.
+        coefficient: η.
+
+    Returns:
+        What is left to do where other ranks hold a share of the layers; else the step is taken, group by group, so that the
+        second pass finds in the cache what the first one left there.
+    """
+    chunks, layers = launch.chunks, len(bucket.layout.layers)
+    lr = np.float32(float(bucket.lr))
+    rate = np.zeros(layers, np.float32)
+    if bucket.layout.all_reduce is not None:
+        for group in chunks.groups:
+            first(group)
+
+        def move(ratios: Tensor) -> None:
+            rate[:] = ratios.numpy() * lr
+            for group in reversed(chunks.groups):
+                second(group, rate)
+            launch.copy_back()
+
+        return FirstPass(torch.from_numpy(np.sqrt(_by_layer(chunks.layer, chunks.sums, layers))), move)
+    found = np.zeros((3, layers), np.float32)
+    found[2] = 1
+    adapt = bucket.trust.adapt.numpy()
+    for group in chunks.groups:
+        first(group)
+        here = slice(group.begin, group.end)
+        norms = np.sqrt(_by_layer(chunks.layer[here], chunks.sums[:, here], layers)[:, group.layers]).astype(np.float32)
+        ratio = ratio_by_numpy(norms[0], norms[1], adapt[group.layers], norms[1], bucket.trust, coefficient)
+        found[:, group.layers] = *norms, ratio
+        rate[group.layers] = ratio * lr
+        second(group, rate)
+    launch.copy_back()
+    return LayerNorms(*torch.from_numpy(found).unbind())
+
+
+def layer_squares(layout: Layout, tensors: Sequence[Tensor], at: Addresses | None = None) -> Tensor:
+    """[layers] float64: Σ x² of this rank's share of each layer; NaN or Inf exactly where an element is.
+
+    Args:
+        layout: Where the layers lie.
+        at: Their addresses, where they are known.
+        tensors: Its local tensors, on CPUs, of one of the kernels' types: dense, or contiguous where they hold runs.
+    """
+    chunks = chunks_of(layout, (False,) * len(layout.layers))
+    sums = np.zeros(chunks.count)
+    at = addresses(tensors) if at is None else at
+    if chunks.count:
+        spread(elements.sum_squares, 0, chunks.count, at, elements.KINDS[tensors[0].dtype], chunks.columns, sums)
+    return torch.from_numpy(_by_layer(chunks.layer, sums[None], len(layout.layers))[0])
+
+
+def _by_layer(layer: NDArray[np.int64], sums: NDArray[np.float64], layers: int) -> NDArray[np.float64]:
+    """[K, layers]: each layer's chunks added in order."""
+    return np.stack([np.bincount(layer, weights=own, minlength=layers) for own in sums])
+
+
+_pool: tuple[ThreadPoolExecutor | None, int] = None, 0
+
+
+def spread(kernel: Any, begin: int, end: int, *args: Any) -> None:
+    """kernel(a, b, *args) over the chunks from begin to end, each once, by as many threads as torch uses."""
+    global _pool
+    pieces = -(-(end - begin) // PIECE)
+    threads = min(torch.get_num_threads(), pieces)
+    if threads <= 1:
+        kernel(begin, end, *args)
+        return
+    if _pool[1] < threads - 1:
+        _pool = ThreadPoolExecutor(threads - 1, "lightning_scale"), threads - 1
+    turns = counter()
+
+    def work() -> None:
+        while (k := next(turns)) < pieces:
+            kernel(begin + k * PIECE, min(begin + (k + 1) * PIECE, end), *args)
+
+    assert _pool[0] is not None
+    others: Iterable[Any] = [_pool[0].submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+def _forget() -> None:
+    """A child process has none of the threads."""
+    global _pool
+    _pool = None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

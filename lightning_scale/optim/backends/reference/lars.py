@@ -1,0 +1,70 @@
+"""LARS, one layer after the other: You et al. 2017 (arXiv 1708.03888), or the 2019 form on the momentum (arXiv 1904.00962,
+algorithm 1).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard
+from lightning_scale.optim.backends.reference.pieces import Piece, norms, pieces
+
+
+def decayed(g: Tensor, w: Tensor, decay: float) -> Tensor:
+    """g + λ w"""
+    return g + w * decay if decay else g
+
+
+def update_momentum(d: Tensor, m: Tensor, momentum: float) -> Tensor:
+    """m = μ m + (1-μ) d, of d = g + λ w: the form of 2019"""
+    return m * momentum + d * (1 - momentum)
+
+
+def direction(d: Tensor, m: Tensor | None, momentum: float, nesterov: bool) -> tuple[Tensor, Tensor]:
+    """The form of 2017: m = μ m + d, and what is taken off the weights: m, or with Nesterov's momentum d + μ m."""
+    if m is None:
+        return d, d
+    m = m * momentum + d
+    return (d + m * momentum if nesterov else m), m
+
+
+def apply(w: Tensor, step: Tensor) -> Tensor:
+    """w - step"""
+    return w - step
+
+
+def lars(bucket: Bucket, guard: Guard) -> FirstPass:
+    """The first pass of a step only measures ‖w‖ and ‖g‖ (or ‖m‖); the second computes the same again, and takes the step."""
+    return _on_momentum(bucket, guard) if bucket.group["trust_norm"] == "momentum" else _on_gradient(bucket, guard)
+
+
+def _on_gradient(bucket: Bucket, guard: Guard) -> FirstPass:
+    group = bucket.group
+
+    def second(ratio: Tensor) -> None:
+        inside = (ratio * bucket.lr if group["lr_in_momentum"] else ratio).unbind()
+        for piece in pieces(bucket, guard):
+            w = piece.weight()
+            d = decayed(piece.gradient(), w, piece.decay) * inside[piece.layer]
+            before = piece.moment("momentum_buffer") if piece.moments else None
+            step, m = direction(d, before, group["momentum"], group["nesterov"])
+            piece.set_weight(apply(w, step if group["lr_in_momentum"] else step * bucket.lr))
+            if piece.moments:
+                piece.set_moment("momentum_buffer", m)
+
+    return FirstPass(norms(bucket, guard, Piece.gradient), second)
+
+
+def _on_momentum(bucket: Bucket, guard: Guard) -> FirstPass:
+    def updated(piece: Piece) -> Tensor:
+        d = decayed(piece.gradient(), piece.weight(), piece.decay)
+        return update_momentum(d, piece.moment("momentum_buffer"), bucket.group["momentum"])
+
+    def second(ratio: Tensor) -> None:
+        rates = (ratio * bucket.lr).unbind()
+        for piece in pieces(bucket, guard):
+            m = updated(piece)
+            piece.set_weight(apply(piece.weight(), m * rates[piece.layer]))
+            piece.set_moment("momentum_buffer", m)
+
+    return FirstPass(norms(bucket, guard, updated), second)

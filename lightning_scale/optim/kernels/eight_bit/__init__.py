@@ -1,1 +1,0 @@
-"""The 8-bit optimizers' arithmetic in plain torch operations, piece by piece."""
