@@ -9,9 +9,9 @@ import torch
 
 from lightning_scale.plan.configured import Configured
 from lightning_scale.plan.director import Fed
+from lightning_scale.plan.dry_run import Rehearsed
 from lightning_scale.plan.memory import STRATEGIES, parameter_bytes
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, first_line
-from lightning_scale.plan.rehearsal import Rehearsed
 from lightning_scale.plan.trace import Computing, peak_bytes
 
 _LOW = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_scale.plan.communication import Link, seconds, steps_for
 from lightning_scale.plan.configured import Configured
+from lightning_scale.plan.dry_run import Rehearsed
 from lightning_scale.plan.memory import Shapes
-from lightning_scale.plan.rehearsal import Rehearsed
 from lightning_scale.plan.step_traffic import step_traffic
 from lightning_scale.plan.text import count, size, table
 

@@ -10,9 +10,9 @@ from lightning_scale.plan import activation_tables, comparison, schedule, traffi
 from lightning_scale.plan.activations import Measured
 from lightning_scale.plan.comparison import Machine
 from lightning_scale.plan.configured import Configured, refusals
+from lightning_scale.plan.dry_run import Rehearsed
 from lightning_scale.plan.larger import Timing, larger_batches, larger_text
 from lightning_scale.plan.memory import Memory, Shapes, largest_model
-from lightning_scale.plan.rehearsal import Rehearsed
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from lightning_scale.plan.activations import Activations, Measured, computing_of
 from lightning_scale.plan.comparison import Machine, by_strategy, shapes_of
 from lightning_scale.plan.configured import Configured
 from lightning_scale.plan.data import standing_for
+from lightning_scale.plan.dry_run import Rehearsed, rehearse
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, read
-from lightning_scale.plan.rehearsal import Rehearsed, rehearse
 from lightning_scale.plan.trace import Computing, peak_bytes
 from tests.plan.activation_models import Bert, allocated
 from tests.toys import Vectors, trainer

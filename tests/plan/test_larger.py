@@ -10,8 +10,8 @@ from lightning_scale.optim import LAMB
 from lightning_scale.plan.communication import Link
 from lightning_scale.plan.comparison import shapes_of
 from lightning_scale.plan.configured import Configured
+from lightning_scale.plan.dry_run import Rehearsed, rehearse
 from lightning_scale.plan.larger import Timing, larger_batches, larger_text
-from lightning_scale.plan.rehearsal import Rehearsed, rehearse
 from tests.toys import Net, Vectors
 
 BYTES = 4 * (8 * 16 + 16 + 16 + 1)

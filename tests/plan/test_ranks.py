@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_scale.plan.rehearsal import rehearse
+from lightning_scale.plan.dry_run import rehearse
 from tests.distributed.launch import run_ranks
 from tests.plan.ranks_runs import NAMES
 from tests.plan.test_rehearsal import CASES, Seen

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
-from lightning_scale.plan.rehearsal import rehearse
+from lightning_scale.plan.dry_run import rehearse
 from lightning_scale.schedule import LinearRamp
 from tests.toys import Net, Vectors, trainer
 

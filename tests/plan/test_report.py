@@ -14,8 +14,8 @@ from lightning_scale.plan.activations import measure
 from lightning_scale.plan.communication import Link
 from lightning_scale.plan.comparison import Machine
 from lightning_scale.plan.configured import Configured, configured, refusals
+from lightning_scale.plan.dry_run import Rehearsed, rehearse
 from lightning_scale.plan.larger import Timing
-from lightning_scale.plan.rehearsal import Rehearsed, rehearse
 from lightning_scale.plan.report import report
 from lightning_scale.plan.text import parse_size, size
 from tests.toys import Net, Vectors

@@ -10,7 +10,7 @@ import torch
 
 from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage
 from lightning_scale.optim import LAMB
-from lightning_scale.plan.rehearsal import rehearse
+from lightning_scale.plan.dry_run import rehearse
 from lightning_scale.plan.warnings import of_schedule
 from tests.plan.test_rehearsal import Plain
 from tests.toys import Net, Vectors
