@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import lightning.pytorch as L
 import torch
 
-from lightning_scale.plan.configured import Configured
-from lightning_scale.plan.director import Fed
-from lightning_scale.plan.dry_run import Rehearsed
-from lightning_scale.plan.memory import STRATEGIES, parameter_bytes
+from lightning_scale.plan.activation_trace import Computing, peak_bytes
+from lightning_scale.plan.configuration import STRATEGIES, Configured
+from lightning_scale.plan.dry_run import DryRun
+from lightning_scale.plan.formatting import count, size, table
+from lightning_scale.plan.memory import Memory, parameter_bytes
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, first_line
-from lightning_scale.plan.trace import Computing, peak_bytes
+from lightning_scale.plan.step_counter import Fed
 
 _LOW = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 
@@ -69,7 +72,7 @@ def computing_of(strategy: str, configured: Configured) -> Computing:
     return found if gathered == found.parameters else replace(found, param_dtype=gathered)
 
 
-def measure(found: Rehearsed, configured: Configured) -> Measured:
+def measure(found: DryRun, configured: Configured) -> Measured:
     """Trace a training step of every stage as every strategy would compute it.
 
     Args:
@@ -87,7 +90,7 @@ def measure(found: Rehearsed, configured: Configured) -> Measured:
     return Measured(traced)
 
 
-def _of_stage(found: Rehearsed, fed: Fed, computing: Computing) -> Activations:
+def _of_stage(found: DryRun, fed: Fed, computing: Computing) -> Activations:
     shapes = fed.batch
     if not isinstance(shapes, BatchShapes):
         raise shapes or Unknown("no sample was read")
@@ -111,3 +114,110 @@ def _peak(model: L.LightningModule, shapes: BatchShapes, samples: int, computing
         raise Unknown(f"training_step looks into its tensors ({first_line(error)}), which are empty here") from error
     except Exception as error:  # the user's training_step, under conditions that it was not written for
         raise Unknown(f"training_step cannot be run on tensors without contents ({first_line(error)})") from error
+
+
+_EVEN = 0.01
+"""How far memory may be from a line over samples and still be called one."""
+
+
+def activations_under(strategy: str, measured: Measured, configured: Configured) -> list[Activations]:
+    """Each stage's activations under a strategy; empty where they are left out."""
+    if measured.left_out is not None:
+        return []
+    return measured.by_computing[computing_of(strategy, configured)]
+
+
+def largest_micro_batches(
+    own: Mapping[str, Memory], measured: Measured, configured: Configured, device_memory: int
+) -> dict[str, list[dict[str, Any]]]:
+    """For each strategy and stage: what is left, the largest micro-batch for it, and whether the run's own fits."""
+    found = {}
+    for strategy, held in own.items():
+        room = device_memory - held.device.total
+        found[strategy] = [
+            {
+                "stage": one.stage,
+                "micro_batch_size": one.micro_batch_size,
+                "left": room - one.bytes,
+                "largest": one.largest(room),
+                "fits": one.bytes <= room,
+            }
+            for one in activations_under(strategy, measured, configured)
+        ]
+    return found
+
+
+def micro_batches_too_large(
+    own: Mapping[str, Memory], measured: Measured, configured: Configured, device_memory: int
+) -> list[str]:
+    """A sentence for each stage whose micro-batch does not fit beside states that do."""
+    strategy = configured.strategy
+    if strategy is None or strategy not in own:
+        return []
+    total = own[strategy].device.total
+    return [
+        f"The micro-batch{_of(one)} does not fit: {one.micro_batch_size:,} samples take {size(one.bytes)}, and {strategy}"
+        f" leaves {size(device_memory - total)} of each device; "
+        + (
+            f"the largest is {largest:,}."
+            if (largest := one.largest(device_memory - total))
+            else "nor does one sample."
+        )
+        for one in activations_under(strategy, measured, configured)
+        if total <= device_memory < total + one.bytes
+    ]
+
+
+def activations_json(measured: Measured) -> dict[str, Any]:
+    """What was traced, or why nothing was."""
+    lines = [one for stages in measured.by_computing.values() for one in stages]
+    return {
+        "left_out": measured.left_out,
+        "traced": [{**asdict(one), "computing": str(one.computing)} for one in lines],
+    }
+
+
+def activations_text(
+    own: Mapping[str, Memory], measured: Measured, configured: Configured, device_memory: int | None
+) -> str:
+    """Tables of what was traced, and of the largest micro-batches where the device is known."""
+    if measured.left_out is not None:
+        return f"Left out: {measured.left_out}."
+    lines = [one for stages in measured.by_computing.values() for one in stages]
+    head = ["stage", "length", "micro-batch", "computed in", "a micro-batch", "a sample", "and fixed"]
+    rows = [
+        [
+            *(count(number) for number in (one.stage, one.sequence_length, one.micro_batch_size)),
+            str(one.computing),
+            *(size(number) for number in (one.bytes, one.per_sample, one.fixed)),
+        ]
+        for one in lines
+    ]
+    said = ["The most bytes at once in a micro-batch's forward and backward pass:", table([head, *rows], left_from=7)]
+    worst = max(lines, key=lambda one: one.off)
+    if worst.off > _EVEN:
+        said.append(
+            f"Memory does not grow evenly with samples (a line misses it by {worst.off:.0%}{_of(worst)}): other micro-batches"
+            " than the run's are estimates."
+        )
+    if device_memory is not None and own:
+        said += [
+            "The largest micro-batch beside the model's states:",
+            _largest_table(own, measured, configured, device_memory),
+        ]
+    return "\n".join(said)
+
+
+def _largest_table(own: Mapping[str, Memory], measured: Measured, configured: Configured, device_memory: int) -> str:
+    found = largest_micro_batches(own, measured, configured, device_memory)
+    stages = next(iter(found.values()))
+    head = ["", *("every step" if one["stage"] is None else f"stage {one['stage']}" for one in stages)]
+    rows = []
+    for strategy, kept in found.items():
+        cells = [f"{one['largest']:,}{'' if one['fits'] else ' (less than asked for)'}" for one in kept]
+        rows.append([f"{'> ' if strategy == configured.strategy else ''}{strategy}", *cells])
+    return table([head, *rows], left_from=len(head))
+
+
+def _of(one: Activations) -> str:
+    return "" if one.stage is None else f" of stage {one.stage}"

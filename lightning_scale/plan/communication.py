@@ -8,7 +8,14 @@ own with half the bytes. Nothing is taken to overlap with computing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning_scale.plan.configuration import STRATEGIES, Configured
+from lightning_scale.plan.formatting import size, table
+from lightning_scale.plan.memory import Shapes, parameter_bytes
+from lightning_scale.plan.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ def traffic(
     """What one optimizer step exchanges.
 
     Args:
-        strategy: One of `memory.STRATEGIES`; offload changes nothing here.
+        strategy: One of `configuration.STRATEGIES`; offload changes nothing here.
         gradient_bytes: |w|, the bytes of all gradients as they are sent.
         micro_batches: Of each rank in the step. DDP and ZeRO-1 send gradients once a step, FSDP2, ZeRO-2 and ZeRO-3 at each
             micro-batch; FSDP2 and ZeRO-3 gather the parameters for each forward and each backward pass.
@@ -65,3 +72,74 @@ def efficiency(sent: Traffic, ranks: int, link: Link, compute: float) -> float:
 def steps_for(samples: float, batch_size: int) -> float:
     """Optimizer steps that take so many samples."""
     return samples / batch_size
+
+
+_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+def step_traffic(strategy: str, shapes: Shapes, found: Configured, micro_batches: int) -> Traffic:
+    """What one optimizer step exchanges.
+
+    Args:
+        strategy: One of `configuration.STRATEGIES`, the configured one or another.
+        shapes: The model.
+        found: The precision, and FSDP2's own.
+        micro_batches: Of each rank in the step.
+    """
+    gathered = reduced = parameter_bytes(strategy, found.precision)
+    if strategy.startswith("fsdp2"):
+        gathered = reduced = _BYTES.get(found.param_dtype or "", gathered)
+        reduced = _BYTES.get(found.reduce_dtype or "", reduced)
+    # Those that are not trained are sharded, too; ZeRO-1 and 2 gather what they have stepped.
+    all_gathered = shapes.numel if strategy.startswith(("fsdp2", "zero3")) else shapes.trained_numel
+    return traffic(strategy, reduced * shapes.trained_numel, micro_batches, gathered * all_gathered)
+
+
+def traffic_of(schedule: Schedule, shapes: Shapes, strategy: str, found: Configured) -> list[Traffic]:
+    """What each step of a run exchanges."""
+    kinds = {m: step_traffic(strategy, shapes, found, m) for m in {step.micro_batches for step in schedule.steps}}
+    return [kinds[step.micro_batches] for step in schedule.steps]
+
+
+def communication_rows(schedule: Schedule, shapes: Shapes, found: Configured) -> list[dict[str, Any]]:
+    """For each strategy: messages and bytes of the largest step, of an epoch (where its length is known), of the run."""
+    rows = []
+    epochs = schedule.epochs
+    for strategy in [name for name in STRATEGIES if not name.endswith("_offload")]:
+        sent = traffic_of(schedule, shapes, strategy, found)
+        most = max(sent, key=lambda one: one.bytes)
+        messages, volume = sum(one.messages for one in sent), sum(one.bytes for one in sent)
+        rows.append(
+            {
+                "strategy": strategy,
+                "step": asdict(most),
+                "epoch": {"messages": messages / epochs, "bytes": volume / epochs} if epochs else None,
+                "run": {"messages": messages, "bytes": volume},
+            }
+        )
+    return rows
+
+
+def communication_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `communication_rows` as a table, and what a message is."""
+    header = ["", "messages, a step", "bytes, a step", "messages, an epoch", "bytes, an epoch", "messages", "bytes"]
+    lines = []
+    for row in rows:
+        epoch = row["epoch"]
+        lines.append(
+            [
+                row["strategy"],
+                f"{row['step']['messages']:,}",
+                size(row["step"]["bytes"]),
+                f"{epoch['messages']:,.0f}" if epoch else "-",
+                size(epoch["bytes"]) if epoch else "-",
+                f"{row['run']['messages']:,}",
+                size(row["run"]["bytes"]),
+            ]
+        )
+    said = (
+        "A message is an exchange of the whole model among all ranks (an all-reduce, a reduce-scatter, an all-gather). Under"
+        " DDP and ZeRO-1 a batch twice as large, of twice the micro-batches, sends half as much for the same samples; under"
+        " the others, which send at every micro-batch, only a larger micro-batch does."
+    )
+    return "\n".join([table([header, *lines], left_from=len(header)), said])

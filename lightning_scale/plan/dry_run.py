@@ -6,13 +6,19 @@ same loaders read, the same configurations refused. Then every step is asked of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
@@ -25,10 +31,8 @@ from lightning_scale.callbacks import (
 )
 from lightning_scale.data import ranks
 from lightning_scale.errors import ConfigurationError, two_callbacks
-from lightning_scale.plan.director import Director, Fed
-from lightning_scale.plan.elsewhere import Elsewhere
-from lightning_scale.plan.quiet import Quiet
-from lightning_scale.plan.steps import Schedule
+from lightning_scale.plan.schedule import Schedule
+from lightning_scale.plan.step_counter import Fed, StepCounter
 
 OPTIONS = (
     "max_steps",
@@ -47,6 +51,9 @@ OPTIONS = (
 )
 """The Trainer's options that steps follow from."""
 
+_PACKAGE = str(Path(__file__).parents[1])
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+
 # Callbacks that decide about steps and rates, or refuse to run beside those.
 _HEARD = (
     BatchSizeRamp,
@@ -60,8 +67,8 @@ _HEARD = (
 
 
 @dataclass
-class Rehearsed:
-    """What a rehearsal has found."""
+class DryRun:
+    """What a dry run has found: the steps, the module as `fit` set it up, its optimizers and what each stage trains on."""
 
     schedule: Schedule
     model: L.LightningModule
@@ -69,14 +76,14 @@ class Rehearsed:
     fed: list[Fed] = field(default_factory=list)
 
 
-def rehearse(
+def dry_run(
     model: L.LightningModule,
     datamodule: L.LightningDataModule | None,
     callbacks: Sequence[L.Callback],
     options: dict[str, Any],
     world_size: int,
     read_samples: bool = False,
-) -> Rehearsed:
+) -> DryRun:
     """The optimizer steps of a run, as `fit` would take them.
 
     Args:
@@ -92,12 +99,12 @@ def rehearse(
     """
     _refuse_repeated(callbacks)
     heard = [callback for callback in callbacks if isinstance(callback, _HEARD)]
-    director = Director(heard, read_samples)
-    with TemporaryDirectory() as folder, ranks.as_if(world_size), Quiet() as said:
+    counter = StepCounter(heard, read_samples)
+    with TemporaryDirectory() as folder, ranks.as_if(world_size), _OwnWarningsOnly() as said:
         trainer = L.Trainer(
             **{key: value for key, value in options.items() if key in OPTIONS},
-            callbacks=[*heard, director],
-            strategy=Elsewhere(world_size),
+            callbacks=[*heard, counter],
+            strategy=MetaStrategy(world_size),
             accelerator="cpu",
             devices=1,
             logger=False,
@@ -111,7 +118,7 @@ def rehearse(
     notes = list(dict.fromkeys(said))
     if any(isinstance(callback, EarlyStopping) for callback in callbacks):
         notes.append("EarlyStopping may end the run before this plan does.")
-    return Rehearsed(director.schedule(tuple(notes)), model, director.optimizers, director.fed)
+    return DryRun(counter.schedule(tuple(notes)), model, counter.optimizers, counter.fed)
 
 
 def _refuse_repeated(callbacks: Sequence[L.Callback]) -> None:
@@ -122,3 +129,109 @@ def _refuse_repeated(callbacks: Sequence[L.Callback]) -> None:
             if callback.state_key in seen:
                 raise ConfigurationError(two_callbacks(type(callback).__name__))
             seen.add(callback.state_key)
+
+
+class MetaStrategy(ParallelStrategy):
+    """Stands for rank 0 of any number of ranks and trains nothing: its model has shapes and no memory.
+
+    Args:
+        ranks: The number of ranks that callbacks and loaders are told.
+    """
+
+    strategy_name = "lightning_scale_plan"
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__(parallel_devices=[torch.device("cpu")])
+        self._ranks = ranks
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def world_size(self) -> int:
+        return self._ranks
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether Lightning gives plain loaders a distributed sampler."""
+        return self._ranks > 1
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self._ranks, "rank": 0}
+
+    def model_to_device(self) -> None:
+        """Leave it without memory."""
+
+    def teardown(self) -> None:
+        """There is nothing to bring back from a device."""
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """What a module's ``configure_model`` builds takes no memory."""
+        with torch.device("meta"):
+            yield
+
+    def process_dataloader(self, dataloader: object) -> object:
+        return _UnreadLoader(dataloader)
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        return decision
+
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensor
+
+    def all_reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensor
+
+    def all_gather(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensor
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Nobody else is there."""
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        yield
+
+
+class _UnreadLoader:
+    """Answers as the loader that it wraps, but gives no samples, so that no file is opened and no worker started."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_loader":
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+
+class _OwnWarningsOnly:
+    """Within, Lightning prints nothing, and only the warnings of this package are kept, as a list of sentences."""
+
+    def __enter__(self) -> list[str]:
+        self._said: list[str] = []
+        self._caught = warnings.catch_warnings(record=True)
+        self._records = self._caught.__enter__()
+        warnings.simplefilter("always")
+        self._levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in _LOGGERS]
+        for logger, _ in self._levels:
+            logger.setLevel(logging.ERROR)
+        return self._said
+
+    def __exit__(self, *error: Any) -> None:
+        self._said += [str(record.message) for record in self._records or () if record.filename.startswith(_PACKAGE)]
+        self._caught.__exit__(*error)
+        for logger, level in self._levels:
+            logger.setLevel(level)

@@ -12,7 +12,7 @@ from lightning_scale.errors import ConfigurationError
 from lightning_scale.plan.micro_batch import Unknown
 
 
-class _Alike(Dataset[Any]):
+class _RepeatedSample(Dataset[Any]):
     """The same sample again and again."""
 
     def __init__(self, size: int, sample: Any) -> None:
@@ -27,7 +27,7 @@ class _Alike(Dataset[Any]):
         return self._sample
 
 
-class SizedData(L.LightningDataModule):
+class PlaceholderData(L.LightningDataModule):
     """As many samples as it is told, in the order of a `ResumableBatchSampler`, in stages or not.
 
     Args:
@@ -63,7 +63,7 @@ class SizedData(L.LightningDataModule):
             samples_consumed=stage.samples_consumed if stage is not None else 0,
         )
         make = getattr(self._original, "example_sample", None)
-        return DataLoader(_Alike(self._samples, make() if make is not None else None), batch_sampler=sampler)
+        return DataLoader(_RepeatedSample(self._samples, make() if make is not None else None), batch_sampler=sampler)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -71,10 +71,10 @@ class SizedData(L.LightningDataModule):
         return getattr(self._original, name)
 
 
-def standing_for(original: Any, samples: int, micro_batch_size: int | None) -> SizedData:
+def placeholder_for(original: Any, samples: int, micro_batch_size: int | None) -> PlaceholderData:
     """Data of so many samples; the micro-batch's size is the original's where nobody else says it."""
     for name in ("micro_batch_size", "batch_size"):
         found = getattr(original, name, None)
         if micro_batch_size is None and isinstance(found, int):
             micro_batch_size = found
-    return SizedData(samples, micro_batch_size, original)
+    return PlaceholderData(samples, micro_batch_size, original)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_scale.plan.activation_trace import Computing, peak_bytes
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, read
-from lightning_scale.plan.trace import Computing, peak_bytes
 from tests.plan.activation_models import Bert, Conv, Recomputed, really
 
 PRECISIONS = {

@@ -1,4 +1,4 @@
-"""What a larger batch saves: an epoch's messages, bytes and time at multiples of the run's batch."""
+"""How a run scales: an epoch at larger batches on the same ranks, and a step on more nodes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_scale.plan.communication import Link, seconds, steps_for
-from lightning_scale.plan.configured import Configured
-from lightning_scale.plan.dry_run import Rehearsed
+from lightning_scale.plan.communication import Link, efficiency, seconds, step_traffic, steps_for
+from lightning_scale.plan.configuration import Configured
+from lightning_scale.plan.dry_run import DryRun
+from lightning_scale.plan.formatting import count, size, table
 from lightning_scale.plan.memory import Shapes
-from lightning_scale.plan.step_traffic import step_traffic
-from lightning_scale.plan.text import count, size, table
+from lightning_scale.plan.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Timing:
 
 
 def larger_batches(
-    found: Rehearsed, shapes: Shapes, configured: Configured, timing: Timing | None
+    found: DryRun, shapes: Shapes, configured: Configured, timing: Timing | None
 ) -> list[dict[str, Any]]:
     """An epoch of each stage at its largest batch, twice, four times ... that, as long as an epoch has the samples.
 
@@ -82,4 +82,48 @@ def larger_text(rows: Sequence[dict[str, Any]], strategy: str) -> str:
             f"What a larger batch saves: an epoch, {strategy}, with more micro-batches on the same ranks:",
             table([head, *lines], left_from=len(head)),
         ]
+    )
+
+
+def scaling_rows(
+    schedule: Schedule, shapes: Shapes, found: Configured, link: Link, compute: float, ranks_per_node: int
+) -> list[dict[str, float]]:
+    """Weak scaling of the run's longest step: each rank does the same on 1, 2, 4, ... nodes, up to four times the run's.
+
+    Args:
+        schedule: The run.
+        shapes: The model.
+        found: Its strategy and precision.
+        link: What joins ranks.
+        compute: Seconds that a micro-batch takes.
+        ranks_per_node: Ranks on a node.
+    """
+    step = max(schedule.steps, key=lambda one: one.micro_batches)
+    sent = step_traffic(found.strategy or "ddp", shapes, found, step.micro_batches)
+    work = compute * step.micro_batches
+    nodes, rows = 1, []
+    while nodes * ranks_per_node <= max(4 * schedule.rules.world_size, ranks_per_node):
+        ranks = nodes * ranks_per_node
+        rows.append(
+            {
+                "nodes": nodes,
+                "ranks": ranks,
+                "compute": work,
+                "exchange": seconds(sent, ranks, link),
+                "efficiency": efficiency(sent, ranks, link, work),
+            }
+        )
+        nodes *= 2
+    return rows
+
+
+def scaling_text(rows: Sequence[dict[str, float]], strategy: str) -> str:
+    """The rows of `scaling_rows` as a table."""
+    lines = [
+        [f"{r['nodes']:,}", f"{r['ranks']:,}", f"{r['compute']:.4g}", f"{r['exchange']:.4g}", f"{r['efficiency']:.1%}"]
+        for r in rows
+    ]
+    head = ["nodes", "ranks", "computing (s)", "exchange (s)", "efficiency"]
+    return "\n".join(
+        [f"Weak scaling, {strategy}, t = compute + log2(P) (α + |w| β):", table([head, *lines], left_from=5)]
     )

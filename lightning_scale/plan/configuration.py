@@ -1,4 +1,4 @@
-"""The strategy and precision that a configuration names, without building them."""
+"""What a configuration says of a run's strategy, precision and machine, without building any of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.plan.memory import BUCKET_ELEMENTS, STRATEGIES
 from lightning_scale.strategies.zero.refusals import (
     refuse_optimizer,
     refuse_precision,
@@ -16,15 +15,41 @@ from lightning_scale.strategies.zero.refusals import (
     refuse_unverified_nvme,
 )
 
+STRATEGIES = (
+    "ddp",
+    "fsdp2",
+    "fsdp2_offload",
+    "zero1",
+    "zero1_offload",
+    "zero2",
+    "zero2_offload",
+    "zero3",
+    "zero3_offload",
+)
+"""The strategies that a plan compares, under the names that the fragments in ``strategies/`` have."""
+
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's ``reduce_bucket_size``: gradients are copied into a buffer of so many elements, however small the model is."""
+
 _SHORT = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true", "None": "32-true"}
 
 
 @dataclass(frozen=True)
+class Machine:
+    """The machine that the run is to be placed on."""
+
+    ranks: int
+    ranks_per_node: int
+    device_memory: int | None = None
+    """Bytes that each device has; None where nobody said so."""
+
+
+@dataclass(frozen=True)
 class Configured:
-    """What a configuration says of where things live."""
+    """The strategy and the precision that a configuration names, with those of their options that a plan depends on."""
 
     strategy: str | None
-    """One of `memory.STRATEGIES`; None for another, which is not planned."""
+    """One of `STRATEGIES`; None for any other, which is not planned."""
     precision: str
     replicas: int = 1
     """Of FSDP2: how many copies all ranks hold together."""

@@ -8,22 +8,22 @@ import torch
 from lightning_scale.callbacks import GradientAccumulation, SequenceLengthStages, Stage
 from lightning_scale.optim import LAMB
 from lightning_scale.plan.communication import Link
-from lightning_scale.plan.comparison import shapes_of
-from lightning_scale.plan.configured import Configured
-from lightning_scale.plan.dry_run import Rehearsed, rehearse
-from lightning_scale.plan.larger import Timing, larger_batches, larger_text
+from lightning_scale.plan.configuration import Configured
+from lightning_scale.plan.dry_run import DryRun, dry_run
+from lightning_scale.plan.memory import shapes_of
+from lightning_scale.plan.scale_up import Timing, larger_batches, larger_text
 from tests.toys import Net, Vectors
 
 BYTES = 4 * (8 * 16 + 16 + 16 + 1)
 
 
-def found(callbacks: list[object], data: object = None, **options: object) -> Rehearsed:
+def found(callbacks: list[object], data: object = None, **options: object) -> DryRun:
     with torch.device("meta"):
         model = Net(lambda module: LAMB(module.named_parameters(), lr=0.1))
-    return rehearse(model, data or Vectors(5), callbacks, options, 2)  # type: ignore[arg-type]
+    return dry_run(model, data or Vectors(5), callbacks, options, 2)  # type: ignore[arg-type]
 
 
-def rows(run: Rehearsed, strategy: str = "ddp", timing: Timing | None = None) -> list[dict[str, object]]:
+def rows(run: DryRun, strategy: str = "ddp", timing: Timing | None = None) -> list[dict[str, object]]:
     return larger_batches(run, shapes_of(run.model, run.optimizers[0]), Configured(strategy, "32-true"), timing)
 
 

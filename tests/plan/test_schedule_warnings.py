@@ -10,9 +10,9 @@ import torch
 
 from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage
 from lightning_scale.optim import LAMB
-from lightning_scale.plan.dry_run import rehearse
-from lightning_scale.plan.warnings import of_schedule
-from tests.plan.test_rehearsal import Plain
+from lightning_scale.plan.dry_run import dry_run
+from lightning_scale.plan.schedule import schedule_warnings
+from tests.plan.test_dry_run import Plain
 from tests.toys import Net, Vectors
 
 CASES: dict[str, tuple[list[L.Callback], dict[str, Any], int, str]] = {
@@ -56,7 +56,7 @@ def said(callbacks: list[L.Callback], options: dict[str, Any], ranks: int, data:
     with torch.device("meta"):
         model = Net(lambda module: LAMB(module.named_parameters(), lr=0.1))
     big = data if data is not None else Sized() if ranks > 1 else Vectors(5)
-    return of_schedule(rehearse(model, big, callbacks, options, ranks).schedule)
+    return schedule_warnings(dry_run(model, big, callbacks, options, ranks).schedule)
 
 
 class Sized(Vectors):

@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 from lightning_scale.callbacks import BatchSizeRamp, LEGWWarmup
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, read
-from lightning_scale.plan.quiet import PACKAGE
-from lightning_scale.plan.steps import PlannedStep, Rules, Schedule, Warmup
+from lightning_scale.plan.schedule import PlannedStep, Rules, Schedule, Warmup
 from lightning_scale.window import LoopAdapter
 from lightning_scale.window.gradients import users_own
 from lightning_scale.window.step_count import epoch_steps
@@ -32,7 +31,7 @@ class Fed:
     """Of all ranks."""
 
 
-class Director(L.Callback):
+class StepCounter(L.Callback):
     """Puts the count of steps in the training loop's place.
 
     Args:
@@ -64,12 +63,10 @@ class Director(L.Callback):
         self._world_size = trainer.world_size
         self.optimizers = [users_own(optimizer) for optimizer in trainer.optimizers]
         if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
-            warnings.warn_explicit(
+            warnings.warn(
                 "ReduceLROnPlateau follows a metric, which nobody knows before: the plan's rates are those of a metric that"
                 " always improves.",
-                UserWarning,
-                PACKAGE,
-                0,
+                stacklevel=1,  # so that it counts as this package's own, which a dry run keeps
             )
         loop, steps = adapter.loop, 0
         loop.load()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_scale.plan.live import LiveBytes
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown
-from lightning_scale.plan.on_a_gpu import as_on_a_gpu
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, comp
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
         held |= {name: _like(b, computing.parameters) for name, b in model.named_buffers()}
-        live = LiveBytes(held.values())
+        live = LiveBytesCounter(held.values())
         inside = {f"module.{name}": tensor for name, tensor in held.items()}
-        with live, _logging_nothing(model), as_on_a_gpu(computing.gpu):
+        with live, _logging_nothing(model), computed_as_on_gpu(computing.gpu):
             batch = shapes.of(samples, computed)
             torch.func.functional_call(_Step(model, computing.autocast), inside, (batch,))
     return live.peak
@@ -109,3 +112,88 @@ def _logging_nothing(model: L.LightningModule) -> Iterator[None]:
     finally:
         for name in names:
             delattr(model, name)
+
+
+class LiveBytesCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within, counts the storages that operations make until nobody holds them; also those of fake tensors.
+
+    A storage that views share counts once. What an operation takes for itself and gives back before it ends is not seen.
+
+    Args:
+        held: Tensors whose memory is not counted.
+    """
+
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        """Bytes that are there at present."""
+        self.peak = 0
+        """The most that were there at once."""
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in held}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self._see(leaf)
+        return made
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.now += self._sizes[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)  # torch keeps this object while any tensor uses the storage
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+_NAMES = (
+    "softmax log_softmax softmin layer_norm group_norm cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss kl_div"
+    " binary_cross_entropy_with_logits cosine_similarity cosine_embedding_loss softplus pow __pow__ __rpow__ exp expm1 log"
+    " log10 log2 log1p reciprocal rsqrt sum prod cumsum cumprod norm dist cdist pdist renorm sinh cosh tan acos asin erfinv"
+)
+_IN_FLOAT32 = {getattr(home, name) for home in (torch, Tensor, F) for name in _NAMES.split() if hasattr(home, name)}
+"""What CUDA's autocast computes in float32 (https://docs.pytorch.org/docs/stable/amp.html); the CPU's leaves most of it."""
+
+
+@contextmanager
+def computed_as_on_gpu(gpu: bool) -> Iterator[None]:
+    """Within, autocast takes float32 where CUDA's does, and attention with dropout is one operation that keeps no matrix.
+
+    Args:
+        gpu: Do nothing unless it is set.
+    """
+    original = F.scaled_dot_product_attention
+
+    def without_dropout(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **more: Any
+    ) -> Tensor:
+        return original(query, key, value, attn_mask=attn_mask, **more)
+
+    if not gpu:
+        yield
+        return
+    F.scaled_dot_product_attention = without_dropout  # type: ignore[assignment]
+    try:
+        with _Float32():
+            yield
+    finally:
+        F.scaled_dot_product_attention = original
+
+
+class _Float32(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map(_widened, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _widened(item: Any) -> Any:
+    low = isinstance(item, Tensor) and item.dtype in (torch.bfloat16, torch.float16)
+    return item.float() if low else item

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_scale.callbacks import BatchSizeRamp, GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
-from lightning_scale.plan.dry_run import rehearse
+from lightning_scale.plan.dry_run import dry_run
 from lightning_scale.schedule import LinearRamp
 from tests.toys import Net, Vectors, trainer
 
@@ -185,7 +185,7 @@ CASES: dict[str, tuple[Callable[[], Vectors], Callable[[], list[L.Callback]], An
 def test_training_does_what_was_planned(name: str, tmp_path: Path) -> None:
     data, callbacks, configure, options = CASES[name]
     with torch.device("meta"):
-        planned = rehearse(Net(configure), data(), callbacks(), options, world_size=1).schedule
+        planned = dry_run(Net(configure), data(), callbacks(), options, world_size=1).schedule
     witness = Witness()
     trainer(tmp_path, [*callbacks(), witness], **options).fit(Net(configure), datamodule=data())
     found = [
@@ -207,7 +207,7 @@ def test_training_does_what_was_planned(name: str, tmp_path: Path) -> None:
 
 def test_a_plan_refuses_what_training_refuses(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as planned, torch.device("meta"):
-        rehearse(Net(lamb), Plain(4), [SequenceLengthStages(STAGES)], {}, world_size=1)
+        dry_run(Net(lamb), Plain(4), [SequenceLengthStages(STAGES)], {}, world_size=1)
     with pytest.raises(ConfigurationError, match="micro_batch_size") as trained:
         trainer(tmp_path, [SequenceLengthStages(STAGES)]).fit(Net(lamb), datamodule=Plain(4))
     assert str(planned.value) == str(trained.value)
@@ -215,13 +215,13 @@ def test_a_plan_refuses_what_training_refuses(tmp_path: Path) -> None:
 
 def test_more_ranks_make_more_of_each_micro_batch() -> None:
     with torch.device("meta"):
-        steps = rehearse(Net(lamb), Vectors(5), [GradientAccumulation(60)], {"max_steps": 2}, 4).schedule.steps
+        steps = dry_run(Net(lamb), Vectors(5), [GradientAccumulation(60)], {"max_steps": 2}, 4).schedule.steps
     assert [(s.batch_size, s.micro_batches, s.micro_batch_size) for s in steps] == [(60, 3, 5), (40, 2, 5)]
 
 
 def test_plain_loaders_get_a_share_for_each_rank() -> None:
     with torch.device("meta"):
-        steps = rehearse(Net(lamb), Plain(5), [GradientAccumulation(30)], {"max_epochs": 1}, 3).schedule.steps
+        steps = dry_run(Net(lamb), Plain(5), [GradientAccumulation(30)], {"max_epochs": 1}, 3).schedule.steps
     # 34 samples a rank, two of them twice: 3 windows of 2 micro-batches, and one of 4 samples a rank
     assert [s.batch_size for s in steps] == [30, 30, 30, 12]
     assert steps[-1].samples == 102
@@ -230,26 +230,26 @@ def test_plain_loaders_get_a_share_for_each_rank() -> None:
 def test_the_model_takes_no_memory() -> None:
     with torch.device("meta"):
         model = Net(lamb)
-    rehearse(model, Vectors(5), [GradientAccumulation(10)], {"max_steps": 2}, 1)
+    dry_run(model, Vectors(5), [GradientAccumulation(10)], {"max_steps": 2}, 1)
     assert all(p.is_meta for p in model.parameters())
 
 
 def test_an_endless_run_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="nothing says where training ends"), torch.device("meta"):
-        rehearse(Net(lamb), Vectors(5), [GradientAccumulation(10)], {"max_epochs": -1}, 1)
+        dry_run(Net(lamb), Vectors(5), [GradientAccumulation(10)], {"max_epochs": -1}, 1)
 
 
 def test_marks_lie_where_rates_and_sizes_change() -> None:
     """In the third epoch of five; the mark is at the end of the last step before the change."""
     with torch.device("meta"):
-        plan = rehearse(Net(lamb), Vectors(5), [BatchSizeRamp("0:10 215:30")], {"max_epochs": 5}, 1).schedule
+        plan = dry_run(Net(lamb), Vectors(5), [BatchSizeRamp("0:10 215:30")], {"max_epochs": 5}, 1).schedule
     (mark,) = plan.marks
     sizes = [step.batch_size for step in plan.steps]
     assert mark.text == "batch reaches 30" and plan.steps[mark.step - 1].samples >= 215
     assert sizes.index(30) == mark.step
 
     with torch.device("meta"):
-        plan = rehearse(
+        plan = dry_run(
             Net(lamb), Vectors(5), [SequenceLengthStages(LEGW_STAGES), LEGWWarmup(6, "3 steps")], {}, 1
         ).schedule
     assert [(mark.step, mark.text) for mark in plan.marks] == [

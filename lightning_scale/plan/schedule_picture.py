@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no global state
 from matplotlib.ticker import MaxNLocator
 
-from lightning_scale.plan.steps import Schedule
+from lightning_scale.plan.schedule import Schedule
 
 _POINTS = 4000  # more than a picture has columns
 _ROWS = (
