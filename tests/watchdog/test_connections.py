@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightning_scale.together.connections import Connection, connect
+from lightning_scale.watchdog.connections import Connection, connect
 
 
 class Broadcast:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lightning_scale.noise import Estimate, SmoothedNoise, UnitSums, estimate, unbiased
+from lightning_scale.monitoring import Estimate, SmoothedNoise, UnitSums, estimate, unbiased
 
 MEAN = np.array([0.4, -0.2, 0.1, 0.0, 0.3])
 SPREAD = np.array([1.0, 2.0, 0.5, 0.1, 1.5])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_scale.together.watch import Failure, Watch
+from lightning_scale.watchdog.thread import Failure, Watchdog
 
 
 class Sent:
@@ -20,16 +20,16 @@ class Sent:
         self.messages.append(message)
 
 
-def watch(counts: list[int]) -> Watch:
+def watch(counts: list[int]) -> Watchdog:
     """Ranks that have come so far, just now."""
-    made = Watch(0, {rank: Sent() for rank in range(1, len(counts))}, 100.0, 30.0, lambda: None)  # type: ignore[misc]
+    made = Watchdog(0, {rank: Sent() for rank in range(1, len(counts))}, 100.0, 30.0, lambda: None)  # type: ignore[misc]
     for rank, count in enumerate(counts):
         state = {"count": count, "place": f"place {count}", "state": "running"}
         made._seen[rank].note(state, time.monotonic())
     return made
 
 
-def found(made: Watch, seconds: float, heard: bool = True) -> Failure | None:
+def found(made: Watchdog, seconds: float, heard: bool = True) -> Failure | None:
     """What is found after so many seconds in which no rank went on."""
     now = time.monotonic() + seconds
     for seen in made._seen.values():

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_scale.together.connections import Connection
+from lightning_scale.watchdog.connections import Connection
 
 _TICK = 0.2  # seconds between two looks
 _BEAT = 1.0  # seconds between two reports
@@ -59,7 +59,7 @@ class Seen:
             self.left, self.status = now, message["status"]
 
 
-class Watch(threading.Thread):
+class Watchdog(threading.Thread):
     """Reports this rank, and looks after the others: rank 0 after all, each other one after rank 0.
 
     The first failure that rank 0 learns of is the one that all are told. A rank that is told ends with status 1: it gets
@@ -81,7 +81,7 @@ class Watch(threading.Thread):
         silent_seconds: float,
         kill_children: Callable[[], None],
     ) -> None:
-        super().__init__(daemon=True, name="lightning_scale-watch")
+        super().__init__(daemon=True, name="lightning_scale-watchdog")
         self._rank = rank
         self._connections = connections
         self._hang_seconds = hang_seconds

@@ -1,4 +1,4 @@
-"""The norm of each micro-batch's gradient, on its way to the parameters."""
+"""The norm of each micro-batch's gradient, taken by hooks in the backward pass before gradients are added up."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 
-class GradientTaps:
-    """Sees the gradients of one backward pass by themselves: before they are added to those of earlier micro-batches, and
-    before DDP averages them. Nothing is copied; each gradient is read once more.
+class GradientNormHooks:
+    """Measures the gradients of one backward pass by themselves: before they are added to those of earlier micro-batches,
+    and before DDP averages them. Nothing is copied; each gradient is read once more.
 
     Args:
-        params: Whose gradients.
+        params: The parameters whose gradients are measured; those that need none are left out.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -25,7 +25,7 @@ class GradientTaps:
         """Whether some parameter's gradient has ever come in several parts, whose norms do not add up."""
 
     def open(self) -> None:
-        """Before a backward pass."""
+        """Set the hooks; to be called before a backward pass."""
         self.close()
         self._norms = {}
         self._handles = [
@@ -38,7 +38,7 @@ class GradientTaps:
         self._norms[key] = norm(grad)
 
     def close(self) -> list[Tensor]:
-        """After it: the norm of every parameter's gradient (0-d float32), as far as they have one."""
+        """Remove the hooks after the pass, and return the norms of the gradients that came (0-d float32, one a parameter)."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

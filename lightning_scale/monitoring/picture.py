@@ -1,4 +1,4 @@
-"""One picture, written once by one rank when fit ends."""
+"""A picture that one rank writes once, when fit ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 log = logging.getLogger(__name__)
 
 
-class PictureAtEnd:
-    """Where a callback's picture goes, and when.
+class EndOfFitPicture:
+    """Writes a callback's picture when fit ends, also where it ends by an exception.
 
     Args:
-        file: Its name.
-        wanted: Whether there shall be one.
-        folder: Where to; ``None`` for the run's log folder.
+        file: The picture's file name.
+        wanted: Whether a picture is written at all.
+        folder: The folder that it goes to; ``None`` for the run's log folder.
     """
 
     def __init__(self, file: str, wanted: bool, folder: str | None) -> None:
@@ -27,7 +27,10 @@ class PictureAtEnd:
         self._path: Path | None = None
 
     def begin(self, trainer: L.Trainer, who: str) -> None:
-        """In ``on_fit_start``, on every rank: ``log_dir`` talks to all, and after an exception nobody may be there."""
+        """Find the folder; to be called in ``on_fit_start`` on every rank.
+
+        ``log_dir`` takes a collective, and after an exception another rank may no longer be there for it.
+        """
         self._path = None
         if not self._wanted:
             return
@@ -40,7 +43,7 @@ class PictureAtEnd:
         self._path = Path(self._folder or trainer.log_dir or trainer.default_root_dir) / self._file
 
     def finish(self, trainer: L.Trainer, draw: Callable[[Path], None] | None) -> None:
-        """In ``on_fit_end``: let ``draw(path)`` write it, on rank 0; ``None``: there is nothing to draw."""
+        """Let ``draw(path)`` write the picture, on rank 0; to be called in ``on_fit_end``, with ``None`` for nothing to draw."""
         path, self._path = self._path, None
         if draw is None or path is None or not trainer.is_global_zero:
             return
@@ -49,7 +52,7 @@ class PictureAtEnd:
         rank_zero_info(f"picture: {path}")
 
     def fail(self, trainer: L.Trainer, draw: Callable[[Path], None] | None) -> None:
-        """In ``on_exception``: the same, and whatever goes wrong, the run's own exception is what its user must see."""
+        """Do the same in ``on_exception``, where an error of the drawing must not hide the run's own exception."""
         try:
             self.finish(trainer, draw)
         except Exception:

@@ -1,4 +1,4 @@
-"""Which layers' trust ratios look wrong. Plain Python."""
+"""Warnings of trust ratios that look wrong, one for each layer and cause. Plain Python."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _NAMED = 5  # layers in one sentence
 
 
 @dataclass
-class RatioWatch:
-    """Says once, of each layer and cause, that its ratio has left a band, or stays at 1 or at a bound of its clip.
+class RatioWarnings:
+    """Warns once, for each layer and cause, that its ratio has left a band, or stays at 1 or at a bound of its clip.
 
     Args:
-        band: Smallest and largest ratio that is no cause for a word; ``None``: any.
-        patience: Looks in a row after which a ratio has not moved by chance.
+        band: The smallest and the largest ratio that bring no warning; ``None``: any.
+        patience: Checks in a row after which a ratio that has not moved is no chance.
 
     Raises:
-        ValueError: for a band that is none, or ``patience`` below 1.
+        ValueError: for a band whose ends are out of order or below 0, or ``patience`` below 1.
     """
 
     band: tuple[float, float] | None = None
     patience: int = 5
-    _streaks: dict[str, dict[str, int]] = field(default_factory=dict)  # cause: layer: looks in a row
+    _streaks: dict[str, dict[str, int]] = field(default_factory=dict)  # cause: layer: checks in a row
     _said: dict[str, set[str]] = field(default_factory=dict)  # cause: layers
 
     def __post_init__(self) -> None:
@@ -38,15 +38,15 @@ class RatioWatch:
         if self.patience < 1:
             raise ValueError(f"patience is {self.patience}: give a whole number of at least 1.")
 
-    def look(
+    def check(
         self, step: int, ratios: Mapping[str, float], clips: Mapping[str, tuple[float, float] | None]
     ) -> list[str]:
-        """What is new at this look, one sentence a cause.
+        """Return what is new at this step, one sentence a cause.
 
         Args:
-            step: Optimizer steps done.
-            ratios: Of the layers that adapt.
-            clips: Bounds on the ratio of each.
+            step: The number of optimizer steps done.
+            ratios: The trust ratios of the layers that adapt.
+            clips: The bounds on each layer's ratio; ``None`` for none.
         """
         found: dict[str, list[str]] = {"band": [], "one": [], "low": [], "high": []}
         for name, ratio in ratios.items():
@@ -89,12 +89,12 @@ class RatioWatch:
         return f"the trust ratio of {shown} is at the {which} bound of its clip, {bound:g}, {looks}."
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints: what a resumed run does not say again."""
+        """What a resumed run needs so that it does not warn again."""
         streaks = {cause: {name: n for name, n in streak.items() if n} for cause, streak in self._streaks.items()}
         return {"streaks": streaks, "said": {cause: sorted(names) for cause, names in self._said.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from what `state_dict` returned."""
         self._streaks = {cause: dict(streak) for cause, streak in state["streaks"].items()}
         self._said = {cause: set(names) for cause, names in state["said"].items()}
 

@@ -1,4 +1,4 @@
-"""The two terms of the gradient noise scale, from one optimizer step. Plain arithmetic.
+"""The gradient noise scale: its two terms from one optimizer step, and their averages over many. Plain arithmetic.
 
 McCandlish et al. 2018, arXiv 1812.06162, appendix A.1. A step's gradient is a weighted mean of its *units'* gradients: the
 micro-batches of all ranks. A mean over b samples has E|g|² = |G|² + tr Σ / b, where G is the true gradient and Σ the
@@ -8,7 +8,7 @@ covariance of one sample's; two sizes of b give two equations.
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,56 @@ def estimate(sums: UnitSums, mean_square: float) -> Estimate | None:
     if sums.units < 2 or not math.isfinite(sums.square + mean_square):
         return None
     return unbiased(sums.square / sums.weight, mean_square, sums.small_batch, sums.big_batch)
+
+
+@dataclass
+class SmoothedNoise:
+    """Exponential moving averages of |G|² and tr Σ, corrected for their start from zero; their ratio is the noise scale.
+
+    Each term is smoothed by itself before the ratio is taken. The ratio of one step's terms is useless: |G|² is a small
+    difference of large numbers, and often negative.
+
+    Args:
+        smoothing: The share of itself that an average keeps at each measured step, at least 0 and below 1.
+
+    Raises:
+        ValueError: for a ``smoothing`` out of range.
+    """
+
+    smoothing: float
+    _sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of |G|², of tr Σ, of the weights
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing is {self.smoothing}: give a number of at least 0 and below 1, such as 0.95.")
+
+    def add(self, seen: Estimate) -> None:
+        """Take one step's terms into the averages."""
+        keep = self.smoothing
+        new = (seen.gradient_square, seen.trace, 1.0)
+        self._sums = [keep * old + (1 - keep) * value for old, value in zip(self._sums, new, strict=True)]
+
+    @property
+    def gradient_square(self) -> float:
+        """Smoothed |G|²; 0 before the first measured step."""
+        return self._sums[0] / (self._sums[2] or 1.0)
+
+    @property
+    def trace(self) -> float:
+        """Smoothed tr Σ; 0 before the first measured step."""
+        return self._sums[1] / (self._sums[2] or 1.0)
+
+    @property
+    def critical_batch_size(self) -> float | None:
+        """B_simple = tr Σ / |G|² in samples; ``None`` while noise leaves one of the terms negative."""
+        if self.gradient_square <= 0 or self.trace < 0:
+            return None
+        return self.trace / self.gradient_square
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """What a resumed run goes on with, to the bit."""
+        return {"sums": list(self._sums)}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Go on from the averages that `state_dict` returned."""
+        self._sums = list(state["sums"])
