@@ -46,7 +46,7 @@ class GradientNormHooks:
 
 
 def norm(grad: Tensor) -> Tensor:
-    """‖g‖ as a 0-d tensor where ``grad`` is."""
+    """Return ‖g‖ as a 0-d tensor on the device of ``grad``, in float32 or wider."""
     grad = grad.detach()
     if grad.is_sparse:
         grad = grad.coalesce().values()
@@ -55,7 +55,7 @@ def norm(grad: Tensor) -> Tensor:
 
 
 def square_of(norms: Sequence[Tensor]) -> float:
-    """The sum of squared norms, in float64; waits for their devices."""
+    """Return the sum of squared norms, in float64; the host waits for their devices."""
     if not norms:
         return 0.0
     together = torch.stack([n.to(norms[0]) for n in norms])

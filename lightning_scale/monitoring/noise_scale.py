@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, field
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one step says; each term is unbiased, their ratio is not."""
+    """The two terms that one step gives; each is unbiased, their ratio is not."""
 
     gradient_square: float
     """|G|², the squared norm of the true gradient; noise can make it negative."""
@@ -43,13 +43,13 @@ class UnitSums:
 
     @classmethod
     def of_unit(cls, weighted_square: float, weight: float, items: float, samples: float) -> UnitSums:
-        """One unit, by the squared norm of c·g; nothing where it has no weight.
+        """Return the sums of one unit; a unit without weight or items adds its samples alone.
 
         Args:
-            weighted_square: |c·g|².
-            weight: c.
-            items: m.
-            samples: How many samples the items belong to.
+            weighted_square: |c·g|², the squared norm of the unit's gradient as it is added to the step's.
+            weight: c, its weight in the step.
+            items: m, the number of items that its loss is the mean of.
+            samples: The number of samples that the items belong to.
         """
         if weight == 0 or items == 0:
             return cls(samples=samples)
@@ -70,13 +70,13 @@ class UnitSums:
 
 
 def unbiased(small_square: float, big_square: float, small_batch: float, big_batch: float) -> Estimate:
-    """|G|² and tr Σ from the squared norms of gradients at two batch sizes.
+    """Return |G|² and tr Σ from the squared norms of gradients at two batch sizes.
 
     Args:
-        small_square: Mean of |g|² over gradients of ``small_batch`` samples.
+        small_square: The mean of |g|² over gradients of ``small_batch`` samples each.
         big_square: |g|² of the gradient of ``big_batch`` samples.
-        small_batch: In samples.
-        big_batch: In samples, larger.
+        small_batch: The smaller batch, in samples.
+        big_batch: The larger batch, in samples.
     """
     trace = (small_square - big_square) / (1 / small_batch - 1 / big_batch)
     gradient_square = (big_batch * big_square - small_batch * small_square) / (big_batch - small_batch)
@@ -84,13 +84,13 @@ def unbiased(small_square: float, big_square: float, small_batch: float, big_bat
 
 
 def estimate(sums: UnitSums, mean_square: float) -> Estimate | None:
-    """What a step's units and their mean say of |G|² and tr Σ.
+    """Return |G|² and tr Σ from a step's units and their mean.
 
     Uneven units have the weights that they have in the step, so that where it is the mean over all samples tr Σ is the
     analysis of variance's Σ b·|g − ḡ|² / (units − 1).
 
     Args:
-        sums: Over all units.
+        sums: The sums over all units of all ranks.
         mean_square: |Σ c·g / Σ c|², of the step's gradient.
 
     Returns:
@@ -146,7 +146,7 @@ class SmoothedNoise:
         return self.trace / self.gradient_square
 
     def state_dict(self) -> dict[str, list[float]]:
-        """What a resumed run goes on with, to the bit."""
+        """Return what a resumed run needs to go on with the same bits."""
         return {"sums": list(self._sums)}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_scale.monitoring.history import History
 
 RULE_OF_THUMB = (1e-3, 1e-2)
-"""Of ‖Δw‖ / ‖w‖ (Hinton): updates much smaller learn nothing, and much larger ones forget what was learned."""
+"""Hinton's bounds of ‖Δw‖ / ‖w‖: much smaller updates learn nothing, and much larger ones forget what was learned."""
 
 _ROW = 0.17  # inches
 _MOST = 60  # rows with a name of their own
@@ -31,8 +31,8 @@ def draw_heat_maps(ratios: History, steps: History, path: Path) -> None:
     """Write a PNG: the trust ratios of the layers that adapt, and the size of every layer's steps beside its weights.
 
     Args:
-        ratios: Trust ratios by layer; may have no names.
-        steps: ‖Δw‖ / ‖w‖ by layer, at least one.
+        ratios: The trust ratios by layer; it may be empty.
+        steps: ‖Δw‖ / ‖w‖ by layer, with at least one row.
         path: The file to write.
     """
     panels = [history for history in (ratios, steps) if history.names]
@@ -49,7 +49,7 @@ def draw_heat_maps(ratios: History, steps: History, path: Path) -> None:
 
 
 def _height(layers: int) -> float:
-    """Of a panel, in inches."""
+    """Return the height of a panel in inches."""
     return _ROW * min(max(layers, 8), 1.5 * _MOST)
 
 
@@ -112,7 +112,7 @@ def _edges(steps: Sequence[int]) -> list[float]:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Without the modules that all of them begin with."""
+    """Return names without the modules that all of them begin with."""
     parts = [name.split(".") for name in names]
     shared = 0
     while all(len(part) > shared + 2 and part[shared] == parts[0][shared] for part in parts):

@@ -1,4 +1,4 @@
-"""A forward and a backward pass of a training step on tensors without contents, and the memory that they would take."""
+"""Runs a training step forward and backward on tensors without contents, and counts the memory that it would take."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lightning_scale.plan.micro_batch import BatchShapes, Unknown
 
 @dataclass(frozen=True)
 class Computing:
-    """In which precision layers are computed, and by what."""
+    """In which precision a strategy computes layers, and on which kind of device."""
 
     parameters: torch.dtype | None = None
-    """Of floating-point parameters, buffers and inputs; None leaves them."""
+    """The dtype that floating-point parameters, buffers and inputs get; None leaves them as they are."""
     autocast: torch.dtype | None = None
     gpu: bool = False
-    """Attention with dropout is one operation there, and autocast has other types."""
+    """Whether to compute as a GPU does: attention with dropout is one operation there, and autocast has other types."""
     param_dtype: torch.dtype | None = None
-    """FSDP2's: of parameters and inputs, in place of ``parameters``; buffers stay as that says."""
+    """FSDP2's own dtype of parameters and inputs, in the place of ``parameters``; buffers keep that one."""
 
     def __str__(self) -> str:
         named = self.autocast or self.param_dtype or self.parameters
@@ -47,13 +47,13 @@ def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, comp
 
     Args:
         model: The module, its parameters with or without memory.
-        shapes: The micro-batch's.
-        samples: How many it has.
-        computing: The precision.
+        shapes: The shapes of a micro-batch.
+        samples: The number of samples in it.
+        computing: The precision that layers are computed in.
 
     Raises:
         Unknown: where ``training_step`` returns no loss.
-        Exception: whatever ``training_step`` raises; where it looks into its tensors, that is not known here.
+        Exception: whatever ``training_step`` raises; a step that looks into its tensors fails here.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -73,7 +73,7 @@ def peak_bytes(model: L.LightningModule, shapes: BatchShapes, samples: int, comp
 
 
 class _Step(nn.Module):
-    """Both passes, so that what is computed a second time in the backward pass finds the same parameters."""
+    """Runs both passes as one call, so that what is computed again in the backward pass finds the same parameters."""
 
     def __init__(self, module: L.LightningModule, autocast: torch.dtype | None) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 @contextmanager
 def _logging_nothing(model: L.LightningModule) -> Iterator[None]:
-    """Lightning logs only while its loop runs."""
+    """Within, the module's ``log`` does nothing, for Lightning logs only while its loop runs."""
     names = ("log", "log_dict")
     for name in names:
         setattr(model, name, lambda *args, **kwargs: None)
@@ -115,20 +115,20 @@ def _logging_nothing(model: L.LightningModule) -> Iterator[None]:
 
 
 class LiveBytesCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within, counts the storages that operations make until nobody holds them; also those of fake tensors.
+    """Within, counts the bytes of the storages that operations make, until nothing holds them; also of fake tensors.
 
     A storage that views share counts once. What an operation takes for itself and gives back before it ends is not seen.
 
     Args:
-        held: Tensors whose memory is not counted.
+        held: Tensors whose memory is not counted, for they were there before.
     """
 
     def __init__(self, held: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
-        """Bytes that are there at present."""
+        """The bytes that are held now."""
         self.peak = 0
-        """The most that were there at once."""
+        """The most bytes that were held at once."""
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in held}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -166,7 +166,7 @@ def computed_as_on_gpu(gpu: bool) -> Iterator[None]:
     """Within, autocast takes float32 where CUDA's does, and attention with dropout is one operation that keeps no matrix.
 
     Args:
-        gpu: Do nothing unless it is set.
+        gpu: Whether the run is meant for GPUs; nothing is changed unless it is.
     """
     original = F.scaled_dot_product_attention
 

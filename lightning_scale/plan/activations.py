@@ -22,23 +22,23 @@ _LOW = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": 
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one stage, or of a run without stages: the most bytes at once, as a line over the samples in a micro-batch."""
+    """The most bytes that a stage's (or the run's) training step holds at once, as a line over the samples in a micro-batch."""
 
     stage: int | None
     sequence_length: int | None
     micro_batch_size: int
-    """The largest of the stage."""
+    """The largest micro-batch of the stage."""
     computing: Computing
     bytes: int
-    """At that micro-batch, traced."""
+    """The bytes that were traced with that micro-batch."""
     fixed: float
-    """Where the line through twice and four times that micro-batch begins."""
+    """The bytes at which the line through twice and four times that micro-batch begins."""
     per_sample: float
     off: float
-    """By what share of ``bytes`` the line misses them; small where memory grows evenly with samples."""
+    """The share of ``bytes`` by which the line misses them; small where memory grows evenly with samples."""
 
     def largest(self, room: int) -> int:
-        """Samples in the largest micro-batch whose activations take no more than ``room`` bytes; 0 where none does."""
+        """Return the samples in the largest micro-batch that takes no more than ``room`` bytes; 0 where none does."""
         line = max(0, int((room - self.fixed) // self.per_sample))
         size = self.micro_batch_size
         return max(line, size) if self.bytes <= room else min(line, size - 1)
@@ -46,18 +46,18 @@ class Activations:
 
 @dataclass(frozen=True)
 class Measured:
-    """Activations of every stage, as far as they could be traced."""
+    """The activations of every stage, as far as they could be traced."""
 
     by_computing: dict[Computing, list[Activations]]
     left_out: str | None = None
-    """Why there are none."""
+    """Why nothing was traced; None where it was."""
 
 
 def computing_of(strategy: str, configured: Configured) -> Computing:
-    """How a strategy's layers are computed under the Trainer's precision, and FSDP2's own.
+    """Return how a strategy computes layers under the Trainer's precision, and FSDP2's own.
 
     Raises:
-        Unknown: for a precision of its own kind.
+        Unknown: for a precision that is none of Lightning's own names.
     """
     precision, gpu = configured.precision, configured.gpu
     low = _LOW.get(precision.split("-")[0])
@@ -76,8 +76,8 @@ def measure(found: DryRun, configured: Configured) -> Measured:
     """Trace a training step of every stage as every strategy would compute it.
 
     Args:
-        found: The run, its samples read.
-        configured: The precision, and whether it runs on GPUs.
+        found: The dry run, which has read samples.
+        configured: The precision, and whether the run is meant for GPUs.
     """
     traced: dict[Computing, list[Activations]] = {}
     try:
@@ -117,11 +117,11 @@ def _peak(model: L.LightningModule, shapes: BatchShapes, samples: int, computing
 
 
 _EVEN = 0.01
-"""How far memory may be from a line over samples and still be called one."""
+"""How far memory may be from a line over samples before the report says that it does not grow evenly."""
 
 
 def activations_under(strategy: str, measured: Measured, configured: Configured) -> list[Activations]:
-    """Each stage's activations under a strategy; empty where they are left out."""
+    """Return each stage's activations under a strategy; empty where they are left out."""
     if measured.left_out is not None:
         return []
     return measured.by_computing[computing_of(strategy, configured)]
@@ -130,7 +130,7 @@ def activations_under(strategy: str, measured: Measured, configured: Configured)
 def largest_micro_batches(
     own: Mapping[str, Memory], measured: Measured, configured: Configured, device_memory: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each strategy and stage: what is left, the largest micro-batch for it, and whether the run's own fits."""
+    """Say for each strategy and stage what is left of the device, the largest micro-batch, and whether the run's own fits."""
     found = {}
     for strategy, held in own.items():
         room = device_memory - held.device.total
@@ -150,7 +150,7 @@ def largest_micro_batches(
 def micro_batches_too_large(
     own: Mapping[str, Memory], measured: Measured, configured: Configured, device_memory: int
 ) -> list[str]:
-    """A sentence for each stage whose micro-batch does not fit beside states that do."""
+    """Return a sentence for each stage whose micro-batch does not fit beside states that do."""
     strategy = configured.strategy
     if strategy is None or strategy not in own:
         return []
@@ -169,7 +169,7 @@ def micro_batches_too_large(
 
 
 def activations_json(measured: Measured) -> dict[str, Any]:
-    """What was traced, or why nothing was."""
+    """Return what was traced, or why nothing was, as JSON takes it."""
     lines = [one for stages in measured.by_computing.values() for one in stages]
     return {
         "left_out": measured.left_out,
@@ -180,7 +180,7 @@ def activations_json(measured: Measured) -> dict[str, Any]:
 def activations_text(
     own: Mapping[str, Memory], measured: Measured, configured: Configured, device_memory: int | None
 ) -> str:
-    """Tables of what was traced, and of the largest micro-batches where the device is known."""
+    """Return tables of what was traced, and of the largest micro-batches where the device is known."""
     if measured.left_out is not None:
         return f"Left out: {measured.left_out}."
     lines = [one for stages in measured.by_computing.values() for one in stages]

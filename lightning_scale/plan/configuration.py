@@ -41,7 +41,7 @@ class Machine:
     ranks: int
     ranks_per_node: int
     device_memory: int | None = None
-    """Bytes that each device has; None where nobody said so."""
+    """The bytes of each device; None where they were not given."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,24 @@ class Configured:
     """One of `STRATEGIES`; None for any other, which is not planned."""
     precision: str
     replicas: int = 1
-    """Of FSDP2: how many copies all ranks hold together."""
+    """FSDP2's number of copies of the model that all ranks together hold."""
     param_dtype: str | None = None
-    """Of FSDP2: what parameters are gathered and layers computed in; None: what they are kept in."""
+    """FSDP2's dtype in which parameters are gathered and layers computed; None for the one that they are kept in."""
     reduce_dtype: str | None = None
-    """Of FSDP2: what gradients are sent in; None: what they are computed in."""
+    """FSDP2's dtype in which gradients are sent; None for the one that they are computed in."""
     bucket_elements: int = BUCKET_ELEMENTS
     bucket_view: bool = True
-    """Of DDP: ``gradient_as_bucket_view``, which is off unless it is written."""
+    """DDP's ``gradient_as_bucket_view``, which is off unless it is written."""
     gpu: bool = True
     """Whether the run is meant for GPUs: for anything but ``accelerator: cpu``."""
     clip: float = 0.0
     """The Trainer's ``gradient_clip_val``; 0 for none."""
     unverified_nvme: bool = False
-    """Of ZeRO: whether it is to offload to NVMe without having been told to twice. Planned as offload to the CPU."""
+    """Whether ZeRO is to offload to NVMe without ``allow_unverified_nvme``. It is planned as offload to the CPU."""
 
 
 def configured(strategy: Any, precision: Any, accelerator: Any = "auto", clip: float | None = None) -> Configured:
-    """What ``trainer.strategy``, ``precision``, ``accelerator`` and ``gradient_clip_val`` say, as they are written."""
+    """Read ``trainer.strategy``, ``precision``, ``accelerator`` and ``gradient_clip_val`` as they are written."""
     return replace(_placed(strategy, precision), gpu=accelerator != "cpu", clip=clip or 0.0)
 
 
@@ -104,7 +104,7 @@ def _placed(strategy: Any, precision: Any) -> Configured:
 
 
 def refusals(found: Configured, optimizers: list[Optimizer]) -> list[str]:
-    """Sentences on what the strategy will refuse when it starts."""
+    """Return a sentence for everything that the strategy will refuse when it starts."""
     said = []
     try:
         if found.strategy is not None and found.strategy.startswith("zero"):

@@ -1,4 +1,4 @@
-"""A fit whose training loop counts steps instead of taking them.
+"""Runs Lightning's `fit` with a training loop that counts steps instead of taking them.
 
 All that comes before the first step is Lightning's own `fit`, on a model without memory: the same callbacks are set up, the
 same loaders read, the same configurations refused. Then every step is asked of the same window and rate as in training.
@@ -49,7 +49,7 @@ OPTIONS = (
     "val_check_interval",
     "check_val_every_n_epoch",
 )
-"""The Trainer's options that steps follow from."""
+"""The Trainer's options that decide about steps."""
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
@@ -84,15 +84,15 @@ def dry_run(
     world_size: int,
     read_samples: bool = False,
 ) -> DryRun:
-    """The optimizer steps of a run, as `fit` would take them.
+    """Find the optimizer steps of a run, as `fit` would take them.
 
     Args:
         model: The module; its parameters need no memory (``torch.device("meta")``), and its ``configure_model`` gets none.
-        datamodule: The data; its loaders are made.
-        callbacks: The Trainer's; those that have no say in steps are left out.
+        datamodule: The data, whose loaders are made; None where the module has its own.
+        callbacks: The Trainer's callbacks; those that have no say in steps are left out.
         options: The Trainer's options; those in `OPTIONS` are used.
-        world_size: Number of ranks.
-        read_samples: Read a few samples of each stage, so that micro-batches are known.
+        world_size: The number of ranks.
+        read_samples: Whether to read a few samples of each stage, so that the shapes of micro-batches are known.
 
     Raises:
         ConfigurationError: where `fit` would refuse to run, or nothing says where it ends.
@@ -122,7 +122,7 @@ def dry_run(
 
 
 def _refuse_repeated(callbacks: Sequence[L.Callback]) -> None:
-    """What a Trainer with all of the callbacks would refuse: two of one kind, with a state under one name."""
+    """Refuse what a Trainer with all of the callbacks would: two of one kind, whose states have one name."""
     seen: set[str] = set()
     for callback in callbacks:
         if is_overridden("state_dict", instance=callback):
@@ -162,14 +162,14 @@ class MetaStrategy(ParallelStrategy):
         return {"num_replicas": self._ranks, "rank": 0}
 
     def model_to_device(self) -> None:
-        """Leave it without memory."""
+        """Leave the model without memory."""
 
     def teardown(self) -> None:
-        """There is nothing to bring back from a device."""
+        """Do nothing, for there is nothing to bring back from a device."""
 
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
-        """What a module's ``configure_model`` builds takes no memory."""
+        """Within, what a module's ``configure_model`` builds takes no memory."""
         with torch.device("meta"):
             yield
 
@@ -189,7 +189,7 @@ class MetaStrategy(ParallelStrategy):
         return tensor
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        """Nobody else is there."""
+        """Wait for nobody."""
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         return obj

@@ -1,4 +1,4 @@
-"""Numbers and tables for the terminal."""
+"""Formats numbers and tables for the terminal, and reads amounts of memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def table(lines: Sequence[Sequence[str]], left_from: int) -> str:
-    """Lines of cells in columns; those from ``left_from`` on, and the first where that is 0, begin at the left."""
+    """Return lines of cells in columns; those from number ``left_from`` on are aligned at the left, the others at the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
@@ -21,12 +21,12 @@ def table(lines: Sequence[Sequence[str]], left_from: int) -> str:
 
 
 def count(value: int | None) -> str:
-    """A whole number with commas, or "-"."""
+    """Return a whole number with commas, or "-" for None."""
     return "-" if value is None else f"{value:,}"
 
 
 def size(value: float) -> str:
-    """Bytes in units of 1000, three digits: "24.0 GB"."""
+    """Return bytes in units of 1000 with three digits, such as "24.0 GB"."""
     number, unit = float(value), 0
     while abs(number) >= 999.5 and unit < len(_BYTES) - 1:
         number, unit = number / 1000, unit + 1
@@ -35,7 +35,7 @@ def size(value: float) -> str:
 
 
 def parse_size(text: str, name: str) -> int:
-    """Bytes of "80GB" (1000³) or "80GiB" (1024³).
+    """Read an amount such as "80GB" (1000³ bytes) or "80GiB" (1024³), in bytes.
 
     Raises:
         ValueError: for anything else.

@@ -1,4 +1,4 @@
-"""What each device and each host holds of a model under every strategy: parameters, gradients, optimizer state.
+"""Works out what each device and each host holds of a model under every strategy: parameters, gradients, optimizer state.
 
 Activations are left out, and what is gathered or sent for a moment. Sources: Rajbhandari et al. 2019 (arXiv 1910.02054) for
 what ZeRO splits; how often DeepSpeed 0.19.8 and torch 2.13 keep each thing was counted in their memory on the CPU.
@@ -26,16 +26,16 @@ PERSISTENT_ELEMENTS = 100_000
 
 @dataclass(frozen=True)
 class Parts:
-    """Bytes in one memory."""
+    """The bytes that one rank holds in one memory, by what they are for."""
 
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
-    """Moments."""
+    """The optimizer's moments."""
     master: int = 0
-    """The float32 copy of the parameters that the step is computed on."""
+    """The float32 copy of low-precision parameters that the step is computed on."""
     buckets: int = 0
-    """What gradients are put into to be sent."""
+    """The buffers that gradients are put into to be sent."""
 
     @property
     def total(self) -> int:
@@ -44,21 +44,21 @@ class Parts:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one rank holds."""
+    """What one rank holds on its device and on its host."""
 
     device: Parts
     host: Parts
     fixed_buckets: bool = True
-    """Whether the buckets are as large for every model."""
+    """Whether the buckets have one size for every model."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A model, as far as its memory goes.
+    """The shapes of a model's parameters.
 
     Args:
         trained: The shape of each parameter that is trained.
-        frozen: The elements of all others together.
+        frozen: The number of elements of all others together.
     """
 
     trained: tuple[tuple[int, ...], ...]
@@ -74,7 +74,7 @@ class Shapes:
 
 
 def parameter_bytes(strategy: str, precision: str) -> int:
-    """Bytes of one element of the parameters that layers are computed with, as they are kept."""
+    """Return the bytes of one element of the parameters that layers are computed with, as they are kept."""
     if precision.endswith("-true"):
         return {"64": 8, "32": 4}.get(precision.removesuffix("-true"), 2)
     if precision in ("64", "32"):
@@ -94,17 +94,17 @@ def memory(
     bucket_elements: int = BUCKET_ELEMENTS,
     bucket_view: bool = True,
 ) -> Memory:
-    """What rank 0 holds at the end of a backward pass, its optimizer's state made.
+    """Return what rank 0 holds at the end of a backward pass, after its optimizer has made its state.
 
     Args:
         strategy: One of `STRATEGIES`.
-        model: The parameters' shapes.
-        moments: Bytes of optimizer state of each trained parameter, whole.
-        ranks: How many ranks share what the strategy shares.
-        precision: The Trainer's.
+        model: The shapes of the parameters.
+        moments: The bytes of optimizer state of each trained parameter, when it is whole.
+        ranks: The number of ranks that share what the strategy shares.
+        precision: The Trainer's precision.
         master: Whether the optimizer keeps a float32 copy of low-precision parameters (not under ZeRO, which has its own).
         bucket_elements: DeepSpeed's ``reduce_bucket_size``.
-        bucket_view: DDP's ``gradient_as_bucket_view``; without, buckets hold a second copy of all gradients.
+        bucket_view: DDP's ``gradient_as_bucket_view``; without it, buckets hold a second copy of all gradients.
     """
     low = parameter_bytes(strategy, precision)
     if strategy == "ddp":
@@ -122,7 +122,7 @@ def memory(
 
 
 def _fsdp2(model: Shapes, moments: Sequence[int], ranks: int, low: int, master: bool) -> Parts:
-    """Rank 0's rows of dimension 0, which are not fewer than any other's."""
+    """Count rank 0's rows of dimension 0, which are not fewer than any other rank's."""
     parts = [-(-shape[0] // ranks) / max(shape[0], 1) if shape else 1.0 for shape in model.trained]
     own = round(sum(part * math.prod(shape) for part, shape in zip(parts, model.trained, strict=True)))
     state = round(sum(part * m for part, m in zip(parts, moments, strict=True)))
@@ -131,7 +131,7 @@ def _fsdp2(model: Shapes, moments: Sequence[int], ranks: int, low: int, master: 
 
 
 def _split(model: Shapes, moments: Sequence[int], ranks: int) -> Parts:
-    """What a rank keeps of its share under ZeRO; gradients are added up in float32, as the copy is."""
+    """Return what a rank keeps of its share under ZeRO; gradients are added up in float32, like the copy."""
     share = 4 * -(-model.trained_numel // ranks)
     return Parts(0, share, -(-sum(moments) // ranks), share)
 
@@ -167,9 +167,10 @@ def _zero12_offload(stage: int, model: Shapes, split: Parts, low: int, bucket: i
 
 
 def largest_model(found: Memory, model: Shapes, device_memory: int) -> int:
-    """Parameters of the largest model of this make whose states fit into a device's memory.
+    """Return the number of parameters of the largest model of this make whose states fit into a device's memory.
 
-    0 where the device holds but what is in use, so that the host decides, and where DeepSpeed's bucket alone does not fit.
+    It is 0 where the device holds only what is in use, so that the host decides, and where DeepSpeed's bucket alone does
+    not fit.
     """
     if found.device.gradients == 0:
         return 0
@@ -178,7 +179,7 @@ def largest_model(found: Memory, model: Shapes, device_memory: int) -> int:
 
 
 def shapes_of(model: LightningModule, optimizer: Optimizer) -> Shapes:
-    """The model's parameters: those that the optimizer trains, in its order, and all others."""
+    """Return the shapes of the parameters that the optimizer trains, in its order, and the elements of all others."""
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     known = {id(p) for p in trained}
     frozen = sum(p.numel() for p in model.parameters() if id(p) not in known)
@@ -186,7 +187,7 @@ def shapes_of(model: LightningModule, optimizer: Optimizer) -> Shapes:
 
 
 def by_strategy(shapes: Shapes, optimizer: Optimizer, found: Configured, machine: Machine) -> dict[str, Memory]:
-    """Memory of each rank under every strategy, with the run's own optimizer; empty where its state is not known."""
+    """Return each rank's memory under every strategy with the run's own optimizer; empty where its state is not known."""
     kept = {}
     for strategy in STRATEGIES:
         moments = state_bytes(with_dtype(optimizer, _stepped_dtype(strategy, found.precision)))
@@ -197,7 +198,7 @@ def by_strategy(shapes: Shapes, optimizer: Optimizer, found: Configured, machine
 
 
 def by_optimizer(shapes: Shapes, found: Configured, machine: Machine) -> dict[str, dict[str, Memory]]:
-    """Memory of each rank with other optimizers, under every strategy."""
+    """Return each rank's memory with other optimizers, under every strategy."""
     kept: dict[str, dict[str, Memory]] = {}
     for kind, make in KINDS.items():
         moments = {
@@ -213,7 +214,7 @@ def by_optimizer(shapes: Shapes, found: Configured, machine: Machine) -> dict[st
 
 
 def _stepped_dtype(strategy: str, precision: str) -> torch.dtype:
-    """What an optimizer is given: ZeRO's flat tensors are float32."""
+    """Return the dtype of the tensors that an optimizer is given; ZeRO's flat tensors are float32."""
     return torch.float32 if strategy.startswith("zero") else _DTYPES[parameter_bytes(strategy, precision)]
 
 
@@ -236,7 +237,7 @@ def _memory(
 def memory_text(
     shapes: Shapes, own: dict[str, Memory], others: dict[str, dict[str, Memory]], found: Configured, machine: Machine
 ) -> str:
-    """Two tables and what they leave out."""
+    """Return two tables, by strategy and by optimizer, and a sentence on what they leave out."""
     header = ["", "parameters", "gradients", "moments", "copy", "buckets", "device", "host, a node"]
     if machine.device_memory is not None:
         header += ["left", "largest model (parameters)"]

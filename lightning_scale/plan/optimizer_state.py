@@ -1,4 +1,4 @@
-"""How large an optimizer's state is: its own code makes it, on parameters without memory."""
+"""Measures how large an optimizer's state is: its own code makes it, on parameters without memory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ KINDS: dict[str, Make] = {
     "AdamW8bit": lambda named: optim.AdamW8bit(named, lr=0.1),
     "LAMB8bit": lambda named: optim.LAMB8bit(named, lr=0.1),
 }
-"""Optimizers to compare with."""
+"""The optimizers that a plan compares."""
 
 
 def state_bytes(optimizer: Optimizer) -> list[int] | None:
-    """Bytes of state for each parameter with a gradient, in the order of the groups; None where it cannot be told.
+    """Return the bytes of state of each parameter that is trained, in the order of the groups; None where that cannot be told.
 
-    A float32 master copy (``master_weights``) is not counted. The optimizer is used up.
+    A float32 master copy (``master_weights``) is not counted. The optimizer cannot be used any more.
 
     Args:
-        optimizer: Of parameters on the meta device, before its first step.
+        optimizer: An optimizer before its first step, with parameters on the meta device.
     """
     params = [(group, p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     if isinstance(optimizer, GuardedOptimizer):
@@ -48,7 +48,7 @@ def state_bytes(optimizer: Optimizer) -> list[int] | None:
 
 
 def with_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:
-    """The optimizer, its parameters (on the meta device) of another dtype and without state."""
+    """Give the optimizer's parameters, on the meta device, another dtype, and forget its state; return the optimizer."""
     optimizer.state.clear()
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -58,14 +58,14 @@ def with_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:
 
 
 def named_like(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[tuple[str, Tensor]]:
-    """Parameters of these shapes, without memory."""
+    """Return parameters of these shapes without memory, named by their place."""
     return [
         (str(i), torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))) for i, shape in enumerate(shapes)
     ]
 
 
 def keeps_master(optimizer: Optimizer) -> bool:
-    """Whether its low-precision parameters have a float32 copy in its state."""
+    """Return whether the optimizer keeps a float32 copy of low-precision parameters in its state."""
     return any(group.get("master_weights", False) for group in optimizer.param_groups)
 
 

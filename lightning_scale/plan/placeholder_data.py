@@ -1,4 +1,4 @@
-"""Data of a known size in a DataModule's place, so that a plan needs no files."""
+"""Data of a given size that takes a DataModule's place, so that a plan needs no files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_scale.plan.micro_batch import Unknown
 
 
 class _RepeatedSample(Dataset[Any]):
-    """The same sample again and again."""
+    """A data set that gives one sample at every index."""
 
     def __init__(self, size: int, sample: Any) -> None:
         self._size, self._sample = size, sample
@@ -28,12 +28,12 @@ class _RepeatedSample(Dataset[Any]):
 
 
 class PlaceholderData(L.LightningDataModule):
-    """As many samples as it is told, in the order of a `ResumableBatchSampler`, in stages or not.
+    """A DataModule with a given number of samples, in the order of a `ResumableBatchSampler`, in stages or not.
 
     Args:
-        samples: Samples in an epoch; a stage lasts for all of its own.
-        micro_batch_size: Samples in one rank's micro-batch, where no stage says otherwise.
-        original: The DataModule that it stands for: what the model asks of it, a vocabulary's size say, is answered by that.
+        samples: The number of samples in an epoch; a stage lasts for all of its own.
+        micro_batch_size: The samples in one rank's micro-batch, where no stage says otherwise.
+        original: The DataModule that it stands for, which answers what the model asks of it (a vocabulary's size, say).
             Its ``example_sample()``, where it has one, makes a sample of the present stage without opening anything.
     """
 
@@ -72,7 +72,7 @@ class PlaceholderData(L.LightningDataModule):
 
 
 def placeholder_for(original: Any, samples: int, micro_batch_size: int | None) -> PlaceholderData:
-    """Data of so many samples; the micro-batch's size is the original's where nobody else says it."""
+    """Return data of so many samples; without a ``micro_batch_size`` the original's own is taken."""
     for name in ("micro_batch_size", "batch_size"):
         found = getattr(original, name, None)
         if micro_batch_size is None and isinstance(found, int):

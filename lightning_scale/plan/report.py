@@ -1,4 +1,4 @@
-"""A plan as text, or as JSON."""
+"""Writes a plan as text or as JSON."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from lightning_scale.plan.schedule import schedule_json, schedule_table, schedul
 
 @dataclass(frozen=True)
 class _Held:
-    """What is known of the model's memory."""
+    """What is known of the memory that the model takes."""
 
     shapes: Shapes
     own: dict[str, Memory]
-    """Under every strategy, with the run's optimizer."""
+    """Each rank's memory by strategy, with the run's optimizer; ``others``: by optimizer and strategy."""
     others: dict[str, dict[str, Memory]]
 
 
@@ -48,15 +48,15 @@ def report(
     *,
     as_json: bool,
 ) -> str:
-    """What a dry run has found, as text or as JSON.
+    """Return the plan of a run as text or as JSON.
 
     Args:
-        found: That.
-        configured: The strategy and precision.
-        machine: What the run is to be placed on.
-        timing: The link, where the user has given one.
-        measured: Activations.
-        as_json: Write JSON; else text.
+        found: What the dry run has found.
+        configured: The strategy and the precision.
+        machine: The machine that the run is to be placed on.
+        timing: The link between ranks, where the user has given one.
+        measured: The activations, as far as they could be traced.
+        as_json: Whether to write JSON; otherwise text.
     """
     held = _held(found, configured, machine)
     said = [*refusals(configured, found.optimizers), *schedule_warnings(found.schedule)]
@@ -87,7 +87,7 @@ def report(
 
 
 def _held(found: DryRun, configured: Configured, machine: Machine) -> _Held | None:
-    """None where the run has no optimizer, or several."""
+    """Return what is known of the memory; None where the run has no optimizer, or several."""
     if len(found.optimizers) != 1:
         return None
     shapes = shapes_of(found.model, found.optimizers[0])
@@ -110,7 +110,7 @@ def _does_not_fit(held: _Held, configured: Configured, machine: Machine, measure
 def _traffic(
     found: DryRun, configured: Configured, machine: Machine, timing: Timing | None, held: _Held
 ) -> dict[str, Any]:
-    """What is sent: for each strategy, with larger batches, and (with a link) on more nodes."""
+    """Return the rows on what is sent: for each strategy, with larger batches, and (with a link) on more nodes."""
     rows: dict[str, Any] = {
         "communication": communication_rows(found.schedule, held.shapes, configured),
         "larger_batches": larger_batches(found, held.shapes, configured, timing),

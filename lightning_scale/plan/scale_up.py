@@ -16,26 +16,26 @@ from lightning_scale.plan.schedule import Schedule
 
 @dataclass(frozen=True)
 class Timing:
-    """What weak scaling and an epoch's time are worked out from."""
+    """The link and the computing time that weak scaling and an epoch's time are worked out from."""
 
     link: Link
     compute: float
-    """Seconds that a micro-batch takes."""
+    """The seconds that a rank computes for a micro-batch."""
 
 
 def larger_batches(
     found: DryRun, shapes: Shapes, configured: Configured, timing: Timing | None
 ) -> list[dict[str, Any]]:
-    """An epoch of each stage at its largest batch, twice, four times ... that, as long as an epoch has the samples.
+    """Return rows on an epoch of each stage at its largest batch, twice, four times ... that, up to an epoch's samples.
 
     The batch grows by micro-batches, on the same ranks. ``steps`` and ``messages`` are not rounded; ``exchange`` and
     ``seconds`` (that and computing) are None without a link. Stages whose epochs have no known length are left out.
 
     Args:
-        found: The run.
-        shapes: The model.
-        configured: Its strategy and precision.
-        timing: The link.
+        found: The dry run.
+        shapes: The shapes of the model's parameters.
+        configured: The strategy and the precision.
+        timing: The link between ranks, and the time of a micro-batch; None where they were not given.
     """
     strategy, ranks = configured.strategy or "ddp", found.schedule.rules.world_size
     rows = []
@@ -66,7 +66,7 @@ def larger_batches(
 
 
 def larger_text(rows: Sequence[dict[str, Any]], strategy: str) -> str:
-    """The rows of `larger_batches` as a table."""
+    """Return the rows of `larger_batches` as a table."""
     if not rows:
         return "What a larger batch saves is not known: nobody says how many samples an epoch has."
     timed = rows[0]["seconds"] is not None
@@ -88,15 +88,17 @@ def larger_text(rows: Sequence[dict[str, Any]], strategy: str) -> str:
 def scaling_rows(
     schedule: Schedule, shapes: Shapes, found: Configured, link: Link, compute: float, ranks_per_node: int
 ) -> list[dict[str, float]]:
-    """Weak scaling of the run's longest step: each rank does the same on 1, 2, 4, ... nodes, up to four times the run's.
+    """Return rows on the run's longest step where each rank does the same on 1, 2, 4, ... nodes (weak scaling).
+
+    The last row has at most four times the ranks of the run.
 
     Args:
-        schedule: The run.
-        shapes: The model.
-        found: Its strategy and precision.
-        link: What joins ranks.
-        compute: Seconds that a micro-batch takes.
-        ranks_per_node: Ranks on a node.
+        schedule: The steps of the run.
+        shapes: The shapes of the model's parameters.
+        found: The strategy and the precision.
+        link: The link between ranks.
+        compute: The seconds that a rank computes for a micro-batch.
+        ranks_per_node: The number of ranks on a node.
     """
     step = max(schedule.steps, key=lambda one: one.micro_batches)
     sent = step_traffic(found.strategy or "ddp", shapes, found, step.micro_batches)
@@ -118,7 +120,7 @@ def scaling_rows(
 
 
 def scaling_text(rows: Sequence[dict[str, float]], strategy: str) -> str:
-    """The rows of `scaling_rows` as a table."""
+    """Return the rows of `scaling_rows` as a table."""
     lines = [
         [f"{r['nodes']:,}", f"{r['ranks']:,}", f"{r['compute']:.4g}", f"{r['exchange']:.4g}", f"{r['efficiency']:.1%}"]
         for r in rows

@@ -20,64 +20,64 @@ class PlannedStep(NamedTuple):
     """One optimizer step."""
 
     step: int
-    """From 1, over all stages."""
+    """Its number, from 1, over all stages."""
     samples: int
-    """Samples of all ranks that were consumed after it."""
+    """The samples of all ranks that are consumed after it."""
     tokens: int | None
-    """Tokens in them, where stages say how long a sample is."""
+    """The tokens in them, where stages say how long a sample is."""
     batch_size: int
-    """Samples that it is the mean of, over all ranks and micro-batches."""
+    """The samples that it is the mean of, over all ranks and micro-batches."""
     micro_batches: int
-    """Of each rank."""
+    """The number of micro-batches of each rank."""
     micro_batch_size: int
-    """Samples in one rank's micro-batch; the largest, where they differ."""
+    """The samples in one rank's micro-batch; in the largest, where they differ."""
     sequence_length: int | None
-    """Tokens in a sample, where stages say so."""
+    """The tokens in a sample, where stages say so."""
     lr: float
     """The rate of the optimizer's first parameter group."""
     stage: int | None
-    """From 1, where there are stages."""
+    """The stage's number, from 1, where there are stages."""
     epoch: int
-    """Lightning's, from 1."""
+    """Lightning's epoch, from 1."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in the run that is worth a look."""
+    """A place in the run that the table and the picture show."""
 
     step: int
-    """It lies at the end of this optimizer step; 0 for the run's start."""
+    """The optimizer step at whose end it lies; 0 for the run's start."""
     text: str
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What a run consumes."""
+    """What a run consumes in all."""
 
     steps: int
     samples: int
     tokens: int | None
     epochs: float | None
-    """Passes over the data: of every stage over its own, where there are stages; None where its length is not known."""
+    """The passes over the data (of every stage over its own); None where its length is not known."""
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """A warmup, and what it is part of."""
+    """A warmup, with the length of the stage or run that it is part of."""
 
     stage: int | None
-    """From 1; None for the run's."""
+    """The stage's number, from 1; None for a warmup of the run."""
     first_step: int
-    """Optimizer steps before it."""
+    """The number of optimizer steps before it."""
     steps: float
-    """Its length."""
+    """Its length in optimizer steps, of any fraction."""
     whole: int | None
-    """Optimizer steps of its stage, or of the run; None where nobody knows."""
+    """The optimizer steps of its stage; None where it is the run's, or where they are not known."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the rates and batches follow from, as far as warnings need it."""
+    """The rules that rates and batches follow, as far as warnings and marks need them."""
 
     world_size: int
     samples_per_epoch: int | None
@@ -85,15 +85,15 @@ class Rules:
     rate_follows: str = "none"
     """How the rate follows the batch: "none", "sqrt", "linear" or "linear_then_sqrt"."""
     last_size: tuple[int, int] | None = None
-    """Of a batch that grows: the last size, and the samples (of all stages before it, too) from which on it applies."""
+    """The last size of a batch that grows, and the samples, over all stages, from which on it applies."""
     warmups: tuple[Warmup, ...] = ()
     notes: tuple[str, ...] = ()
-    """What the training command itself warns of."""
+    """The warnings of the training command itself."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run's optimizer steps."""
+    """All optimizer steps of a run, and the rules that they follow."""
 
     steps: Sequence[PlannedStep]
     rules: Rules
@@ -106,7 +106,7 @@ class Schedule:
 
     @property
     def marks(self) -> list[Mark]:
-        """Stage switches, ends of warmups, and where a growing batch reaches its last size; in the order of steps."""
+        """The switches of stages, the ends of warmups, and the end of a batch's growth, in the order of steps."""
         end, found = self.steps[-1].step, []
         for before, after in zip(self.steps, self.steps[1:], strict=False):
             if after.stage != before.stage:
@@ -125,7 +125,7 @@ class Schedule:
 
 
 def schedule_table(schedule: Schedule) -> str:
-    """One line a step: the first, the last, those around every mark, and some at even distances between them."""
+    """Return a table of the first step, the last, those around every mark, and some at even distances between them."""
     said: dict[int, list[str]] = {}
     for mark in schedule.marks:
         said.setdefault(mark.step + 1, []).append(mark.text)
@@ -141,7 +141,7 @@ def schedule_table(schedule: Schedule) -> str:
 
 
 def totals_line(schedule: Schedule) -> str:
-    """What the run consumes, as a sentence."""
+    """Return what the run consumes, as a sentence."""
     totals = schedule.totals
     parts = [f"{totals.steps:,} steps", f"{totals.samples:,} samples"]
     if totals.tokens is not None:
@@ -151,7 +151,7 @@ def totals_line(schedule: Schedule) -> str:
 
 
 def schedule_json(schedule: Schedule) -> dict[str, Any]:
-    """The schedule as JSON takes it: totals, marks, and every step's values in columns."""
+    """Return the schedule as JSON takes it: totals, marks, and every step's values in columns."""
     totals = schedule.totals
     return {
         "world_size": schedule.rules.world_size,
@@ -168,7 +168,7 @@ def _row(step: PlannedStep, said: Sequence[str]) -> tuple[str, ...]:
 
 
 def schedule_warnings(schedule: Schedule) -> list[str]:
-    """Sentences on a run's warmups, batches and ranks; the training command's own come last."""
+    """Return sentences on warmups, batches and ranks that the user may not have meant; the command's own come last."""
     rules, totals = schedule.rules, schedule.totals
     sizes = {step.batch_size for step in schedule.steps}
     largest = max(sizes)

@@ -1,4 +1,4 @@
-"""A run's schedule as a picture. Imports matplotlib: import it where it is used."""
+"""Draws a run's schedule. The module imports matplotlib, which is optional: import it in the function that draws."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _COLUMNS = (("step", "optimizer steps"), ("samples", "samples"), ("tokens", "tok
 
 
 def draw(schedule: Schedule, path: Path) -> None:
-    """Write a PNG: rate, batch, micro-batches, micro-batch and length, over steps, samples and tokens.
+    """Write a PNG of rate, batch, micro-batches, micro-batch and length, over steps, samples and tokens.
 
-    What nobody knows (tokens and length, where there are no stages) is left out. Dotted lines are the schedule's marks.
+    Tokens and length are left out where there are no stages. Dotted lines are the schedule's marks.
     """
     steps = schedule.steps
     marked = {min(max(mark.step - 1, 0) + extra, len(steps) - 1) for mark in schedule.marks for extra in (0, 1)}
@@ -80,7 +80,7 @@ def _marks(axes: Sequence[Axes], places: Sequence[tuple[float, str]], end: float
 
 
 def _short(value: float) -> str:
-    """1500000 as "1.5M"."""
+    """Return a number as short as it can be written: 1500000 as "1.5M"."""
     for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(value) >= factor:
             return f"{value / factor:g}{letter}"

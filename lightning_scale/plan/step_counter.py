@@ -1,4 +1,4 @@
-"""The count of optimizer steps that stands in the training loop's place, asked of the same window and rate as in training."""
+"""Counts optimizer steps in the training loop's place, by the same window and the same rates as in training."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from lightning_scale.window.step_count import epoch_steps
 
 @dataclass(frozen=True)
 class Fed:
-    """What a stage, or a run without stages, trains on."""
+    """The data that a stage, or a run without stages, trains on."""
 
     stage: int | None
-    """From 1."""
+    """The stage's number, from 1; None without stages."""
     batch: BatchShapes | Unknown | None
-    """What its micro-batches look like, or why that cannot be told; None where nobody asked."""
+    """The shapes of its micro-batches, or why they cannot be told; None where no samples were to be read."""
     samples_per_epoch: int | None
-    """Of all ranks."""
+    """The samples of all ranks in an epoch; None where the loader does not say."""
 
 
 class StepCounter(L.Callback):
-    """Puts the count of steps in the training loop's place.
+    """A callback that counts optimizer steps in the training loop's place.
 
     Args:
-        callbacks: Those that decide about steps and rates.
+        callbacks: The callbacks that decide about steps and rates.
         read_samples: Whether a few samples of each stage are read.
     """
 
@@ -90,7 +90,7 @@ class StepCounter(L.Callback):
             steps = trainer.global_step
 
     def _note_data(self, trainer: L.Trainer, adapter: LoopAdapter) -> None:
-        """What an epoch's loader says that the last one's may not have said."""
+        """Note what this epoch's loader says and the last one's may not have said: sizes, a stage, warmups."""
         feed, stages, rule = adapter.feed, adapter.stages, adapter.rate.rule
         if feed.micro_batch_size is None:
             raise ConfigurationError(
@@ -116,7 +116,7 @@ class StepCounter(L.Callback):
             self._last_size = (changes[-1][1], start + changes[-1][0])
 
     def _epoch(self, trainer: L.Trainer, adapter: LoopAdapter, max_steps: int) -> bool:
-        """Count an epoch's steps; whether it comes to its end."""
+        """Count an epoch's steps, and return whether it comes to its end."""
         feed, loop, progress, stages = adapter.feed, adapter.loop, adapter.progress, adapter.stages
         epoch = feed.epoch(progress.now)
         last_window = feed.owner.last_window if feed.owner is not None else "step"
@@ -158,7 +158,7 @@ class StepCounter(L.Callback):
         self._epochs = None if self._epochs is None or not known else self._epochs + samples / known
 
     def schedule(self, notes: tuple[str, ...]) -> Schedule:
-        """What was counted."""
+        """Return the steps that were counted; ``notes`` are warnings of the command."""
         if not self._steps:
             raise ConfigurationError(
                 "training would end before its first optimizer step: give it data, steps or epochs."

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other beside the process group: that they go on, that one has failed, that it left."""
+"""Lets the ranks of a run tell each other, beside the process group, that they go on, have failed, or have left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One connection from every rank to rank 0, over which lines of JSON go.
+"""Connects every rank to rank 0, by one connection over which lines of JSON go.
 
 The end of a process ends its connection, however it ended: nobody has to wait for a timeout to learn of it.
 """
@@ -19,7 +19,7 @@ _LONGEST = 1 << 20  # bytes of a line that has no end yet
 
 
 class Connection:
-    """Lines of JSON to one other rank; reading does not wait."""
+    """A connection to one other rank that carries lines of JSON; reading does not wait."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
@@ -35,7 +35,7 @@ class Connection:
             self._link.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """What has come; None where nothing more will come."""
+        """Return the lines that have come; None where nothing more will come."""
         if self._come:
             come, self._come = self._come, []
             return come
@@ -51,7 +51,7 @@ class Connection:
         return [json.loads(line) for line in lines]
 
     def hello(self) -> dict[str, Any] | None:
-        """The first line, however it comes; those that came with it wait. None where there is none."""
+        """Return the first line, for which it waits; None where none comes. Lines that came with it are kept."""
         found: list[dict[str, Any]] | None = []
         end = time.monotonic() + _SEND
         while found == [] and time.monotonic() < end:
@@ -73,17 +73,17 @@ def connect(
     Rank 0 listens on a free port while the others come. They show a word that only the process group was told.
 
     Args:
-        rank: This one.
-        ranks: How many there are.
-        address: Where the others find rank 0.
-        broadcast: Gives all ranks what rank 0 passes to it.
-        seconds: Time for all to come.
+        rank: This process's rank.
+        ranks: The number of ranks.
+        address: The host at which the others find rank 0.
+        broadcast: A function that gives all ranks what rank 0 passes to it.
+        seconds: The time within which all ranks must connect.
 
     Returns:
-        On rank 0 a connection with each other rank, on those the one with rank 0.
+        Connections by rank: on rank 0 one with each other rank, on the others the one with rank 0.
 
     Raises:
-        OSError: where they do not find each other.
+        OSError: where the ranks do not find each other.
     """
     if rank == 0:
         both = socket.has_dualstack_ipv6()

@@ -1,4 +1,4 @@
-"""A thread on every rank that ends its process when another rank has failed, hangs or was killed."""
+"""Runs a thread on every rank that ends its process when another rank has failed, hangs or was killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = Literal["running", "told", "failed", "left"]
 
 @dataclass(frozen=True)
 class Failure:
-    """The first that is known to have gone wrong."""
+    """The first failure of any rank that is known."""
 
     rank: int
     reason: str
@@ -36,21 +36,21 @@ class Failure:
 
 @dataclass
 class Seen:
-    """What is known of one rank."""
+    """What is known of one rank: how far it has come, and when it was last heard of."""
 
     count: int = 0
     place: str = "the start"
     state: State = "running"
     gone: bool = False
-    """Its connection has ended."""
+    """Whether its connection has ended."""
     heard: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
-    """When its count last grew."""
+    """The time at which its count last grew."""
     left: float | None = None
     status: int = 0
 
     def note(self, message: dict[str, Any], now: float) -> None:
-        """Take over what it reports."""
+        """Take over what the rank reports."""
         self.heard = now
         if message["count"] != self.count:
             self.count, self.place, self.moved = message["count"], message["place"], now
@@ -66,11 +66,11 @@ class Watchdog(threading.Thread):
     a few seconds to do so by itself, for it may be about to raise the same error.
 
     Args:
-        rank: This one.
-        connections: As `connections.connect` makes them.
-        hang_seconds: After so long without a step on the way (`passed`) a rank hangs.
-        silent_seconds: After so long without a word from its process a rank is lost.
-        kill_children: Ends the processes that this one has launched.
+        rank: This process's rank.
+        connections: The connections that `connections.connect` has made.
+        hang_seconds: The time without progress (`passed`) after which a rank counts as one that hangs.
+        silent_seconds: The time without a word from its process after which a rank counts as lost.
+        kill_children: A function that ends the processes that this one has launched.
     """
 
     def __init__(
@@ -99,15 +99,15 @@ class Watchdog(threading.Thread):
     # -- called by the training thread ---------------------------------------------------------------------------------
 
     def passed(self, place: str) -> None:
-        """This rank has got somewhere."""
+        """Note that this rank has come to a place in its training."""
         self._own.note({"count": self._own.count + 1, "place": place, "state": self._own.state}, time.monotonic())
 
     def fail(self, reason: str, follows: bool) -> Failure:
-        """This rank has raised. Waits, a few seconds at most, until it is known which failure was the first.
+        """Report that this rank has raised, and wait a few seconds at most until it is known which failure was the first.
 
         Args:
-            reason: Of this rank.
-            follows: Whether it may be what another rank's end looks like from here.
+            reason: What this rank has raised.
+            follows: Whether that may be what the end of another rank looks like from here.
         """
         if follows:
             self._known.wait(2 * _BEAT)  # the end of the other's connection says so too
@@ -124,24 +124,24 @@ class Watchdog(threading.Thread):
         return first
 
     def leave(self, status: int) -> None:
-        """This rank ends because it was told to; the others should do so soon."""
+        """Report that this rank ends because it was told to; the others should do so soon."""
         self._own.status, self._own.left = status, time.monotonic()
         self._own.state = "left"
         time.sleep(2 * _TICK)  # until that was reported
 
     def arrive(self) -> None:
-        """This rank is at its end, and waits for the others; from now on it is no failure that one's process ends."""
+        """Note that this rank is at its end and waits for the others: from now on it is no failure if a process ends."""
         self._arriving = True
 
     def close(self) -> None:
-        """All ranks have come to their end."""
+        """End the thread, after all ranks have come to their end."""
         self._done.set()
         self.join(10 * _TICK)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until `close`, or until all have ended."""
+        """Watch until `close` is called, or until all ranks have ended."""
         reported, last = 0.0, ("", 0)
         while not self._done.is_set():
             self._listen()
@@ -170,7 +170,7 @@ class Watchdog(threading.Thread):
                 connection.send(message)
 
     def _listen(self) -> None:
-        """Take in what comes within a tick."""
+        """Take in what comes within one tick."""
         open_ones = {c: rank for rank, c in self._connections.items() if not self._seen[rank].gone}
         if not open_ones:
             time.sleep(_TICK)
@@ -195,7 +195,7 @@ class Watchdog(threading.Thread):
             self._tell({"first": vars(failure)})
 
     def _adopt(self, failure: Failure, teller: int) -> None:
-        """Rank 0's word is final; on rank 0 it is the first one's."""
+        """Take a failure as the first one, if none is known yet; rank 0 tells it to all, and its word is final."""
         if self._first is not None:
             return
         self._first, self._told_at = failure, time.monotonic()
@@ -209,7 +209,7 @@ class Watchdog(threading.Thread):
         self._known.set()
 
     def _look(self, now: float) -> None:
-        """Say so where a rank that is looked after does not go on."""
+        """Report a rank that this one watches and that does not go on."""
         for rank, seen in self._seen.items():
             if seen.state == "left":
                 if now - (seen.left or now) > _LAST:
@@ -242,7 +242,7 @@ class Watchdog(threading.Thread):
         self._say(Failure(late[0], reason, hang=True))
 
     def _after_failure(self, now: float) -> bool:
-        """End this process where it does not end by itself; True where all ends well without that."""
+        """End this process if it does not end by itself, and return True if that is not needed."""
         if self._own.state == "failed":
             if not self._waits_for_others():
                 return True
@@ -253,7 +253,7 @@ class Watchdog(threading.Thread):
         return False
 
     def _waits_for_others(self) -> bool:
-        """Whether a rank that this one speaks to has neither ended nor been told."""
+        """Return whether a rank that this one speaks to has neither ended nor been told."""
         return any(seen.state == "running" and not seen.gone for rank, seen in self._seen.items() if rank != self._rank)
 
     def _end(self) -> None:
@@ -267,7 +267,7 @@ class Watchdog(threading.Thread):
 
 
 def _readable(connections: list[Connection]) -> list[Connection]:
-    """Those with something to read, within a tick; any number of file descriptors."""
+    """Return the connections that have something to read within one tick; unlike select it takes any file descriptor."""
     poll = select.poll()
     by_number = {connection.fileno(): connection for connection in connections}
     for number in by_number:
@@ -276,6 +276,6 @@ def _readable(connections: list[Connection]) -> list[Connection]:
 
 
 def _main_stack() -> str:
-    """Where the training thread is."""
+    """Return the stack of the training thread, as text."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return "".join(traceback.format_stack(frame)) if frame else ""
