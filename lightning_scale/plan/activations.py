@@ -15,7 +15,7 @@ from lightning_scale.plan.dry_run import DryRun
 from lightning_scale.plan.formatting import count, size, table
 from lightning_scale.plan.memory import Memory, parameter_bytes
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, first_line
-from lightning_scale.plan.step_counter import Fed
+from lightning_scale.plan.step_counter import StageInput
 
 _LOW = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 
@@ -84,23 +84,23 @@ def measure(found: DryRun, configured: Configured) -> Measured:
         for strategy in STRATEGIES:
             computing = computing_of(strategy, configured)
             if computing not in traced:
-                traced[computing] = [_of_stage(found, fed, computing) for fed in found.fed]
+                traced[computing] = [_of_stage(found, stage_input, computing) for stage_input in found.inputs]
     except Unknown as error:
         return Measured({}, str(error))
     return Measured(traced)
 
 
-def _of_stage(found: DryRun, fed: Fed, computing: Computing) -> Activations:
-    shapes = fed.batch
+def _of_stage(found: DryRun, stage_input: StageInput, computing: Computing) -> Activations:
+    shapes = stage_input.batch
     if not isinstance(shapes, BatchShapes):
         raise shapes or Unknown("no sample was read")
-    steps = [step for step in found.schedule.steps if step.stage == fed.stage]
+    steps = [step for step in found.schedule.steps if step.stage == stage_input.stage]
     size = max(step.micro_batch_size for step in steps)
     here, double, fourfold = (_peak(found.model, shapes, n * size, computing) for n in (1, 2, 4))
     slope = (fourfold - double) / (2 * size)
     fixed = double - 2 * size * slope
     off = abs(fixed + slope * size - here) / here
-    return Activations(fed.stage, steps[0].sequence_length, size, computing, here, fixed, slope, off)
+    return Activations(stage_input.stage, steps[0].sequence_length, size, computing, here, fixed, slope, off)
 
 
 def _peak(model: L.LightningModule, shapes: BatchShapes, samples: int, computing: Computing) -> int:

@@ -32,7 +32,7 @@ from lightning_scale.callbacks import (
 from lightning_scale.data import ranks
 from lightning_scale.errors import ConfigurationError, two_callbacks
 from lightning_scale.plan.schedule import Schedule
-from lightning_scale.plan.step_counter import Fed, StepCounter
+from lightning_scale.plan.step_counter import StageInput, StepCounter
 
 OPTIONS = (
     "max_steps",
@@ -73,7 +73,7 @@ class DryRun:
     schedule: Schedule
     model: L.LightningModule
     optimizers: list[Optimizer] = field(default_factory=list)
-    fed: list[Fed] = field(default_factory=list)
+    inputs: list[StageInput] = field(default_factory=list)
 
 
 def dry_run(
@@ -118,7 +118,7 @@ def dry_run(
     notes = list(dict.fromkeys(said))
     if any(isinstance(callback, EarlyStopping) for callback in callbacks):
         notes.append("EarlyStopping may end the run before this plan does.")
-    return DryRun(counter.schedule(tuple(notes)), model, counter.optimizers, counter.fed)
+    return DryRun(counter.schedule(tuple(notes)), model, counter.optimizers, counter.inputs)
 
 
 def _refuse_repeated(callbacks: Sequence[L.Callback]) -> None:

@@ -39,17 +39,21 @@ def larger_batches(
     """
     strategy, ranks = configured.strategy or "ddp", found.schedule.rules.world_size
     rows = []
-    for fed in found.fed:
-        largest = max((s for s in found.schedule.steps if s.stage == fed.stage), key=lambda step: step.batch_size)
+    for stage_input in found.inputs:
+        largest = max(
+            (s for s in found.schedule.steps if s.stage == stage_input.stage), key=lambda step: step.batch_size
+        )
         factor = 1
-        while fed.samples_per_epoch and (factor == 1 or factor * largest.batch_size <= fed.samples_per_epoch):
+        while stage_input.samples_per_epoch and (
+            factor == 1 or factor * largest.batch_size <= stage_input.samples_per_epoch
+        ):
             micro_batches = factor * largest.micro_batches
-            steps = steps_for(fed.samples_per_epoch, factor * largest.batch_size)
+            steps = steps_for(stage_input.samples_per_epoch, factor * largest.batch_size)
             sent = step_traffic(strategy, shapes, configured, micro_batches)
             exchange = steps * seconds(sent, ranks, timing.link) if timing is not None else None
             rows.append(
                 {
-                    "stage": fed.stage,
+                    "stage": stage_input.stage,
                     "batch_size": factor * largest.batch_size,
                     "micro_batches": micro_batches,
                     "steps": steps,

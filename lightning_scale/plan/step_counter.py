@@ -20,7 +20,7 @@ from lightning_scale.window.step_count import epoch_steps
 
 
 @dataclass(frozen=True)
-class Fed:
+class StageInput:
     """The data that a stage, or a run without stages, trains on."""
 
     stage: int | None
@@ -41,7 +41,7 @@ class StepCounter(L.Callback):
 
     def __init__(self, callbacks: Sequence[L.Callback], read_samples: bool) -> None:
         self.optimizers: list[Optimizer] = []
-        self.fed: list[Fed] = []
+        self.inputs: list[StageInput] = []
         self._callbacks, self._read_samples = callbacks, read_samples
         self._steps: list[PlannedStep] = []
         self._warmups: list[Warmup] = []
@@ -100,9 +100,9 @@ class StepCounter(L.Callback):
         loaders = adapter.loop.train_loaders
         self._samples_per_epoch = feed.samples_per_epoch(loaders)
         number = stages.serving + 1 if stages is not None and stages.serving is not None else None
-        if number not in [fed.stage for fed in self.fed]:
+        if number not in [stage_input.stage for stage_input in self.inputs]:
             batch = read(loaders) if self._read_samples else None
-            self.fed.append(Fed(number, batch, self._samples_per_epoch))
+            self.inputs.append(StageInput(number, batch, self._samples_per_epoch))
         if number in [warmup.stage for warmup in self._warmups]:
             return
         step = trainer.global_step

@@ -67,7 +67,7 @@ def test_a_run_takes_what_was_planned(tmp_path: Path) -> None:
 def test_the_largest_micro_batch_is_the_largest() -> None:
     found = dry_run_of(Bert, Loaded(8))
     (held,) = measure(found, Configured(None, "bf16-mixed", gpu=False)).by_computing[Computing(autocast=torch.bfloat16)]
-    shapes = found.fed[0].batch
+    shapes = found.inputs[0].batch
     assert isinstance(shapes, BatchShapes) and held.off < 0.01
     for room in (3 * held.bytes // 2, 40 * held.bytes):
         largest = held.largest(room)
