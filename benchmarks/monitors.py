@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measure.environment import cpu_model
 from examples.bert import BertPretraining
 from lightning_scale.callbacks import GradientAccumulation, GradientNoiseScale, TrustRatioMonitor
-from lightning_scale.noise import GradientTaps
+from lightning_scale.monitoring import GradientNormHooks
 from lightning_scale.optim import LAMB
 
 VOCABULARY = 4096
@@ -121,8 +121,8 @@ def step_and_look(monitor: L.Callback, given: argparse.Namespace, folder: Path) 
     for hook in HOOKS:
         if hook in vars(type(monitor)):
             clock.timed(monitor, hook)
-    seen = GradientTaps._see
-    clock.timed(GradientTaps, "_see")
+    seen = GradientNormHooks._see
+    clock.timed(GradientNormHooks, "_see")
     whole = Whole(clock)
     fit = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -142,7 +142,7 @@ def step_and_look(monitor: L.Callback, given: argparse.Namespace, folder: Path) 
             DataLoader(RandomTokens(given.length), batch_size=given.micro_batch),
         )
     finally:
-        GradientTaps._see = seen  # type: ignore[method-assign]
+        GradientNormHooks._see = seen  # type: ignore[method-assign]
     return (whole.all - whole.monitor) / given.steps, whole.monitor / (given.steps // 2)
 
 

@@ -15,6 +15,8 @@ root_doc = "README"
 include_patterns = [
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "RELEASING.md",
     "docs/**",
     "benchmarks/README.md",
     "benchmarks/results/*.md",
@@ -31,6 +33,7 @@ _PAGES = {
     "While it runs": ["docs/trust_ratios", "docs/noise_scale", "docs/launching", "docs/faults"],
     "Configurations": ["docs/command_line", "callbacks/README", "strategies/README"],
     "Examples and benchmarks": ["examples/*/README", "benchmarks/README", "benchmarks/results/*"],
+    "For contributors": ["docs/architecture", "CONTRIBUTING", "RELEASING"],
     "Reference": ["docs/api/*", "CHANGELOG"],
 }
 """The navigation: it is added to the front page here, for other viewers would show it as code."""

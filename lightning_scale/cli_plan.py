@@ -14,13 +14,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.plan.activations import Measured, measure
 from lightning_scale.plan.communication import Link
-from lightning_scale.plan.comparison import Machine
-from lightning_scale.plan.configured import configured
-from lightning_scale.plan.data import standing_for
-from lightning_scale.plan.larger import Timing
-from lightning_scale.plan.rehearsal import Rehearsed, rehearse
+from lightning_scale.plan.configuration import Machine, configured
+from lightning_scale.plan.dry_run import DryRun as Rehearsed
+from lightning_scale.plan.dry_run import dry_run as rehearse
+from lightning_scale.plan.formatting import parse_size
+from lightning_scale.plan.placeholder_data import placeholder_for as standing_for
 from lightning_scale.plan.report import report
-from lightning_scale.plan.text import parse_size
+from lightning_scale.plan.scale_up import Timing
 
 # Of the Trainer's arguments, those that are built before it and that a plan has no use for.
 _NOT_BUILT = {"strategy": "auto", "logger": False, "plugins": None, "profiler": None}
@@ -153,7 +153,7 @@ def _timing(options: Any) -> Timing | None:
 
 def _draw(found: Rehearsed, path: Path) -> None:
     try:
-        from lightning_scale.plan.picture import draw
+        from lightning_scale.plan.schedule_picture import draw
     except ImportError:
         print(f"no picture {path}: matplotlib is not installed (pip install matplotlib).", file=stderr)
         return

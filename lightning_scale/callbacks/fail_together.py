@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from lightning_scale.together import Failure, Watch, connect
+from lightning_scale.watchdog import Failure, Watchdog, connect
 
 FIRST = "_lightning_scale_first_failure"
 """Attribute of an exception that only follows from another rank's failure: that one, as a string."""
@@ -51,7 +51,7 @@ class FailTogether(L.Callback):
                 raise ValueError(f"{name} is {seconds}: write a number of seconds above 0.")
         self.hang_seconds = hang_seconds
         self.silent_seconds = silent_seconds
-        self._watch: Watch | None = None
+        self._watchdog: Watchdog | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit" or trainer.world_size == 1:
@@ -60,37 +60,37 @@ class FailTogether(L.Callback):
         connections = connect(
             trainer.global_rank, trainer.world_size, strategy.cluster_environment.main_address, strategy.broadcast
         )
-        self._watch = Watch(
+        self._watchdog = Watchdog(
             trainer.global_rank, connections, self.hang_seconds, self.silent_seconds, _killer_of_children(trainer)
         )
-        self._watch.start()
+        self._watchdog.start()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._watch is not None:
-            self._watch.arrive()
+        if self._watchdog is not None:
+            self._watchdog.arrive()
             trainer.strategy.barrier("all ranks have ended fit")  # until then there is somebody to wait for
-            self._watch.close()
-            self._watch = None
+            self._watchdog.close()
+            self._watchdog = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        watch, self._watch = self._watch, None
-        if watch is None:
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is None:
             if not isinstance(exception, SystemExit):
                 _killer_of_children(trainer)()  # they may wait for this one to set up
             return
         if isinstance(exception, SystemExit):
-            watch.leave(exception.code if isinstance(exception.code, int) else int(exception.code is not None))
+            watchdog.leave(exception.code if isinstance(exception.code, int) else int(exception.code is not None))
             return
         follows = _follows(exception)
-        first = watch.fail(f"raised {_told(exception)}", follows)
+        first = watchdog.fail(f"raised {_told(exception)}", follows)
         if follows and first.rank != trainer.global_rank:  # an error of this rank's own is told as it is
             _augment(exception, first)
 
     # -- how far this rank has come; all ranks come the same way -------------------------------------------------------
 
     def _passed(self, trainer: L.Trainer, hook: str) -> None:
-        if self._watch is not None:
-            self._watch.passed(f"{hook} of step {trainer.global_step}")
+        if self._watchdog is not None:
+            self._watchdog.passed(f"{hook} of step {trainer.global_step}")
 
     def on_fit_start(self, trainer: L.Trainer, *args: Any) -> None:
         self._passed(trainer, "on_fit_start")

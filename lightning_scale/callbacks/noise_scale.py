@@ -14,10 +14,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.noise import Estimate, GradientTaps, SmoothedNoise, UnitSums, estimate
-from lightning_scale.noise.taps import norm, square_of
+from lightning_scale.monitoring import (
+    EndOfFitPicture,
+    Estimate,
+    GradientNormHooks,
+    History,
+    SmoothedNoise,
+    UnitSums,
+    estimate,
+    norm,
+    square_of,
+)
 from lightning_scale.optim.backends.device import widest
-from lightning_scale.pictures import Looks, PictureAtEnd
 from lightning_scale.window import LoopAdapter
 from lightning_scale.window.conflicts import refuse_manual_optimization
 from lightning_scale.window.gradients import users_own
@@ -59,10 +67,10 @@ class GradientNoiseScale(L.Callback):
             raise ValueError(f"every_n_steps is {every_n_steps}: give a whole number of at least 1.")
         self.every_n_steps = every_n_steps
         self.noise = SmoothedNoise(smoothing)
-        self.looks = Looks()
-        self._picture = PictureAtEnd("gradient_noise_scale.png", picture, dir)
+        self.looks = History()
+        self._picture = EndOfFitPicture("gradient_noise_scale.png", picture, dir)
         self._adapter: LoopAdapter | None = None
-        self._taps: GradientTaps | None = None
+        self._hooks: GradientNormHooks | None = None
         self._units: list[tuple[list[torch.Tensor], Any, Any, int]] = []  # norms, weight, items, samples
         self._metrics: dict[str, float] = {}  # of the step under way
 
@@ -90,7 +98,7 @@ class GradientNoiseScale(L.Callback):
                 " return one optimizer with a parameter group for each part."
             )
         groups = users_own(trainer.optimizers[0]).param_groups
-        self._taps = GradientTaps([p for group in groups for p in group["params"]])
+        self._hooks = GradientNormHooks([p for group in groups for p in group["params"]])
         self._units, self._metrics = [], {}
         self._picture.begin(trainer, type(self).__name__)
 
@@ -112,32 +120,32 @@ class GradientNoiseScale(L.Callback):
             self._units = []
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
-        if self._taps is not None and self._due(trainer):
-            self._taps.open()
+        if self._hooks is not None and self._due(trainer):
+            self._hooks.open()
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._taps is not None and self._adapter is not None and self._due(trainer):
+        if self._hooks is not None and self._adapter is not None and self._due(trainer):
             it = self._adapter.micro_batch(trainer)
-            self._units.append((self._taps.close(), it.weight, it.items, it.samples))
+            self._units.append((self._hooks.close(), it.weight, it.items, it.samples))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # The adapter, which is first, has made the gradients the step's mean; nothing has clipped them yet.
-        if self._taps is None or not self._due(trainer):
+        if self._hooks is None or not self._due(trainer):
             return
-        step, taps = trainer.global_step + 1, self._taps
+        step, hooks = trainer.global_step + 1, self._hooks
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
         sums = UnitSums()
         for norms, weight, items, samples in self._units:
             sums += UnitSums.of_unit(square_of(norms) / scale**2, float(weight), float(items), samples)
         self._units = []
-        sums, in_parts = self._over_ranks(trainer, sums, taps.in_parts)
+        sums, in_parts = self._over_ranks(trainer, sums, hooks.in_parts)
         if in_parts:
             rank_zero_warn(
                 "GradientNoiseScale measures nothing: the gradient of some parameter comes in several parts of a backward"
                 " pass, as torch.utils.checkpoint does it with use_reentrant=True; write use_reentrant=False."
             )
-            self._taps = None
+            self._hooks = None
             return
         mean_square = square_of(
             [norm(p.grad) for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
@@ -202,14 +210,14 @@ class GradientNoiseScale(L.Callback):
         self._picture.finish(trainer, self._draw if len(self.looks) else None)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self._taps is not None:
-            self._taps.close()
+        if self._hooks is not None:
+            self._hooks.close()
         self._picture.fail(trainer, self._draw if len(self.looks) else None)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._adapter = self._taps = None
+        self._adapter = self._hooks = None
 
     def _draw(self, path: Path) -> None:
-        from lightning_scale.pictures.noise import draw_noise
+        from lightning_scale.monitoring.plots import draw_noise
 
         draw_noise(self.looks, path)

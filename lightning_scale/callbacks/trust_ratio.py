@@ -13,10 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.monitoring import EndOfFitPicture, History, RatioWarnings
 from lightning_scale.optim import LayerRule, LayerStats
 from lightning_scale.optim.backends.device import widest
-from lightning_scale.optim.ratio_watch import RatioWatch
-from lightning_scale.pictures import Looks, PictureAtEnd
 
 
 @runtime_checkable
@@ -70,9 +69,9 @@ class TrustRatioMonitor(L.Callback):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps is {every_n_steps}: give a whole number of at least 1.")
         self.every_n_steps = every_n_steps
-        self.ratios, self.step_sizes = Looks(), Looks()
-        self._watch = RatioWatch(band, patience)
-        self._picture = PictureAtEnd("trust_ratios.png", picture, dir)
+        self.ratios, self.step_sizes = History(), History()
+        self._warnings = RatioWarnings(band, patience)
+        self._picture = EndOfFitPicture("trust_ratios.png", picture, dir)
         self._seen_step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -102,7 +101,7 @@ class TrustRatioMonitor(L.Callback):
         self.ratios.add(step, ratios)
         self.step_sizes.add(step, sizes)
         self._log(trainer, table, sizes, ratios)
-        for sentence in self._watch.look(step, ratios, {name: rules[name].clip for name in ratios}):
+        for sentence in self._warnings.check(step, ratios, {name: rules[name].clip for name in ratios}):
             rank_zero_warn(f"TrustRatioMonitor, {sentence}")
         shown = torch.tensor(list(ratios.values()) or [1.0], dtype=torch.float64)
         summary = {"min": shown.min(), "median": shown.median(), "max": shown.max()}
@@ -133,13 +132,13 @@ class TrustRatioMonitor(L.Callback):
         return {
             "ratios": self.ratios.state_dict(),
             "step_sizes": self.step_sizes.state_dict(),
-            "watch": self._watch.state_dict(),
+            "watch": self._warnings.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.ratios.load_state_dict(state_dict["ratios"])
         self.step_sizes.load_state_dict(state_dict["step_sizes"])
-        self._watch.load_state_dict(state_dict["watch"])
+        self._warnings.load_state_dict(state_dict["watch"])
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -150,7 +149,7 @@ class TrustRatioMonitor(L.Callback):
         self._picture.fail(trainer, self._draw if len(self.step_sizes) else None)
 
     def _draw(self, path: Path) -> None:
-        from lightning_scale.pictures.heat_map import draw_heat_maps
+        from lightning_scale.monitoring.plots import draw_heat_maps
 
         draw_heat_maps(self.ratios, self.step_sizes, path)
 

@@ -1,1 +1,1 @@
-"""A run before it starts: its schedule, memory and communication, without training a step."""
+"""Plans a run before it starts: its schedule, memory and communication, without training a step."""

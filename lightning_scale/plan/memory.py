@@ -1,4 +1,4 @@
-"""What each device and each host holds of a model under every strategy: parameters, gradients, optimizer state.
+"""Works out what each device and each host holds of a model under every strategy: parameters, gradients, optimizer state.
 
 Activations are left out, and what is gathered or sent for a moment. Sources: Rajbhandari et al. 2019 (arXiv 1910.02054) for
 what ZeRO splits; how often DeepSpeed 0.19.8 and torch 2.13 keep each thing was counted in their memory on the CPU.
@@ -9,25 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+import torch
+from lightning.pytorch import LightningModule
+from torch.optim import Optimizer
 
-STRATEGIES = (
-    "ddp",
-    "fsdp2",
-    "fsdp2_offload",
-    "zero1",
-    "zero1_offload",
-    "zero2",
-    "zero2_offload",
-    "zero3",
-    "zero3_offload",
-)
-"""What is compared, under the names that the fragments in ``strategies/`` have."""
+from lightning_scale.plan.configuration import BUCKET_ELEMENTS, STRATEGIES, Configured, Machine
+from lightning_scale.plan.formatting import size, table
+from lightning_scale.plan.optimizer_state import KINDS, keeps_master, named_like, state_bytes, with_dtype
 
-BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's ``reduce_bucket_size``: gradients are copied into a buffer of so many elements, however small the model is."""
+_DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 PERSISTENT_ELEMENTS = 100_000
 """DeepSpeed's ``stage3_param_persistence_threshold``: on stage 3 parameters of so many elements or fewer stay whole."""
@@ -35,16 +26,16 @@ PERSISTENT_ELEMENTS = 100_000
 
 @dataclass(frozen=True)
 class Parts:
-    """Bytes in one memory."""
+    """The bytes that one rank holds in one memory, by what they are for."""
 
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
-    """Moments."""
+    """The optimizer's moments."""
     master: int = 0
-    """The float32 copy of the parameters that the step is computed on."""
+    """The float32 copy of low-precision parameters that the step is computed on."""
     buckets: int = 0
-    """What gradients are put into to be sent."""
+    """The buffers that gradients are put into to be sent."""
 
     @property
     def total(self) -> int:
@@ -53,21 +44,21 @@ class Parts:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one rank holds."""
+    """What one rank holds on its device and on its host."""
 
     device: Parts
     host: Parts
     fixed_buckets: bool = True
-    """Whether the buckets are as large for every model."""
+    """Whether the buckets have one size for every model."""
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A model, as far as its memory goes.
+    """The shapes of a model's parameters.
 
     Args:
         trained: The shape of each parameter that is trained.
-        frozen: The elements of all others together.
+        frozen: The number of elements of all others together.
     """
 
     trained: tuple[tuple[int, ...], ...]
@@ -83,7 +74,7 @@ class Shapes:
 
 
 def parameter_bytes(strategy: str, precision: str) -> int:
-    """Bytes of one element of the parameters that layers are computed with, as they are kept."""
+    """Return the bytes of one element of the parameters that layers are computed with, as they are kept."""
     if precision.endswith("-true"):
         return {"64": 8, "32": 4}.get(precision.removesuffix("-true"), 2)
     if precision in ("64", "32"):
@@ -103,17 +94,17 @@ def memory(
     bucket_elements: int = BUCKET_ELEMENTS,
     bucket_view: bool = True,
 ) -> Memory:
-    """What rank 0 holds at the end of a backward pass, its optimizer's state made.
+    """Return what rank 0 holds at the end of a backward pass, after its optimizer has made its state.
 
     Args:
         strategy: One of `STRATEGIES`.
-        model: The parameters' shapes.
-        moments: Bytes of optimizer state of each trained parameter, whole.
-        ranks: How many ranks share what the strategy shares.
-        precision: The Trainer's.
+        model: The shapes of the parameters.
+        moments: The bytes of optimizer state of each trained parameter, when it is whole.
+        ranks: The number of ranks that share what the strategy shares.
+        precision: The Trainer's precision.
         master: Whether the optimizer keeps a float32 copy of low-precision parameters (not under ZeRO, which has its own).
         bucket_elements: DeepSpeed's ``reduce_bucket_size``.
-        bucket_view: DDP's ``gradient_as_bucket_view``; without, buckets hold a second copy of all gradients.
+        bucket_view: DDP's ``gradient_as_bucket_view``; without it, buckets hold a second copy of all gradients.
     """
     low = parameter_bytes(strategy, precision)
     if strategy == "ddp":
@@ -131,7 +122,7 @@ def memory(
 
 
 def _fsdp2(model: Shapes, moments: Sequence[int], ranks: int, low: int, master: bool) -> Parts:
-    """Rank 0's rows of dimension 0, which are not fewer than any other's."""
+    """Count rank 0's rows of dimension 0, which are not fewer than any other rank's."""
     parts = [-(-shape[0] // ranks) / max(shape[0], 1) if shape else 1.0 for shape in model.trained]
     own = round(sum(part * math.prod(shape) for part, shape in zip(parts, model.trained, strict=True)))
     state = round(sum(part * m for part, m in zip(parts, moments, strict=True)))
@@ -140,7 +131,7 @@ def _fsdp2(model: Shapes, moments: Sequence[int], ranks: int, low: int, master: 
 
 
 def _split(model: Shapes, moments: Sequence[int], ranks: int) -> Parts:
-    """What a rank keeps of its share under ZeRO; gradients are added up in float32, as the copy is."""
+    """Return what a rank keeps of its share under ZeRO; gradients are added up in float32, like the copy."""
     share = 4 * -(-model.trained_numel // ranks)
     return Parts(0, share, -(-sum(moments) // ranks), share)
 
@@ -176,11 +167,109 @@ def _zero12_offload(stage: int, model: Shapes, split: Parts, low: int, bucket: i
 
 
 def largest_model(found: Memory, model: Shapes, device_memory: int) -> int:
-    """Parameters of the largest model of this make whose states fit into a device's memory.
+    """Return the number of parameters of the largest model of this make whose states fit into a device's memory.
 
-    0 where the device holds but what is in use, so that the host decides, and where DeepSpeed's bucket alone does not fit.
+    It is 0 where the device holds only what is in use, so that the host decides, and where DeepSpeed's bucket alone does
+    not fit.
     """
     if found.device.gradients == 0:
         return 0
     fixed = found.device.buckets if found.fixed_buckets else 0
     return max(0, int((device_memory - fixed) / (found.device.total - fixed) * model.numel))
+
+
+def shapes_of(model: LightningModule, optimizer: Optimizer) -> Shapes:
+    """Return the shapes of the parameters that the optimizer trains, in its order, and the elements of all others."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    known = {id(p) for p in trained}
+    frozen = sum(p.numel() for p in model.parameters() if id(p) not in known)
+    return Shapes(tuple(tuple(p.shape) for p in trained), frozen)
+
+
+def by_strategy(shapes: Shapes, optimizer: Optimizer, found: Configured, machine: Machine) -> dict[str, Memory]:
+    """Return each rank's memory under every strategy with the run's own optimizer; empty where its state is not known."""
+    kept = {}
+    for strategy in STRATEGIES:
+        moments = state_bytes(with_dtype(optimizer, _stepped_dtype(strategy, found.precision)))
+        if moments is None:
+            return {}
+        kept[strategy] = _memory(strategy, shapes, moments, found, machine, master=keeps_master(optimizer))
+    return kept
+
+
+def by_optimizer(shapes: Shapes, found: Configured, machine: Machine) -> dict[str, dict[str, Memory]]:
+    """Return each rank's memory with other optimizers, under every strategy."""
+    kept: dict[str, dict[str, Memory]] = {}
+    for kind, make in KINDS.items():
+        moments = {
+            dtype: state_bytes(make(named_like(shapes.trained, dtype)))
+            for dtype in {_stepped_dtype(strategy, found.precision) for strategy in STRATEGIES}
+        }
+        kept[kind] = {}
+        for strategy in STRATEGIES:
+            own = moments[_stepped_dtype(strategy, found.precision)]
+            assert own is not None, "the optimizers to compare with make their state without memory"
+            kept[kind][strategy] = _memory(strategy, shapes, own, found, machine)
+    return kept
+
+
+def _stepped_dtype(strategy: str, precision: str) -> torch.dtype:
+    """Return the dtype of the tensors that an optimizer is given; ZeRO's flat tensors are float32."""
+    return torch.float32 if strategy.startswith("zero") else _DTYPES[parameter_bytes(strategy, precision)]
+
+
+def _memory(
+    strategy: str, shapes: Shapes, moments: Sequence[int], found: Configured, machine: Machine, master: bool = False
+) -> Memory:
+    ranks = machine.ranks // found.replicas if strategy.startswith("fsdp2") else machine.ranks
+    return memory(
+        strategy,
+        shapes,
+        moments,
+        max(ranks, 1),
+        found.precision,
+        master=master,
+        bucket_elements=found.bucket_elements,
+        bucket_view=found.bucket_view,
+    )
+
+
+def memory_text(
+    shapes: Shapes, own: dict[str, Memory], others: dict[str, dict[str, Memory]], found: Configured, machine: Machine
+) -> str:
+    """Return two tables, by strategy and by optimizer, and a sentence on what they leave out."""
+    header = ["", "parameters", "gradients", "moments", "copy", "buckets", "device", "host, a node"]
+    if machine.device_memory is not None:
+        header += ["left", "largest model (parameters)"]
+    rows = []
+    for strategy, held in own.items():
+        device = held.device
+        row = [f"{'> ' if strategy == found.strategy else ''}{strategy}"]
+        row += [size(n) for n in (device.parameters, device.gradients, device.optimizer, device.master, device.buckets)]
+        row += [size(device.total), size(held.host.total * machine.ranks_per_node)]
+        if machine.device_memory is not None:
+            left = machine.device_memory - device.total
+            largest = largest_model(held, shapes, machine.device_memory)
+            row += [size(left) if left >= 0 else "does not fit", f"{largest / 1e6:,.0f} M" if largest else "-"]
+        rows.append(row)
+    lines = [
+        f"{shapes.numel:,} parameters, {found.precision}, {machine.ranks:,} rank{'s' * (machine.ranks > 1)},"
+        f" {machine.ranks_per_node} a node"
+    ]
+    if rows:
+        lines += ["Each device, with this run's optimizer:", table([header, *rows], left_from=len(header))]
+    else:
+        lines.append("What this run's optimizer keeps cannot be told without training.")
+    lines += [
+        "Each device, by optimizer:",
+        table(
+            [
+                ["", *STRATEGIES],
+                *([kind, *(size(m.device.total) for m in kept.values())] for kind, kept in others.items()),
+            ],
+            left_from=len(STRATEGIES) + 1,
+        ),
+        "Left out: activations (below), layers that FSDP2 and ZeRO-3 gather for a moment, and what CUDA and its allocator take."
+        " What is left of a device is for those.",
+    ]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a micro-batch of any number of samples looks like: the loader's own, without its contents."""
+"""Makes micro-batches of any number of samples with the shapes that the loader gives, and without contents."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 LOOKED_AT = 16
-"""Samples that are read of each stage's data; the longest stands for all."""
+"""The number of samples that are read of each stage's data; the longest stands for all."""
 
 
 class Unknown(Exception):
-    """What cannot be told, as a sentence without its end."""
+    """Something that cannot be told without training; the message is a sentence without its full stop."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class BatchShapes:
     three: Any
 
     def of(self, samples: int, floating: torch.dtype | None = None) -> Any:
-        """A new micro-batch with anything in its tensors, on the CPU.
+        """Return a new micro-batch on the CPU, with anything in its tensors.
 
         Args:
-            samples: How many.
-            floating: The dtype of its floating-point tensors; None leaves it.
+            samples: The number of samples in it.
+            floating: The dtype of its floating-point tensors; None leaves them as they are.
         """
         return _grown(self.two, self.three, samples, floating)
 
@@ -49,7 +49,7 @@ def read(loaders: Sequence[Any]) -> BatchShapes | Unknown:
 
 
 def first_line(error: Exception) -> str:
-    """What an error is and how its message begins."""
+    """Return an error's type and the first line of its message."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""A plan as text, or as JSON."""
+"""Writes a plan as text or as JSON."""
 
 from __future__ import annotations
 
@@ -6,27 +6,41 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_scale.plan import activation_tables, comparison, schedule, traffic_tables, warnings
-from lightning_scale.plan.activations import Measured
-from lightning_scale.plan.comparison import Machine
-from lightning_scale.plan.configured import Configured, refusals
-from lightning_scale.plan.larger import Timing, larger_batches, larger_text
-from lightning_scale.plan.memory import Memory, Shapes, largest_model
-from lightning_scale.plan.rehearsal import Rehearsed
+from lightning_scale.plan.activations import (
+    Measured,
+    activations_json,
+    activations_text,
+    largest_micro_batches,
+    micro_batches_too_large,
+)
+from lightning_scale.plan.communication import communication_rows, communication_text
+from lightning_scale.plan.configuration import Configured, Machine, refusals
+from lightning_scale.plan.dry_run import DryRun
+from lightning_scale.plan.memory import (
+    Memory,
+    Shapes,
+    by_optimizer,
+    by_strategy,
+    largest_model,
+    memory_text,
+    shapes_of,
+)
+from lightning_scale.plan.scale_up import Timing, larger_batches, larger_text, scaling_rows, scaling_text
+from lightning_scale.plan.schedule import schedule_json, schedule_table, schedule_warnings, totals_line
 
 
 @dataclass(frozen=True)
 class _Held:
-    """What is known of the model's memory."""
+    """What is known of the memory that the model takes."""
 
     shapes: Shapes
     own: dict[str, Memory]
-    """Under every strategy, with the run's optimizer."""
+    """Each rank's memory by strategy, with the run's optimizer; ``others``: by optimizer and strategy."""
     others: dict[str, dict[str, Memory]]
 
 
 def report(
-    found: Rehearsed,
+    found: DryRun,
     configured: Configured,
     machine: Machine,
     timing: Timing | None,
@@ -34,51 +48,51 @@ def report(
     *,
     as_json: bool,
 ) -> str:
-    """What a rehearsal has found, as text or as JSON.
+    """Return the plan of a run as text or as JSON.
 
     Args:
-        found: That.
-        configured: The strategy and precision.
-        machine: What the run is to be placed on.
-        timing: The link, where the user has given one.
-        measured: Activations.
-        as_json: Write JSON; else text.
+        found: What the dry run has found.
+        configured: The strategy and the precision.
+        machine: The machine that the run is to be placed on.
+        timing: The link between ranks, where the user has given one.
+        measured: The activations, as far as they could be traced.
+        as_json: Whether to write JSON; otherwise text.
     """
     held = _held(found, configured, machine)
-    said = [*refusals(configured, found.optimizers), *warnings.of_schedule(found.schedule)]
+    said = [*refusals(configured, found.optimizers), *schedule_warnings(found.schedule)]
     if held is not None:
         said = [*_does_not_fit(held, configured, machine, measured), *said]
     rows = _traffic(found, configured, machine, timing, held) if held is not None else {}
     if as_json:
-        content = {"schedule": schedule.as_json(found.schedule), "warnings": said}
-        content["activations"] = activation_tables.as_json(measured)
+        content = {"schedule": schedule_json(found.schedule), "warnings": said}
+        content["activations"] = activations_json(measured)
         if held is not None:
             content["memory"] = _memory_json(held, configured, machine, measured)
         return json.dumps({**content, **rows}, indent=1)
-    parts = ["SCHEDULE", schedule.schedule_table(found.schedule), schedule.totals_line(found.schedule)]
+    parts = ["SCHEDULE", schedule_table(found.schedule), totals_line(found.schedule)]
     if said:
         parts += ["\nWARNINGS", *(f"- {sentence}" for sentence in said)]
     if held is not None:
-        parts += ["\nMEMORY", comparison.memory_text(held.shapes, held.own, held.others, configured, machine)]
+        parts += ["\nMEMORY", memory_text(held.shapes, held.own, held.others, configured, machine)]
     own = held.own if held is not None else {}
     parts += ["\nACTIVATIONS"]
-    parts += [activation_tables.activations_text(own, measured, configured, machine.device_memory)]
+    parts += [activations_text(own, measured, configured, machine.device_memory)]
     if held is not None:
         strategy = configured.strategy or "ddp"
-        parts += ["\nCOMMUNICATION", traffic_tables.communication_text(rows["communication"])]
+        parts += ["\nCOMMUNICATION", communication_text(rows["communication"])]
         parts.append(larger_text(rows["larger_batches"], strategy))
         if "scaling" in rows:
-            parts.append(traffic_tables.scaling_text(rows["scaling"], strategy))
+            parts.append(scaling_text(rows["scaling"], strategy))
     return "\n".join(parts)
 
 
-def _held(found: Rehearsed, configured: Configured, machine: Machine) -> _Held | None:
-    """None where the run has no optimizer, or several."""
+def _held(found: DryRun, configured: Configured, machine: Machine) -> _Held | None:
+    """Return what is known of the memory; None where the run has no optimizer, or several."""
     if len(found.optimizers) != 1:
         return None
-    shapes = comparison.shapes_of(found.model, found.optimizers[0])
-    own = comparison.by_strategy(shapes, found.optimizers[0], configured, machine)
-    return _Held(shapes, own, comparison.by_optimizer(shapes, configured, machine))
+    shapes = shapes_of(found.model, found.optimizers[0])
+    own = by_strategy(shapes, found.optimizers[0], configured, machine)
+    return _Held(shapes, own, by_optimizer(shapes, configured, machine))
 
 
 def _does_not_fit(held: _Held, configured: Configured, machine: Machine, measured: Measured) -> list[str]:
@@ -86,7 +100,7 @@ def _does_not_fit(held: _Held, configured: Configured, machine: Machine, measure
         return []
     needed = held.own[configured.strategy].device.total
     if needed <= machine.device_memory:
-        return activation_tables.too_large(held.own, measured, configured, machine.device_memory)
+        return micro_batches_too_large(held.own, measured, configured, machine.device_memory)
     return [
         f"The model does not fit: {configured.strategy} keeps {needed / 1e9:,.4g} GB on each device, which has"
         f" {machine.device_memory / 1e9:,.4g}, before any activations."
@@ -94,15 +108,15 @@ def _does_not_fit(held: _Held, configured: Configured, machine: Machine, measure
 
 
 def _traffic(
-    found: Rehearsed, configured: Configured, machine: Machine, timing: Timing | None, held: _Held
+    found: DryRun, configured: Configured, machine: Machine, timing: Timing | None, held: _Held
 ) -> dict[str, Any]:
-    """What is sent: for each strategy, with larger batches, and (with a link) on more nodes."""
+    """Return the rows on what is sent: for each strategy, with larger batches, and (with a link) on more nodes."""
     rows: dict[str, Any] = {
-        "communication": traffic_tables.communication_rows(found.schedule, held.shapes, configured),
+        "communication": communication_rows(found.schedule, held.shapes, configured),
         "larger_batches": larger_batches(found, held.shapes, configured, timing),
     }
     if timing is not None:
-        rows["scaling"] = traffic_tables.scaling_rows(
+        rows["scaling"] = scaling_rows(
             found.schedule, held.shapes, configured, timing.link, timing.compute, machine.ranks_per_node
         )
     return rows
@@ -121,7 +135,7 @@ def _memory_json(held: _Held, configured: Configured, machine: Machine, measured
 
     strategies = {name: one(kept) for name, kept in held.own.items()}
     if machine.device_memory is not None:
-        fits = activation_tables.largest_micro_batches(held.own, measured, configured, machine.device_memory)
+        fits = largest_micro_batches(held.own, measured, configured, machine.device_memory)
         for name, stages in fits.items():
             strategies[name]["micro_batches"] = stages
     return {
@@ -129,6 +143,6 @@ def _memory_json(held: _Held, configured: Configured, machine: Machine, measured
         "precision": configured.precision,
         "strategies": strategies,
         "optimizers": {
-            kind: {name: one(kept) for name, kept in by_strategy.items()} for kind, by_strategy in held.others.items()
+            kind: {name: one(kept) for name, kept in memories.items()} for kind, memories in held.others.items()
         },
     }

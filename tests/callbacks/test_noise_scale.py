@@ -147,11 +147,11 @@ def test_items_count_where_the_loss_is_a_mean_over_them(tmp_path: Path) -> None:
 
 
 def test_looks_and_logs_every_n_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_scale.noise import GradientTaps
+    from lightning_scale.monitoring import GradientNormHooks
 
     opened, logger, monitor = [], Recorder(tmp_path), GradientNoiseScale(3, picture=False)
-    real = GradientTaps.open
-    monkeypatch.setattr(GradientTaps, "open", lambda taps: (opened.append(1), real(taps))[1])
+    real = GradientNormHooks.open
+    monkeypatch.setattr(GradientNormHooks, "open", lambda hooks: (opened.append(1), real(hooks))[1])
     module, data = Watched(), Vectors(4)
     fit = trainer(tmp_path, [monitor, GradientAccumulation(8)], max_steps=7, logger=logger)
     fit.fit(module, data)

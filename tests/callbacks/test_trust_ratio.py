@@ -193,7 +193,7 @@ def test_a_run_that_fails_leaves_its_picture_and_its_own_exception(tmp_path: Pat
 
 
 def test_without_matplotlib_there_is_a_word_and_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_scale.pictures.at_end.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_scale.monitoring.picture.find_spec", lambda name: None)
     with pytest.warns(UserWarning, match=r"pip install 'lightning_scale\[pictures\]'"):
         fit(tmp_path, lambda m: LAMB(m.named_parameters(), lr=0.01), 1, 1)
     assert not list(tmp_path.rglob("*.png"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed.ranks import ddp_options
-from tests.plan.test_rehearsal import CASES, Witness
+from tests.plan.test_dry_run import CASES, Witness
 from tests.toys import Net, trainer
 
 NAMES = (

@@ -13,14 +13,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_scale.callbacks import GradientAccumulation, SequenceLengthStages, Stage
-from lightning_scale.plan.activation_tables import activations_text, largest_micro_batches, too_large
-from lightning_scale.plan.activations import Activations, Measured, computing_of, measure
-from lightning_scale.plan.comparison import Machine, by_strategy, shapes_of
-from lightning_scale.plan.configured import Configured
-from lightning_scale.plan.data import standing_for
+from lightning_scale.plan.activation_trace import Computing, peak_bytes
+from lightning_scale.plan.activations import (
+    Activations,
+    Measured,
+    activations_text,
+    computing_of,
+    largest_micro_batches,
+    measure,
+    micro_batches_too_large,
+)
+from lightning_scale.plan.configuration import Configured, Machine
+from lightning_scale.plan.dry_run import DryRun, dry_run
+from lightning_scale.plan.memory import by_strategy, shapes_of
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, read
-from lightning_scale.plan.rehearsal import Rehearsed, rehearse
-from lightning_scale.plan.trace import Computing, peak_bytes
+from lightning_scale.plan.placeholder_data import placeholder_for
 from tests.plan.activation_models import Bert, allocated
 from tests.toys import Vectors, trainer
 
@@ -38,15 +45,15 @@ class Loaded(L.LightningDataModule):
         return DataLoader(Bert.data, batch_size=self.micro_batch_size)
 
 
-def rehearsed(make: Any, data: Any, callbacks: Any = (), **options: Any) -> Rehearsed:
+def dry_run_of(make: Any, data: Any, callbacks: Any = (), **options: Any) -> DryRun:
     with torch.device("meta"):
         model = make()
-    return rehearse(model, data, list(callbacks), {"max_steps": 2, **options}, 1, read_samples=True)
+    return dry_run(model, data, list(callbacks), {"max_steps": 2, **options}, 1, read_samples=True)
 
 
 def test_a_run_takes_what_was_planned(tmp_path: Path) -> None:
     """States and activations together, of a run by Lightning: its second micro-batch finds gradients of the first."""
-    found = rehearsed(Bert, Loaded(16), [GradientAccumulation(32)])
+    found = dry_run_of(Bert, Loaded(16), [GradientAccumulation(32)])
     (held,) = measure(found, Configured(None, "32-true", gpu=False)).by_computing[Computing()]
     states = by_strategy(shapes_of(found.model, found.optimizers[0]), found.optimizers[0], CPU, Machine(1, 1))["ddp"]
 
@@ -58,9 +65,9 @@ def test_a_run_takes_what_was_planned(tmp_path: Path) -> None:
 
 
 def test_the_largest_micro_batch_is_the_largest() -> None:
-    found = rehearsed(Bert, Loaded(8))
+    found = dry_run_of(Bert, Loaded(8))
     (held,) = measure(found, Configured(None, "bf16-mixed", gpu=False)).by_computing[Computing(autocast=torch.bfloat16)]
-    shapes = found.fed[0].batch
+    shapes = found.inputs[0].batch
     assert isinstance(shapes, BatchShapes) and held.off < 0.01
     for room in (3 * held.bytes // 2, 40 * held.bytes):
         largest = held.largest(room)
@@ -110,7 +117,7 @@ class Staged(Loaded):
 
 def test_stages_and_data_that_is_not_there() -> None:
     stages = SequenceLengthStages([Stage(12, 2, 16, 8, lr=0.1), Stage(48, 2, 8, 2, lr=0.1)])
-    found = rehearsed(Bert, standing_for(Staged(), 1000, None), [stages], max_steps=-1)
+    found = dry_run_of(Bert, placeholder_for(Staged(), 1000, None), [stages], max_steps=-1)
     measured = measure(found, Configured(None, "32-true", gpu=False))
     short, long = measured.by_computing[Computing()]
     assert (short.stage, short.sequence_length, short.micro_batch_size) == (1, 12, 8)
@@ -121,12 +128,14 @@ def test_stages_and_data_that_is_not_there() -> None:
     fits = largest_micro_batches(own, measured, CPU, states + long.bytes)
     assert [one["fits"] for one in fits["ddp"]] == [short.bytes <= long.bytes, True]
     device = states + min(short.bytes, long.bytes) - 1
-    assert len(too_large(own, measured, CPU, device)) == 2
-    (first, second) = too_large(own, measured, CPU, device)
+    assert len(micro_batches_too_large(own, measured, CPU, device)) == 2
+    (first, second) = micro_batches_too_large(own, measured, CPU, device)
     assert "micro-batch of stage 1 does not fit" in first and "the largest is 7" in first and "stage 2" in second
     text = activations_text(own, measured, CPU, device)
     assert "> ddp  7 (less than asked for)  1 (less than asked for)" in text
-    assert too_large(own, measured, CPU, states - 1) == []  # the model itself does not fit: that is said instead
+    assert (
+        micro_batches_too_large(own, measured, CPU, states - 1) == []
+    )  # the model itself does not fit: that is said instead
 
 
 class Looks(Bert):
@@ -158,11 +167,11 @@ class NotHere(Loaded):
         (Looks, Loaded, "training_step looks into its tensors"),
         (Fails, Loaded, "KeyError: 'no such column'"),
         (Bert, NotHere, "no sample could be read (FileNotFoundError: train.bin)"),
-        (Bert, lambda: standing_for(Vectors(8), 100, None), "has no example_sample()"),
+        (Bert, lambda: placeholder_for(Vectors(8), 100, None), "has no example_sample()"),
     ],
 )
 def test_why_they_are_left_out(model: Any, data: Any, words: str) -> None:
-    measured = measure(rehearsed(model, data()), Configured(None, "32-true", gpu=False))
+    measured = measure(dry_run_of(model, data()), Configured(None, "32-true", gpu=False))
     assert measured.left_out is not None and words in measured.left_out
     assert measured.by_computing == {} and largest_micro_batches({}, measured, CPU, 10**9) == {}
     text = activations_text({}, measured, CPU, 10**9)
@@ -170,7 +179,7 @@ def test_why_they_are_left_out(model: Any, data: Any, words: str) -> None:
 
 
 def test_a_precision_of_its_own_kind() -> None:
-    measured = measure(rehearsed(Bert, Loaded()), Configured(None, "transformer-engine", gpu=True))
+    measured = measure(dry_run_of(Bert, Loaded()), Configured(None, "transformer-engine", gpu=True))
     assert measured.left_out == "what precision 'transformer-engine' computes in is not known here"
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_scale.plan.activation_trace import Computing, peak_bytes
 from lightning_scale.plan.activations import computing_of
-from lightning_scale.plan.configured import configured
+from lightning_scale.plan.communication import step_traffic
+from lightning_scale.plan.configuration import configured
 from lightning_scale.plan.memory import Shapes
 from lightning_scale.plan.micro_batch import read
-from lightning_scale.plan.step_traffic import step_traffic
-from lightning_scale.plan.trace import Computing, peak_bytes
 from lightning_scale.strategies import FSDP2Strategy
 from tests.distributed.launch import run_ranks
 from tests.distributed.meshes import needs_fsdp2

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_scale.plan.memory import Memory, Shapes, largest_model, memory
-from lightning_scale.plan.states import KINDS, keeps_master, named_like, state_bytes, with_dtype
+from lightning_scale.plan.optimizer_state import KINDS, keeps_master, named_like, state_bytes, with_dtype
 from tests.distributed.launch import run_ranks
 from tests.distributed.zero_runs import needs_deepspeed
 from tests.plan import memory_runs

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from lightning_scale.plan.rehearsal import rehearse
+from lightning_scale.plan.dry_run import dry_run
 from tests.distributed.launch import run_ranks
 from tests.plan.ranks_runs import NAMES
-from tests.plan.test_rehearsal import CASES, Seen
+from tests.plan.test_dry_run import CASES, Seen
 from tests.toys import Net
 
 
@@ -18,7 +18,7 @@ def test_two_ranks_do_what_was_planned(tmp_path: Path) -> None:
     for name in NAMES:
         data, callbacks, configure, options = CASES[name]
         with torch.device("meta"):
-            planned = rehearse(Net(configure), data(), callbacks(), options, world_size=2).schedule.steps
+            planned = dry_run(Net(configure), data(), callbacks(), options, world_size=2).schedule.steps
         assert len(planned) == len(first[name]) == len(second[name]) > 3
         for step, a, b in zip(planned, map(Seen._make, first[name]), map(Seen._make, second[name]), strict=True):
             assert (step.step, step.lr, step.micro_batches, step.epoch) == (a.step, a.lr, a.micro_batches, a.epoch), (

@@ -12,21 +12,20 @@ from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.optim import LAMB
 from lightning_scale.plan.activations import measure
 from lightning_scale.plan.communication import Link
-from lightning_scale.plan.comparison import Machine
-from lightning_scale.plan.configured import Configured, configured, refusals
-from lightning_scale.plan.larger import Timing
-from lightning_scale.plan.rehearsal import Rehearsed, rehearse
+from lightning_scale.plan.configuration import Configured, Machine, configured, refusals
+from lightning_scale.plan.dry_run import DryRun, dry_run
+from lightning_scale.plan.formatting import parse_size, size
 from lightning_scale.plan.report import report
-from lightning_scale.plan.text import parse_size, size
+from lightning_scale.plan.scale_up import Timing
 from tests.toys import Net, Vectors
 
 ELEMENTS = 8 * 16 + 16 + 16 + 1
 
 
-def found() -> Rehearsed:
+def found() -> DryRun:
     with torch.device("meta"):
         model = Net(lambda module: LAMB(module.named_parameters(), lr=0.1))
-    return rehearse(model, Vectors(5), [GradientAccumulation(20)], {"max_epochs": 2}, 2, read_samples=True)
+    return dry_run(model, Vectors(5), [GradientAccumulation(20)], {"max_epochs": 2}, 2, read_samples=True)
 
 
 def said(configured: Configured, machine: Machine, timing: Timing | None, as_json: bool) -> str:

@@ -1,0 +1,73 @@
+"""Measures how large an optimizer's state is: its own code makes it, on parameters without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_scale import optim
+from lightning_scale.optim.base import GuardedOptimizer
+
+Make = Callable[[list[tuple[str, Tensor]]], Optimizer]
+
+KINDS: dict[str, Make] = {
+    "SGD, momentum": lambda named: torch.optim.SGD([p for _, p in named], lr=0.1, momentum=0.9),
+    "AdamW": lambda named: torch.optim.AdamW([p for _, p in named], lr=0.1),
+    "LARS": lambda named: optim.LARS(named, lr=0.1),
+    "LAMB": lambda named: optim.LAMB(named, lr=0.1),
+    "SGD8bit": lambda named: optim.SGD8bit(named, lr=0.1, momentum=0.9),
+    "LARS8bit": lambda named: optim.LARS8bit(named, lr=0.1),
+    "AdamW8bit": lambda named: optim.AdamW8bit(named, lr=0.1),
+    "LAMB8bit": lambda named: optim.LAMB8bit(named, lr=0.1),
+}
+"""The optimizers that a plan compares."""
+
+
+def state_bytes(optimizer: Optimizer) -> list[int] | None:
+    """Return the bytes of state of each parameter that is trained, in the order of the groups; None where that cannot be told.
+
+    A float32 master copy (``master_weights``) is not counted. The optimizer cannot be used any more.
+
+    Args:
+        optimizer: An optimizer before its first step, with parameters on the meta device.
+    """
+    params = [(group, p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if isinstance(optimizer, GuardedOptimizer):
+        return [_bytes(optimizer._expected_state(group, p)) for group, p in params]
+    for _, p in params:
+        p.grad = torch.empty_like(p)
+    try:
+        optimizer.step()
+    except (NotImplementedError, RuntimeError, TypeError):  # it looks into its tensors, or wants a closure
+        return None
+    return [_bytes(optimizer.state[p]) for _, p in params]
+
+
+def with_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:
+    """Give the optimizer's parameters, on the meta device, another dtype, and forget its state; return the optimizer."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = None
+            p.data = torch.empty(p.shape, dtype=dtype, device="meta")
+    return optimizer
+
+
+def named_like(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[tuple[str, Tensor]]:
+    """Return parameters of these shapes without memory, named by their place."""
+    return [
+        (str(i), torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))) for i, shape in enumerate(shapes)
+    ]
+
+
+def keeps_master(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer keeps a float32 copy of low-precision parameters in its state."""
+    return any(group.get("master_weights", False) for group in optimizer.param_groups)
+
+
+def _bytes(state: dict[str, Any]) -> int:
+    return sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))

@@ -1,8 +1,0 @@
-"""What the ranks of a run tell each other beside the process group: that they go on, that one has failed, that it left."""
-
-from __future__ import annotations
-
-from lightning_scale.together.connections import connect
-from lightning_scale.together.watch import Failure, Watch
-
-__all__ = ["Failure", "Watch", "connect"]
