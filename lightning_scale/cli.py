@@ -28,6 +28,12 @@ from lightning_scale.cli_errors import repeated_callback, sentence
 from lightning_scale.cli_resume import HELP, bring_callbacks, check_resume
 from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError, UnsafeCheckpointError
 from lightning_scale.fragments import find_configs
+from lightning_scale.lightning_internals.command_line import (
+    add_subcommand,
+    optimizers_added,
+    option_names,
+    schedulers_added,
+)
 from lightning_scale.saves import WholeFileIO
 
 _SENTENCES = (ConfigurationError, MisconfigurationException, UnsafeCheckpointError, NonfiniteGradientsError)
@@ -38,7 +44,7 @@ class ScaleArgumentParser(LightningArgumentParser):
     """A parser whose errors are one sentence, not a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
-        raise ConfigurationError(sentence(message, _option_names(self))) from ex
+        raise ConfigurationError(sentence(message, option_names(self))) from ex
 
 
 class ScaleCLI(LightningCLI):
@@ -71,9 +77,9 @@ class ScaleCLI(LightningCLI):
 
     def _add_arguments(self, parser: LightningArgumentParser) -> None:
         super()._add_arguments(parser)
-        if self._own_optimizers and not parser._optimizers:
+        if self._own_optimizers and not optimizers_added(parser):
             parser.add_optimizer_args((Optimizer,))
-            if not parser._lr_schedulers:
+            if not schedulers_added(parser):
                 parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
             parser.add_argument(
                 "--lr_scheduler_interval",
@@ -93,9 +99,7 @@ class ScaleCLI(LightningCLI):
         klass = self.trainer_class if isinstance(self.trainer_class, type) else L.Trainer
         plan = self._prepare_subcommand_parser(klass, "fit", description="Say what fit would do, without training.")
         cli_plan.add_arguments(plan)
-        self._subcommand_parsers["plan"] = plan
-        subcommands: Any = parser._subcommands_action  # made by super
-        subcommands.add_subcommand("plan", plan, help="Say what fit would do, without training a step.")
+        add_subcommand(self, parser, "plan", plan, help="Say what fit would do, without training a step.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         if args is None:
@@ -185,16 +189,6 @@ class ScaleCLI(LightningCLI):
 def _exists(checkpoint: str) -> bool:
     """Whether a checkpoint is there, as far as that can be told: addresses of remote ones are taken as they are."""
     return "://" in checkpoint or checkpoint.startswith("registry:") or os.path.exists(checkpoint)
-
-
-def _option_names(parser: Any) -> list[str]:
-    """Every option of a parser and of its subcommands."""
-    names = []
-    for action in parser._actions:
-        names.append(action.dest)
-        for subparser in action.choices.values() if isinstance(action.choices, dict) else ():
-            names += _option_names(subparser)
-    return names
 
 
 def _scheduler_config(optimizer: Optimizer, scheduler: Any, interval: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from lightning_scale.lightning_internals import launched_processes
 from lightning_scale.together import Failure, Watch, connect
 
 FIRST = "_lightning_scale_first_failure"
@@ -160,10 +161,9 @@ def _augment(exception: BaseException, first: Failure) -> None:
 
 def _killer_of_children(trainer: L.Trainer) -> Callable[[], None]:
     """Ends the ranks that Lightning has launched from this process; none where something else has launched them."""
-    launcher = trainer.strategy.launcher
 
     def kill() -> None:
-        for child in getattr(launcher, "procs", ()):
+        for child in launched_processes(trainer):
             child.kill()
 
     return kill

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lightning_scale.saves.newest import Choice, chosen_path, newest_whole
 from lightning_scale.saves.save_error import SaveError
-from lightning_scale.saves.trainer_access import CheckpointAccess
 from lightning_scale.saves.whole_file import WholeFileIO
 
-__all__ = ["CheckpointAccess", "Choice", "SaveError", "WholeFileIO", "chosen_path", "newest_whole"]
+__all__ = ["Choice", "SaveError", "WholeFileIO", "chosen_path", "newest_whole"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lightning_scale.lightning_internals import load_file
 from lightning_scale.saves.plain import refusing
 
 
@@ -50,5 +50,4 @@ class WholeFileIO(TorchCheckpointIO):
             UnsafeCheckpointError: for a file that holds more than tensors and plain values.
         """
         with refusing(path):
-            loaded: dict[str, Any] = _load(path, map_location, weights_only is not False)
-        return loaded
+            return load_file(path, map_location, weights_only is not False)

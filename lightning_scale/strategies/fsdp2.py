@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.lightning_internals import names
 from lightning_scale.saves.plain import load_plain, refusing
 from lightning_scale.strategies.whole_state import params_of, with_keys
 
@@ -68,6 +69,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
         )
+        names.check(names.MODEL_PARALLEL, self)
         if replicas < 1:
             raise ValueError(
                 f"replicas is {replicas}: give how many copies of the parameters all ranks hold, 1 or more."

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.lightning_internals import LoopAccess
 from lightning_scale.schedule import LEGW, Quantity
 from lightning_scale.window.conflicts import (
     refuse_batch_conflicts,
@@ -29,7 +30,6 @@ from lightning_scale.window.data_follower import DataFollower
 from lightning_scale.window.feed import Feed
 from lightning_scale.window.gradients import divide, users_own
 from lightning_scale.window.items import Items, MeanOverItems, items_of
-from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.micro_batch import MicroBatch
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.progress import Progress

@@ -8,9 +8,9 @@ from typing import Any
 import lightning.pytorch as L
 
 from lightning_scale.data import is_resumable
+from lightning_scale.lightning_internals import LoopAccess
 from lightning_scale.window.conflicts import refuse_unknown_samples, warn_of_loaders_that_cannot_continue
 from lightning_scale.window.feed import Feed
-from lightning_scale.window.loop import LoopAccess
 from lightning_scale.window.progress import Progress
 from lightning_scale.window.random_streams import RandomStreams
 

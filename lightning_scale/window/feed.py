@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 from lightning_scale.data import ResumableBatchSampler, is_resumable
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.lightning_internals import LoopState
 from lightning_scale.schedule import (
     BatchSizeSchedule,
     Split,
@@ -21,7 +22,6 @@ from lightning_scale.schedule import (
 from lightning_scale.window.batch_checks import check_epoch_holds, check_sizes
 from lightning_scale.window.epoch import samples_per_epoch
 from lightning_scale.window.items import samples_of
-from lightning_scale.window.loop_state import LoopState
 from lightning_scale.window.owner import BatchSizeOwner
 from lightning_scale.window.step_count import Epoch, count_steps
 from lightning_scale.window.window import Window

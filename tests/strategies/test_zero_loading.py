@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_scale.errors import ConfigurationError, UnsafeCheckpointError
-from lightning_scale.strategies.zero import loading
+from lightning_scale.strategies.zero import deepspeed_internals, loading
 from lightning_scale.strategies.zero.refusals import refuse_config
 from tests.distributed.zero_runs import needs_deepspeed
 from tests.saves.traps import Trap
@@ -23,7 +23,7 @@ def test_loads_what_deepspeed_stores_and_nothing_else(tmp_path: Path) -> None:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    engine = SimpleNamespace(checkpoint_engine=TorchCheckpointEngine())
+    engine = SimpleNamespace(optimizer=None, checkpoint_engine=TorchCheckpointEngine())
     loading.load_plainly(engine)
     stored = {"stage": ZeroStageEnum.gradients, "place": fragment_address(3, 4), "scale": LossScaler(1.0)}
     file, trap = tmp_path / "x.pt", tmp_path / "sprung"
@@ -44,13 +44,13 @@ def test_loads_what_deepspeed_stores_and_nothing_else(tmp_path: Path) -> None:
 
 @needs_deepspeed
 def test_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+: SimpleNamespace has no checkpoint_engine"):
+    with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+ has no DeepSpeedEngine\.optimizer"):
         loading.load_plainly(SimpleNamespace())
     with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+: checkpoints are loaded by SimpleNamespace"):
-        loading.load_plainly(SimpleNamespace(checkpoint_engine=SimpleNamespace()))
-    monkeypatch.setattr(loading, "_STORED", (("deepspeed.runtime.zero.config", "Moved"),))
-    with pytest.raises(RuntimeError, match=r"there is no deepspeed\.runtime\.zero\.config\.Moved"):
-        loading._stored()
+        loading.load_plainly(SimpleNamespace(optimizer=None, checkpoint_engine=SimpleNamespace()))
+    monkeypatch.delattr("deepspeed.runtime.zero.config.ZeroStageEnum")
+    with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+ has no deepspeed\.runtime\.zero\.config\.ZeroStageEnum"):
+        deepspeed_internals.stored_classes()
 
 
 @pytest.mark.parametrize(

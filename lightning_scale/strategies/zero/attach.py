@@ -8,9 +8,11 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_scale.optim.guarded import GuardedOptimizer
+from lightning_scale.strategies.zero import deepspeed_internals
 from lightning_scale.strategies.zero.bf16 import Bf16
+from lightning_scale.strategies.zero.deepspeed_internals import insist
 from lightning_scale.strategies.zero.flat import Flat
-from lightning_scale.strategies.zero.partitions import Partitions, check_whole, insist
+from lightning_scale.strategies.zero.partitions import Partitions, check_whole
 from lightning_scale.strategies.zero.stage3 import Stage3
 from lightning_scale.strategies.zero.stage12 import Stage12
 from lightning_scale.strategies.zero.step import Preparation
@@ -38,12 +40,12 @@ def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: fl
     Raises:
         RuntimeError: where this version of DeepSpeed keeps something in another way; it names the version.
     """
+    deepspeed_internals.check(deepspeed_internals.ENGINE, engine)
     wrapper = engine.optimizer
     kind = _KINDS.get(type(wrapper).__name__)
     insist(kind is not None, f"the optimizer is wrapped in {type(wrapper).__name__}")
-    insist(getattr(wrapper, "optimizer", None) is optimizer, "the wrapper holds another optimizer than it was given")
-    managed = getattr(engine, "managed_gradient_accumulation", None)
-    insist(managed is not None and not managed(), "it does not know managed_gradient_accumulation")
+    insist(wrapper.optimizer is optimizer, "the wrapper holds another optimizer than it was given")
+    insist(not engine.managed_gradient_accumulation(), "managed_gradient_accumulation is not off")
     assert kind is not None
     partitions = kind(wrapper, names)
     flats = partitions.flats()

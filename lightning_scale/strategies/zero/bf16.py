@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lightning_scale.strategies.zero import deepspeed_internals
 from lightning_scale.strategies.zero.flat import Flat
-from lightning_scale.strategies.zero.partitions import Gradients, has
+from lightning_scale.strategies.zero.partitions import Gradients
 from lightning_scale.strategies.zero.slices import Slices
 
 
@@ -12,8 +13,7 @@ class Bf16(Slices):
 
     def flats(self) -> list[Flat]:
         w = self.wrapper
-        has(w, "bf16_groups", "bf16_groups_flat", "bf16_partitioned_groups", "fp32_groups_flat_partition")
-        has(w, "fp32_groups_gradient_flat_partition", "real_dp_process_group")
+        deepspeed_internals.check(deepspeed_internals.BF16, w)
         groups = zip(
             w.bf16_groups,
             w.bf16_groups_flat,

@@ -5,21 +5,14 @@ Its own checkpoint engine loads with ``weights_only=False``. Only this file know
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_scale.saves.plain import load_plain, unsafe
-from lightning_scale.strategies.zero.partitions import has, insist
-
-# Beside tensors and plain values: enumerated stages, a loss scale of 1, and where parameters lie.
-_STORED = (
-    ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
-    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
-    ("deepspeed.utils.tensor_fragment", "fragment_address"),
-)
+from lightning_scale.strategies.zero import deepspeed_internals
+from lightning_scale.strategies.zero.deepspeed_internals import insist, stored_classes
 
 
 def check_folder(folder: Path) -> None:
@@ -32,10 +25,10 @@ def check_folder(folder: Path) -> None:
     """
     for file in sorted(folder.rglob("*.pt")):
         try:
-            with torch.serialization.safe_globals(_stored()):
+            with torch.serialization.safe_globals(stored_classes()):
                 found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         except ValueError:  # not torch's present format, in which pickle and tensors lie apart
-            load_plain(file, allowed=_stored())
+            load_plain(file, allowed=stored_classes())
         else:
             if found:
                 raise unsafe(file, f"GLOBAL {found[0]}")
@@ -50,21 +43,11 @@ def load_plainly(engine: Any) -> None:
     Raises:
         RuntimeError: where this version of DeepSpeed loads in another way; it names the version.
     """
-    has(engine, "checkpoint_engine")
+    deepspeed_internals.check(deepspeed_internals.ENGINE, engine)
     kind = type(engine.checkpoint_engine).__name__
     insist(kind == "TorchCheckpointEngine", f"checkpoints are loaded by {kind}")
 
     def load(path: str, map_location: Any = None) -> Any:
-        return load_plain(path, map_location=map_location, allowed=_stored())
+        return load_plain(path, map_location=map_location, allowed=stored_classes())
 
     engine.checkpoint_engine.load = load
-
-
-def _stored() -> list[Any]:
-    found = []
-    for module, name in _STORED:
-        try:
-            found.append(getattr(import_module(module), name))
-        except (ImportError, AttributeError):
-            insist(False, f"there is no {module}.{name}")
-    return found

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_scale.strategies.zero.deepspeed_internals import insist
 from lightning_scale.strategies.zero.flat import Flat, slice_layout
-from lightning_scale.strategies.zero.partitions import Partitions, insist, same_values, sum_over
+from lightning_scale.strategies.zero.partitions import Partitions, same_values, sum_over
 
 
 class Slices(Partitions):

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_scale.strategies.zero import deepspeed_internals
+from lightning_scale.strategies.zero.deepspeed_internals import insist
 from lightning_scale.strategies.zero.flat import Flat, pieces_layout
-from lightning_scale.strategies.zero.partitions import Gradients, has, insist
+from lightning_scale.strategies.zero.partitions import Gradients
 from lightning_scale.strategies.zero.slices import Slices
 
 _BETWEEN_STEPS = -1  # of micro_step_id
@@ -18,9 +20,9 @@ class Stage12(Slices):
 
     def flats(self) -> list[Flat]:
         w = self.wrapper
-        has(w, "bit16_groups", "bit16_groups_flat", "parallel_partitioned_bit16_groups", "real_dp_process_group")
-        has(w, "single_partition_of_fp32_groups", "averaged_gradients", "all_grad_tensors", "micro_step_id")
-        has(w, "cpu_offload", "_wait_for_offload_copies")
+        deepspeed_internals.check(deepspeed_internals.STAGE12, w)
+        if w.cpu_offload:
+            deepspeed_internals.check(deepspeed_internals.OFFLOADED, w)
         insist(w.micro_step_id == _BETWEEN_STEPS, f"micro_step_id is {w.micro_step_id} before the first step")
         groups = zip(
             w.bit16_groups,

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.lightning_internals import names
 from lightning_scale.optim.names import parameter_names
 from lightning_scale.saves.plain import refusing
 from lightning_scale.strategies.whole_state import Param, params_of
 from lightning_scale.strategies.zero.attach import attach
-from lightning_scale.strategies.zero.backend import nothing_compiled
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
+from lightning_scale.strategies.zero.deepspeed_internals import check_installed, nothing_compiled
 from lightning_scale.strategies.zero.flat import Flat
 from lightning_scale.strategies.zero.folder import refuse_other_ranks
 from lightning_scale.strategies.zero.loading import check_folder, load_plainly
@@ -127,6 +128,8 @@ class ZeROStrategy(DeepSpeedStrategy):
             timeout=timeout,
             exclude_frozen_parameters=exclude_frozen_parameters,
         )
+        names.check(names.DEEPSPEED, self)
+        check_installed()
         if partition_while_building and stage != 3:
             raise ConfigurationError(f"partition_while_building needs stage=3, and stage is {stage}.")
         self._partition_while_building = partition_while_building

@@ -1,7 +1,4 @@
-"""What is replaced in Lightning's training loop while `fit` runs.
-
-With `loop_state`, the only place that touches private parts of Lightning.
-"""
+"""What is replaced in Lightning's training loop while `fit` runs."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 from torch.utils.data import DataLoader
 
-from lightning_scale.window.loop_state import LoopState
+from lightning_scale.lightning_internals.loop_state import LoopState
 
 
 class LoopAccess(LoopState):

@@ -1,7 +1,4 @@
-"""The counters of Lightning's training loop, and the loaders at hand.
-
-With `loop`, the only place that touches private parts of Lightning.
-"""
+"""The counters of Lightning's training loop, and the loaders at hand."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning
 import lightning.pytorch as L
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.lightning_internals import names
 
 _UNLIMITED_EPOCHS = 1000  # what Lightning puts where the user gave neither max_epochs nor max_steps
 
@@ -30,36 +27,13 @@ class LoopState:
 
     def __init__(self, trainer: L.Trainer) -> None:
         self._trainer: Any = trainer
+        names.check(names.TRAINER, trainer)
         self._fit_loop: Any = trainer.fit_loop
-        self._epoch_loop: Any = trainer.fit_loop.epoch_loop
-        connector = getattr(trainer, "_data_connector", None)
-        for owner, name in (
-            (self._epoch_loop, "_should_accumulate"),
-            (self._epoch_loop, "_should_check_val_fx"),
-            (self._epoch_loop, "_num_ready_batches_reached"),
-            (self._epoch_loop, "update_lr_schedulers"),
-            (self._epoch_loop, "batch_progress"),
-            (self._epoch_loop, "max_steps"),
-            (self._epoch_loop, "advance"),
-            (self._epoch_loop, "on_run_start"),
-            (self._epoch_loop, "val_loop"),
-            (self._epoch_loop, "automatic_optimization"),
-            (self._fit_loop, "run"),
-            (self._fit_loop, "setup_data"),
-            (self._fit_loop, "epoch_progress"),
-            (self._fit_loop, "max_batches"),
-            (self._fit_loop, "_restarting"),
-            (self._fit_loop, "_loaded_from_state_dict"),
-            (self._fit_loop, "_can_stop_early"),
-            (self._fit_loop, "_combined_loader"),
-            (self._fit_loop, "_data_fetcher"),
-            (connector, "_requires_distributed_sampler"),
-        ):
-            if not hasattr(owner, name):
-                raise RuntimeError(
-                    f"lightning {lightning.__version__} has no {type(owner).__name__}.{name}, which lightning_scale"
-                    " relies on: use a version of lightning that its metadata names, or report this."
-                )
+        names.check(names.FIT_LOOP, self._fit_loop)
+        self._epoch_loop: Any = self._fit_loop.epoch_loop
+        names.check(names.EPOCH_LOOP, self._epoch_loop)
+        names.check(names.VALIDATION_LOOP, self._epoch_loop.val_loop)
+        names.check(names.OPTIMIZATION, self._epoch_loop.automatic_optimization)
 
     @property
     def steps(self) -> int:

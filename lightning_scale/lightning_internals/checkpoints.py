@@ -1,18 +1,16 @@
-"""Where a Trainer saves, removes and loads checkpoints.
-
-For checkpoints, the only place that touches private parts of Lightning.
-"""
+"""Where a Trainer saves, removes and loads checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning
 import lightning.pytorch as L
+from lightning.fabric.utilities import cloud_io
 
-from lightning_scale.saves.save_error import said_of
+from lightning_scale.lightning_internals import names
 
 
 class CheckpointAccess:
@@ -24,38 +22,40 @@ class CheckpointAccess:
         trainer: The Trainer, in ``fit``.
 
     Raises:
-        RuntimeError: where this version of Lightning lacks the part that is relied on; it names the version.
+        RuntimeError: where this version of Lightning lacks a part that is relied on; it names the version.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
-        self._trainer = trainer
-        self._connector: Any = getattr(trainer, "_checkpoint_connector", None)
-        if not hasattr(self._connector, "resume_start"):
-            raise RuntimeError(
-                f"lightning {lightning.__version__} has no _CheckpointConnector.resume_start, which lightning_scale"
-                " relies on: use a version of lightning that its metadata names, or report this."
-            )
+        names.check(names.TRAINER, trainer)
+        self._trainer: Any = trainer
+        self._connector: Any = self._trainer._checkpoint_connector
         self._undo: list[Callable[[], object]] = []
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
         setattr(owner, name, make(getattr(owner, name)))
         self._undo.append(lambda: vars(owner).pop(name, None))
 
-    def after_saving(self, note: Callable[[Path, int, bool], None]) -> None:
+    def after_saving(
+        self,
+        note: Callable[[Path, int, bool], None],
+        writing: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         """On rank 0, call ``note(checkpoint, step, training_state)`` when all ranks have written their share.
 
-        ``training_state`` is False for weights alone. Where a rank cannot write, that rank raises `SaveError`.
+        Args:
+            note: What is called; ``training_state`` is False for weights alone.
+            writing: What this rank writes, ``note`` included, is written inside ``writing(checkpoint)``.
         """
         strategy = self._trainer.strategy
 
         def make(original: Callable[..., None]) -> Callable[..., None]:
             def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
                 step, training_state = int(checkpoint["global_step"]), "optimizer_states" in checkpoint
-                with said_of(filepath):
+                with writing(filepath):
                     original(checkpoint, filepath, storage_options=storage_options)
                 strategy.barrier("checkpoint written")
                 if self._trainer.is_global_zero:
-                    with said_of(filepath):
+                    with writing(filepath):
                         note(Path(filepath), step, training_state)
 
             return save_checkpoint
@@ -95,3 +95,9 @@ class CheckpointAccess:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+
+
+def load_file(path: Any, map_location: Any, weights_only: bool) -> dict[str, Any]:
+    """Load a checkpoint file from a local path, or from wherever Lightning can."""
+    loaded: dict[str, Any] = cloud_io._load(path, map_location, weights_only)
+    return loaded
