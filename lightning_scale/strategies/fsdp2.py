@@ -15,9 +15,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_scale.checkpoints.plain import load_plain, refusing
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import names
-from lightning_scale.saves.plain import load_plain, refusing
 from lightning_scale.strategies.whole_state import params_of, with_keys
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

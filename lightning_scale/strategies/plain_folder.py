@@ -33,8 +33,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
+from lightning_scale.checkpoints.plain import load_plain, refusing, unsafe
 from lightning_scale.errors import UnsafeCheckpointError
-from lightning_scale.saves.plain import load_plain, refusing, unsafe
 
 _TENSORS = ".metadata"
 _REST = "meta.pt"  # what is no tensor of model or optimizer: Lightning's

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from lightning_scale.cli import ScaleCLI, main
+from lightning_scale.cli.fragments import find_config
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.fragments import find_config
 from lightning_scale.optim import LAMB
 from tests.distributed.meshes import FSDP2
 

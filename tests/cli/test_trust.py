@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lightning_scale.cli import ScaleCLI, main
+from tests.checkpoints.traps import Trap
 from tests.cli.test_cli import config
-from tests.saves.traps import Trap
 
 
 @pytest.fixture(autouse=True)

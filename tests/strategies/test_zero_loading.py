@@ -12,8 +12,8 @@ import torch
 from lightning_scale.errors import ConfigurationError, UnsafeCheckpointError
 from lightning_scale.strategies.zero import deepspeed_internals, loading
 from lightning_scale.strategies.zero.refusals import refuse_config
+from tests.checkpoints.traps import Trap
 from tests.distributed.zero_runs import needs_deepspeed
-from tests.saves.traps import Trap
 
 
 @needs_deepspeed

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_scale.saves.plain import load_plain, unsafe
+from lightning_scale.checkpoints.plain import load_plain, unsafe
 from lightning_scale.strategies.zero import deepspeed_internals
 from lightning_scale.strategies.zero.deepspeed_internals import insist, stored_classes
 

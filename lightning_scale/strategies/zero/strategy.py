@@ -23,10 +23,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_scale.checkpoints.plain import refusing
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import names
 from lightning_scale.optim.names import parameter_names
-from lightning_scale.saves.plain import refusing
 from lightning_scale.strategies.whole_state import Param, params_of
 from lightning_scale.strategies.zero.attach import attach
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read

@@ -1,4 +1,4 @@
-"""The newest whole checkpoint of a run."""
+"""Where a run keeps its checkpoints, and which of them it goes on from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightning_scale.errors import ConfigurationError
-from lightning_scale.saves.manifest import (
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_scale.checkpoints.manifest import (
     ManifestError,
     check_whole,
     checkpoint_path,
@@ -15,6 +17,7 @@ from lightning_scale.saves.manifest import (
     manifest_path,
     read_manifest,
 )
+from lightning_scale.errors import ConfigurationError
 
 _EXTENSION = ".ckpt"
 
@@ -24,10 +27,33 @@ class Choice:
     """What a run goes on from, and which checkpoints were passed over for it."""
 
     path: str | None = None
-    """None: it starts anew."""
+    """The checkpoint; ``None`` where the run starts anew."""
     step: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Path and what is wrong with it, newest first; only those that are newer than the one chosen."""
+    """Those newer than the one chosen, newest first: each path, and what is wrong with it."""
+
+
+def checkpoint_folders(trainer: L.Trainer) -> list[Path]:
+    """The folders of every ModelCheckpoint; one that has none yet is given ``checkpoints`` in ``default_root_dir``.
+
+    Lightning would give it the logger's folder of this start: the next start would not look there.
+
+    Raises:
+        ConfigurationError: for a folder that is not of the local file system.
+    """
+    default = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
+    folders = []
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            if callback.dirpath is None:
+                callback.dirpath = default
+            folders.append(str(callback.dirpath))
+    for folder in folders or [trainer.default_root_dir]:
+        if "://" in folder:
+            raise ConfigurationError(
+                f"checkpoints go to {folder}, and resume looks for whole ones in local folders: use a mounted one."
+            )
+    return [Path(folder) for folder in dict.fromkeys(folders or [default])]
 
 
 def newest_whole(folders: Iterable[Path]) -> Choice:
@@ -78,7 +104,7 @@ def _dated(folders: Iterable[Path]) -> list[tuple[int, Path]]:
     for folder in dict.fromkeys(folders):
         for entry in folder.iterdir() if folder.is_dir() else ():
             checkpoint = checkpoint_path(entry) if is_manifest(entry) else entry
-            if checkpoint.is_symlink() or not (checkpoint.exists() and (checkpoint != entry or _looks_like_one(entry))):
+            if checkpoint.is_symlink() or not (checkpoint.exists() and (checkpoint != entry or _has_the_extension(entry))):
                 continue
             try:
                 found[checkpoint] = read_manifest(checkpoint).saved_at
@@ -87,5 +113,5 @@ def _dated(folders: Iterable[Path]) -> list[tuple[int, Path]]:
     return [(time, path) for path, time in found.items()]
 
 
-def _looks_like_one(path: Path) -> bool:
+def _has_the_extension(path: Path) -> bool:
     return path.suffix == _EXTENSION

@@ -69,13 +69,13 @@ def write_manifest(checkpoint: Path, step: int, training_state: bool) -> None:
     """
     marks = _for_each(sorted(_files(checkpoint).items()), lambda path: (path.stat().st_size, _sha256(path)))
     content = asdict(Manifest(step, time.time_ns(), training_state, marks)) | {"version": _VERSION}
-    place = manifest_path(checkpoint)
-    temporary = place.with_name(f".{place.name}.partial")
+    manifest = manifest_path(checkpoint)
+    temporary = manifest.with_name(f".{manifest.name}.partial")
     with temporary.open("w") as file:
         json.dump(content, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, place)
+    os.replace(temporary, manifest)
 
 
 def read_manifest(checkpoint: Path) -> Manifest:

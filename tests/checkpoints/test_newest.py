@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.saves import chosen_path, newest_whole
-from lightning_scale.saves.manifest import manifest_path, write_manifest
+from lightning_scale.checkpoints import chosen_path, newest_whole
+from lightning_scale.checkpoints.manifest import manifest_path, write_manifest
 
 
 def save(path: Path, step: int, training_state: bool = True) -> Path:

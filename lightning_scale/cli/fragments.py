@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 # In a wheel they lie inside the package; in a checkout beside it.
 _SHIPPED = (_PACKAGE / "fragments", _PACKAGE.parent)
 _FOLDERS = ("callbacks", "strategies")

@@ -21,20 +21,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import lightning_scale.strategies  # noqa: F401 (their names are registered)
-from lightning_scale import cli_plan
 from lightning_scale.callbacks import FailTogether
 from lightning_scale.callbacks.fail_together import first_failure
-from lightning_scale.cli_errors import repeated_callback, sentence
-from lightning_scale.cli_resume import HELP, bring_callbacks, check_resume
+from lightning_scale.checkpoints import WholeFileIO
+from lightning_scale.cli import plan as plan_command
+from lightning_scale.cli.errors import repeated_callback, sentence
+from lightning_scale.cli.fragments import find_configs
+from lightning_scale.cli.resume import HELP, bring_callbacks, check_resume
 from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError, UnsafeCheckpointError
-from lightning_scale.fragments import find_configs
 from lightning_scale.lightning_internals.command_line import (
     add_subcommand,
     optimizers_added,
     option_names,
     schedulers_added,
 )
-from lightning_scale.saves import WholeFileIO
 
 _SENTENCES = (ConfigurationError, MisconfigurationException, UnsafeCheckpointError, NonfiniteGradientsError)
 _CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
@@ -98,7 +98,7 @@ class ScaleCLI(LightningCLI):
         super()._add_subcommands(parser, **kwargs)
         klass = self.trainer_class if isinstance(self.trainer_class, type) else L.Trainer
         plan = self._prepare_subcommand_parser(klass, "fit", description="Say what fit would do, without training.")
-        cli_plan.add_arguments(plan)
+        plan_command.add_arguments(plan)
         add_subcommand(self, parser, "plan", plan, help="Say what fit would do, without training a step.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -115,7 +115,7 @@ class ScaleCLI(LightningCLI):
     def _add_instantiators(self) -> None:
         super()._add_instantiators()
         if self.subcommand == "plan":
-            self.parser.add_instantiator(cli_plan.build_without_memory, L.LightningModule, prepend=True)
+            self.parser.add_instantiator(plan_command.build_without_memory, L.LightningModule, prepend=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         if self.subcommand == "plan":
@@ -127,13 +127,13 @@ class ScaleCLI(LightningCLI):
             return super()._run_subcommand(subcommand)
         options, trainer = self.config_init["plan"], self._get(self.config_init, "trainer")
         try:
-            cli_plan.run(options, self.model, self.datamodule, trainer, self._written["plan"]["trainer"])
+            plan_command.run(options, self.model, self.datamodule, trainer, self._written["plan"]["trainer"])
         except (ValueError, TypeError) as error:
             raise ConfigurationError(sentence(str(error))) from error
 
     def instantiate_classes(self) -> None:
         if self.subcommand == "plan":
-            self._written, self.config = self.config, cli_plan.without_trainer(self.config)
+            self._written, self.config = self.config, plan_command.without_trainer(self.config)
         checkpoint, resume = self._get(self.config, "ckpt_path"), self._get(self.config, "resume")
         if resume is not None:
             check_resume(resume, checkpoint)
@@ -222,7 +222,3 @@ def _end_after_another_rank(error: Exception) -> None:
     if first is not None:
         print(f"lightning-scale: {first}; this rank ends too.", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()
