@@ -104,7 +104,9 @@ def _dated(folders: Iterable[Path]) -> list[tuple[int, Path]]:
     for folder in dict.fromkeys(folders):
         for entry in folder.iterdir() if folder.is_dir() else ():
             checkpoint = checkpoint_path(entry) if is_manifest(entry) else entry
-            if checkpoint.is_symlink() or not (checkpoint.exists() and (checkpoint != entry or _has_the_extension(entry))):
+            if checkpoint.is_symlink() or not (
+                checkpoint.exists() and (checkpoint != entry or _has_the_extension(entry))
+            ):
                 continue
             try:
                 found[checkpoint] = read_manifest(checkpoint).saved_at

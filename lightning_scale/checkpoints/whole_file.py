@@ -1,4 +1,4 @@
-"""Checkpoint files that appear whole or not at all, and run nothing when they are loaded; what is said where one cannot be written."""
+"""Checkpoint files that appear whole or not at all, run nothing when loaded, and say why where they cannot be written."""
 
 from __future__ import annotations
 

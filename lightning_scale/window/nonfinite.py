@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from lightning_scale.optim.names import parameter_names
 from lightning_scale.optim.nonfinite import nonfinite
 from lightning_scale.optim.sharding import local
-from lightning_scale.window.gradients import KeepsGradients
+from lightning_scale.window.mean_gradient import KeepsGradients
 
 
 class GradientWatch:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lightning_scale.checkpoints.manifest import ManifestError, check_whole, manifest_path, read_manifest, write_manifest
+from lightning_scale.checkpoints.manifest import (
+    ManifestError,
+    check_whole,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_scale.errors import ConfigurationError
 from lightning_scale.checkpoints import chosen_path, newest_whole
 from lightning_scale.checkpoints.manifest import manifest_path, write_manifest
+from lightning_scale.errors import ConfigurationError
 
 
 def save(path: Path, step: int, training_state: bool = True) -> Path:

@@ -13,11 +13,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_scale.callbacks import ExactResume, GradientAccumulation, NonfiniteMonitor, Resume, SaveOnSignal
-from lightning_scale.errors import UnsafeCheckpointError
-from lightning_scale.optim import LAMB8bit
 from lightning_scale.checkpoints import WholeFileIO
 from lightning_scale.checkpoints.manifest import manifest_path, write_manifest
 from lightning_scale.checkpoints.plain import load_plain
+from lightning_scale.errors import UnsafeCheckpointError
+from lightning_scale.optim import LAMB8bit
 from tests.checkpoints.traps import Trap
 from tests.toys import Net, Vectors, trainer
 

@@ -1,9 +1,9 @@
-"""Which samples the training loader gives the next optimizer step."""
+"""The training loader: which samples it gives the next optimizer step, and what happens whenever it is made."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as L
@@ -12,22 +12,21 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 from lightning_scale.data import ResumableBatchSampler, is_resumable
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.lightning_internals import LoopState
-from lightning_scale.schedule import (
-    BatchSizeSchedule,
-    Split,
-    nearest_multiple,
-    nearest_split,
+from lightning_scale.lightning_internals import LoopAccess, LoopState
+from lightning_scale.schedule import BatchSizeSchedule, Split, nearest_multiple, nearest_split
+from lightning_scale.window.conflicts import (
+    refuse_batch_beyond_epoch,
+    refuse_impossible_sizes,
+    refuse_unknown_samples,
+    warn_of_loaders_that_cannot_continue,
 )
-from lightning_scale.window.batch_checks import check_epoch_holds, check_sizes
-from lightning_scale.window.epoch import samples_per_epoch
-from lightning_scale.window.items import samples_of
-from lightning_scale.window.owner import BatchSizeOwner
-from lightning_scale.window.step_count import Epoch, count_steps
-from lightning_scale.window.window import Window
+from lightning_scale.window.mean_gradient import samples_of
+from lightning_scale.window.progress import Epoch, Progress, count_steps, samples_per_epoch
+from lightning_scale.window.random_streams import RandomStreams
+from lightning_scale.window.window import BatchSizeOwner, Window
 
 
-class Feed:
+class TrainingLoader:
     """The training loader's side of the window: how large batches can be, and how they are made of micro-batches.
 
     A loader with a `ResumableBatchSampler` is told the batch sizes and gives each of them exactly. Any other loader gives
@@ -35,8 +34,8 @@ class Feed:
     larger).
 
     Args:
-        trainer: The Trainer.
-        loop: Its loop.
+        trainer: The Trainer, in ``fit``.
+        loop: The counts of its training loop.
     """
 
     def __init__(self, trainer: L.Trainer, loop: LoopState) -> None:
@@ -128,7 +127,7 @@ class Feed:
                 " batch_size, or a batch sampler with an attribute batch_size."
             )
         schedule = owner.schedule(self._trainer.global_step)
-        check_sizes(
+        refuse_impossible_sizes(
             schedule,
             self.owner_name,
             self.micro_batch_size,
@@ -137,7 +136,7 @@ class Feed:
             possible=self._possible,
         )
         epoch = self._sampler.epoch_samples if self._sampler is not None else self._loop.micro_batches_per_epoch * unit
-        check_epoch_holds(max(self._possible(size) for _, size in schedule.changes()), epoch, owner.last_window)
+        refuse_batch_beyond_epoch(max(self._possible(size) for _, size in schedule.changes()), epoch, owner.last_window)
 
     def samples_per_epoch(self, loaders: list[Any], trained: bool = False) -> int | None:
         """Samples in one pass over the data (``trained``: until training begins a new epoch), or what
@@ -247,3 +246,115 @@ class Feed:
             count = (schedule.steps_of_one_size(samples, batch_size) if schedule is not None else None) or enough
             yield Split(batch_size, batch_size // unit, self._trainer.world_size), count
             samples += count * batch_size
+
+
+class LoaderHooks:
+    """Whenever Lightning's loop makes sure of its loaders, lets stages begin and resumed runs go on where they were.
+
+    Args:
+        trainer: The Trainer, in ``fit``.
+        loop: Its training loop.
+        loader: The training loader's side of the window.
+        progress: What has been consumed, and the stages.
+        data_known: Called with the samples of an epoch and of the run (None where unknown) for new loaders.
+    """
+
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        loop: LoopAccess,
+        loader: TrainingLoader,
+        progress: Progress,
+        data_known: Callable[[int | None, int | None], None],
+    ) -> None:
+        self.streams: RandomStreams | None = None
+        """Where training steps draw their random numbers, if apart."""
+        self.trained = False
+        """Whether training has begun."""
+        self.restored = False
+        """Whether a checkpoint held the progress."""
+        self.no_validation_due = False
+        """Whether a resumed run goes on where there is no validation, though Lightning's counts may say so."""
+        self._trainer, self._loop, self._loader, self._progress = trainer, loop, loader, progress
+        self._data_known = data_known
+        self._loading = False
+        self._read: list[Any] = []  # the loaders last read
+        # Already now: configure_optimizers may ask for the loaders, to count steps.
+        loop.leave_sampler_alone(self._take_resumable_sampler)
+        loop.around_epoch_iterators(self._iterate)
+        loop.around_loading_data(self._before, self._after)
+
+    @property
+    def _resuming(self) -> bool:
+        """Whether training goes on from a checkpoint and has not begun yet."""
+        return self._trainer.global_step > 0 and not self.trained
+
+    def _before(self) -> None:
+        """Before the loop makes sure of its training loaders."""
+        self._loading = True
+        if self._resuming:
+            if self._loop.train_loaders:
+                self._loop.drop_loaders()  # made before the checkpoint was restored, for a count of steps
+            if self._loop.last_batch_done:
+                self._progress.epoch_start = self._progress.now
+            elif self._loop.restored and self._loop.epoch_begun:
+                self._loop.reopen_epoch()
+        self.enter_stage()
+
+    def _after(self) -> None:
+        self._loading = False
+        loaders = self._loop.train_loaders
+        if not loaders:
+            return
+        if loaders != self._read:
+            self._read = loaders
+            self._read_loaders(loaders)
+        if self._resuming and self._loader.resumable:
+            if self._loop.last_batch_done:
+                self._loop.begin_new_epoch_on_restart()
+            elif self._loader.exact and self._loop.restored and self._loop.epoch_begun:
+                taken = self._loader.micro_batches_taken(self._progress.now, self._progress.epoch_start)
+                self.no_validation_due |= self._loop.go_on_at(taken)
+
+    def enter_stage(self) -> None:
+        """Tell the data of a new stage, if one begins or is resumed, and have its loaders made anew."""
+        stages, step = self._progress.stages, self._trainer.global_step
+        if stages is None or not stages.changes_at(step):
+            return
+        self._read = []  # even where the data serves the same loader again
+        if stages.serving is not None:
+            self._loop.drop_loaders()
+        if stages.plan.at(step).step == 0 and step > 0:
+            self._loop.begin_new_epoch_on_restart()
+        stages.enter(step)
+
+    def begin_epoch(self) -> None:
+        """An epoch begins: its loaders go on at the samples consumed."""
+        self._progress.epoch_start = self._progress.now
+        for loader in self._loop.train_loaders:
+            self._loader.follow(loader, self._progress.now, self._progress.epoch_start)
+        if self._loader.exact:
+            self._loop.measure_epoch()
+
+    def _read_loaders(self, loaders: list[Any]) -> None:
+        """New loaders: their micro-batch must be one that the batch size can be made of."""
+        loader, stages = self._loader, self._progress.stages
+        if self._resuming and not self.restored and self._trainer.ckpt_path is not None:
+            refuse_unknown_samples(loaders, loader.schedule())
+        loader.read(loaders, stages.stage.micro_batch_size if stages is not None else None)
+        resuming = self._resuming and self._loop.epoch_begun
+        warn_of_loaders_that_cannot_continue(loaders, resuming=resuming, exact=self.streams is not None)
+        self._data_known(loader.samples_per_epoch(loaders), loader.samples_of_run(loaders))
+
+    def _take_resumable_sampler(self, loader: Any) -> bool:
+        """Whether a loader's order follows from the samples consumed; a training loader is told how many those are."""
+        if self._loading:
+            return self._loader.follow(loader, self._progress.now, self._progress.epoch_start)
+        return is_resumable(loader)
+
+    def _iterate(self, iterate: Callable[[], None]) -> None:
+        """Make an epoch's iterators: from the training stream, unless a resumed run made them once before."""
+        if self.streams is None or self._loop.epoch_begun:
+            iterate()
+        else:
+            self.streams.begin_epoch(iterate)

@@ -1,15 +1,16 @@
-"""The mean over all items of a window and of all ranks, where micro-batches hold different numbers of items."""
+"""The mean gradient over all items of a window and of all ranks, where micro-batches hold different numbers of items."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_scale.optim.kernels.constants import widest
@@ -121,3 +122,46 @@ def _sum_over_ranks(value: Items, trainer: L.Trainer) -> Items:
     reduced = trainer.strategy.reduce(scalar, reduce_op="sum")
     assert isinstance(reduced, Tensor)
     return reduced
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One rank's micro-batch, between its loss and its backward pass."""
+
+    samples: int
+    """That it holds."""
+    items: Items
+    """That its loss is the mean of: samples, unless ``training_step`` says otherwise."""
+    weight: Items
+    """What its gradient is multiplied with before it is added to those of the others."""
+
+
+@runtime_checkable
+class KeepsGradients(Protocol):
+    """A strategy whose gradients are complete only inside the optimizer's step."""
+
+    def divide_gradients(self, divisor: float | Tensor) -> None:
+        """Divide the gradients of the step that follows, before anything is computed of them."""
+
+    def watch_gradients(self) -> list[str]:
+        """From the next step on, note which layers' gradients are not finite; the layers' names."""
+
+    def nonfinite_layers(self) -> Tensor | None:
+        """What was noted of the last step, on this rank: [layers] bool."""
+
+
+def divide(divisor: float | Tensor, optimizer: Optimizer, trainer: L.Trainer) -> None:
+    """Divide the gradients of the step that follows, in place."""
+    strategy = trainer.strategy
+    if isinstance(strategy, KeepsGradients):
+        strategy.divide_gradients(divisor)
+        return
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if grads and not (isinstance(divisor, float) and divisor == 1.0):
+        torch._foreach_div_(grads, divisor)
+
+
+def users_own(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that the user configured, out of a strategy's wrapping."""
+    inner = getattr(optimizer, "optimizer", None)
+    return inner if isinstance(inner, Optimizer) else optimizer
