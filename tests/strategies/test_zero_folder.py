@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.strategies.zero.folder import refuse_other_ranks
+from lightning_scale.strategies.zero.folders import refuse_other_ranks
 
 
 @pytest.mark.parametrize("prefix", ["", "bf16_"])  # BF16_Optimizer's

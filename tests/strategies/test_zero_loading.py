@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_scale.errors import ConfigurationError, UnsafeCheckpointError
-from lightning_scale.strategies.zero import deepspeed_internals, loading
+from lightning_scale.strategies.zero import deepspeed_internals, folders
 from lightning_scale.strategies.zero.refusals import refuse_config
 from tests.checkpoints.traps import Trap
 from tests.distributed.zero_runs import needs_deepspeed
@@ -24,11 +24,11 @@ def test_loads_what_deepspeed_stores_and_nothing_else(tmp_path: Path) -> None:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     engine = SimpleNamespace(optimizer=None, checkpoint_engine=TorchCheckpointEngine())
-    loading.load_plainly(engine)
+    folders.load_plainly(engine)
     stored = {"stage": ZeroStageEnum.gradients, "place": fragment_address(3, 4), "scale": LossScaler(1.0)}
     file, trap = tmp_path / "x.pt", tmp_path / "sprung"
     torch.save({**stored, "weights": torch.arange(3.0)}, file)
-    loading.check_folder(tmp_path)
+    folders.check_folder(tmp_path)
     found = engine.checkpoint_engine.load(str(file), map_location="cpu")
     assert found["stage"] is ZeroStageEnum.gradients and found["place"] == fragment_address(3, 4)
     assert found["scale"].cur_scale == 1.0 and found["weights"].tolist() == [0, 1, 2]
@@ -37,7 +37,7 @@ def test_loads_what_deepspeed_stores_and_nothing_else(tmp_path: Path) -> None:
         with pytest.raises(UnsafeCheckpointError, match=r"x\.pt was not loaded, .* asks for posix\.system"):
             engine.checkpoint_engine.load(str(file), map_location=lambda storage, place: storage)
         with pytest.raises(UnsafeCheckpointError, match=r"x\.pt was not loaded, .* asks for posix\.system"):
-            loading.check_folder(tmp_path)
+            folders.check_folder(tmp_path)
     assert not trap.exists()
     assert LossScaler not in torch.serialization.get_safe_globals()  # nothing stays allowed
 
@@ -45,9 +45,9 @@ def test_loads_what_deepspeed_stores_and_nothing_else(tmp_path: Path) -> None:
 @needs_deepspeed
 def test_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+ has no DeepSpeedEngine\.optimizer"):
-        loading.load_plainly(SimpleNamespace())
+        folders.load_plainly(SimpleNamespace())
     with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+: checkpoints are loaded by SimpleNamespace"):
-        loading.load_plainly(SimpleNamespace(optimizer=None, checkpoint_engine=SimpleNamespace()))
+        folders.load_plainly(SimpleNamespace(optimizer=None, checkpoint_engine=SimpleNamespace()))
     monkeypatch.delattr("deepspeed.runtime.zero.config.ZeroStageEnum")
     with pytest.raises(RuntimeError, match=r"deepspeed 0\.\S+ has no deepspeed\.runtime\.zero\.config\.ZeroStageEnum"):
         deepspeed_internals.stored_classes()

@@ -1,18 +1,32 @@
-"""DeepSpeed's checkpoint folders, read so that nothing in them is run.
+"""DeepSpeed's checkpoint folders: for which runs they are, and read so that nothing in them is run.
 
 Its own checkpoint engine loads with ``weights_only=False``. Only this file knows what its files hold.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_scale.checkpoints.plain import load_plain, unsafe
+from lightning_scale.errors import ConfigurationError
 from lightning_scale.strategies.zero import deepspeed_internals
 from lightning_scale.strategies.zero.deepspeed_internals import insist, stored_classes
+
+_SHARE = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt$")
+
+
+def refuse_other_ranks(folder: Path, world_size: int) -> None:
+    """Raises ConfigurationError where another number of ranks has saved the folder: stage 3 would load a part of it first."""
+    shares = {int(found[1]) for path in folder.glob("*/*.pt") if (found := _SHARE.search(path.name))}
+    if shares and len(shares) != world_size:
+        raise ConfigurationError(
+            f"{folder} has the shares of {len(shares)} ranks, and this run has {world_size}: DeepSpeed's folders are for the same"
+            " number. Resume on that many, and save with save_distributed_checkpoint=False what others shall go on from."
+        )
 
 
 def check_folder(folder: Path) -> None:
