@@ -65,9 +65,9 @@ def load_plain(
     Args:
         file: A path or an open file.
         name: What to call it in an error.
-        map_location: As torch's.
+        map_location: Where tensors go, as in ``torch.load``.
         allowed: Classes that it may hold beside tensors and plain values.
-        options: More of torch's.
+        options: Further options of ``torch.load``.
 
     Raises:
         UnsafeCheckpointError: for a file that asks for more.

@@ -109,7 +109,7 @@ def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, c
 
     Args:
         options: The parsed ``plan`` section.
-        model: The module.
+        model: The module, which may have no memory.
         datamodule: The data; None where the module has its own.
         trainer: The Trainer's arguments, callbacks built.
         configuration: The Trainer's arguments as they were written.

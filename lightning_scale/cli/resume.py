@@ -39,7 +39,7 @@ def bring_callbacks(trainer: L.Trainer, resume: str, root: Any) -> None:
     """Add `Resume` and `SaveOnSignal` to a Trainer that has not begun, where the configuration has not.
 
     Args:
-        trainer: The Trainer.
+        trainer: The Trainer, before ``fit``.
         resume: "auto" or a path.
         root: ``trainer.default_root_dir``, as configured; the Trainer itself has the current folder in place of None.
 

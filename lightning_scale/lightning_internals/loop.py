@@ -40,7 +40,7 @@ class LoopAccess(LoopState):
         self._undo.clear()
 
     def run_instead(self, run: Callable[[], None]) -> None:
-        """Let ``run()`` stand in the training loop's place."""
+        """Let ``run()`` be called instead of the training loop."""
         self._replace(self._fit_loop, "run", lambda _: run)
 
     def decide_steps(self, closes: Callable[[], bool]) -> None:
@@ -145,7 +145,7 @@ class LoopAccess(LoopState):
     def validate_unless(self, not_due: Callable[[], bool]) -> None:
         """Do not validate while ``not_due()``.
 
-        A resumed run is asked before its first micro-batch whether it is done with the validation at its place; where the
+        A resumed run is asked before its first micro-batch whether it is done with the validation that is due there; where the
         checkpoint's counts were rewound to a window's start, there was none.
         """
         self._replace(

@@ -30,6 +30,7 @@ ACCELERATOR_CONNECTOR = "lightning.pytorch.trainer.connectors.accelerator_connec
 DATA_CONNECTOR = "lightning.pytorch.trainer.connectors.data_connector:_DataConnector"
 CHECKPOINT_CONNECTOR = "lightning.pytorch.trainer.connectors.checkpoint_connector:_CheckpointConnector"
 SIGNAL_CONNECTOR = "lightning.pytorch.trainer.connectors.signal_connector:_SignalConnector"
+LAUNCHERS = "lightning.pytorch.strategies.launchers"
 SCRIPT_LAUNCHER = "lightning.pytorch.strategies.launchers.subprocess_script:_SubprocessScriptLauncher"
 FORKING_LAUNCHER = "lightning.pytorch.strategies.launchers.multiprocessing:_MultiProcessingLauncher"
 
@@ -58,6 +59,8 @@ NAMES: tuple[Name, ...] = (
     Name(DATA_CONNECTOR, "_requires_distributed_sampler", "replaced", "leave a ResumableBatchSampler as it is"),
     Name(CHECKPOINT_CONNECTOR, "resume_start", "replaced", "choose the newest whole checkpoint"),
     Name(SIGNAL_CONNECTOR, "register_signal_handlers", "replaced", "register handlers after Lightning's"),
+    Name(LAUNCHERS, "_SubprocessScriptLauncher", "read", "whether this process has launched the ranks"),
+    Name(LAUNCHERS, "_MultiProcessingLauncher", "read", "whether this process has launched the ranks"),
     Name(SCRIPT_LAUNCHER, "procs", "read", "end the ranks that were launched from here", on_instance=True),
     Name(FORKING_LAUNCHER, "procs", "read", "end the ranks that were launched from here", on_instance=True),
     # -- the training loop ---------------------------------------------------------------------------------------------

@@ -44,5 +44,4 @@ def launched_processes(trainer: L.Trainer) -> list[Any]:
     ):
         if isinstance(launcher, kind):
             names.check(owner, launcher)
-            return list(launcher.procs)
-    return []
+    return list(getattr(launcher, "procs", ()))

@@ -173,7 +173,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Load a checkpoint of any number of ranks: a folder, or a file of any strategy.
 
         Args:
-            checkpoint_path: The checkpoint.
+            checkpoint_path: A folder, or a file of whole tensors.
             weights_only: ``False``: run whatever code it asks for.
 
         Raises:
@@ -207,8 +207,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             ) from error
 
     def _load_file(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """Of whole tensors. Lightning's own way takes the optimizer's parameters to be in the module's order: where they are
-        not, as with two groups, it fails, or moments go to other layers of the same shape."""
+        """Load a file of whole tensors.
+
+        Lightning itself takes the optimizer's parameters to be in the module's order: where they are not, as with two groups,
+        it fails, or moments go to other layers of the same shape.
+        """
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             set_model_state_dict,
@@ -254,7 +257,7 @@ def layers_of(module: nn.Module, classes: Sequence[str] | None) -> list[nn.Modul
     """The modules that are gathered one by one, inner ones first.
 
     Args:
-        module: Where to look.
+        module: The module that holds them.
         classes: The names of their classes; ``None``: the modules in every ``nn.ModuleList``.
 
     Raises:

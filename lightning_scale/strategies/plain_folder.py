@@ -51,9 +51,9 @@ def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], 
     Everything in it that could ask for code is read before anything is changed.
 
     Args:
-        path: The folder.
-        module: The module.
-        optimizers: Its optimizers, in the order in which they were saved.
+        path: The folder that every rank has written its share into.
+        module: The sharded module.
+        optimizers: The module's optimizers, in the order in which they were saved.
         strict: As ``load_state_dict``'s.
 
     Returns:
@@ -93,7 +93,7 @@ class Reader(FileSystemReader):
     """torch's, where the metadata come without code."""
 
     def read_metadata(self) -> Metadata:  # type: ignore[override]
-        """Of all ranks together."""
+        """Read the metadata that all ranks share."""
         metadata = _read_metadata(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id

@@ -223,8 +223,8 @@ def refuse_impossible_sizes(
     """Refuse sizes that cannot be made of micro-batches, and say of those that are rounded.
 
     Args:
-        schedule: The sizes.
-        owner: The callback that asks for them.
+        schedule: The batch sizes that are asked for.
+        owner: The callback that asks for them, for messages.
         micro_batch_size: Samples in one rank's micro-batch, at most.
         world_size: Number of ranks.
         exact: Whether the loader makes smaller micro-batches where they are needed.

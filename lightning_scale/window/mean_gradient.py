@@ -129,9 +129,9 @@ class MicroBatch:
     """One rank's micro-batch, between its loss and its backward pass."""
 
     samples: int
-    """That it holds."""
+    """How many samples the micro-batch holds."""
     items: Items
-    """That its loss is the mean of: samples, unless ``training_step`` says otherwise."""
+    """How many items its loss is the mean of: samples, unless ``training_step`` says otherwise."""
     weight: Items
     """What its gradient is multiplied with before it is added to those of the others."""
 

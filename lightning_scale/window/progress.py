@@ -104,9 +104,9 @@ class Taken(NamedTuple):
     steps: int
     """How many; 0 for micro-batches that are left at an epoch's end and left out."""
     micro_batches: int
-    """Of each rank, in each of them."""
+    """Micro-batches of each rank in each of the steps."""
     samples: int
-    """Of all ranks, in each of them."""
+    """Samples of all ranks in each of the steps."""
 
 
 def count_steps(epochs: int, epoch: Callable[[int], Epoch], last_window: LastWindow, fixed_from: int) -> int:
@@ -139,8 +139,8 @@ def epoch_steps(epoch: Epoch, last_window: LastWindow) -> Iterator[Taken]:
     """What the loop makes of an epoch, in order.
 
     Args:
-        epoch: The epoch.
-        last_window: Whether a batch that its end cuts is a step.
+        epoch: What the epoch gives.
+        last_window: Whether a batch that the epoch's end cuts is a step.
     """
     consumed, left = 0, epoch.micro_batches
     most = math.inf if epoch.samples is None else epoch.samples

@@ -230,6 +230,31 @@ def test_private_names_are_used_nowhere_else() -> None:
     assert said == []
 
 
+def test_what_the_folder_uses_is_listed() -> None:
+    """Each private name in the folder, and each attribute of the loops, the Trainer's parts and DeepSpeed's wrappers."""
+    listed = {entry.name for entry in (*NAMES, *DEEPSPEED_NAMES)}
+    theirs = re.compile(
+        r"self\._(fit_loop|epoch_loop)|self\._epoch_loop\.val_loop|combined|batches|progress|tracker|loop"
+    )
+    theirs_in_zero = re.compile(r"w|wrapper|self\.wrapper|w\.wrapper")
+    unlisted = []
+    folders = [PACKAGE / "lightning_internals", PACKAGE / "strategies/zero"]
+    trees = {path: ast.parse(path.read_text()) for folder in folders for path in folder.glob("*.py")}
+    own = {name for tree in trees.values() for name in defined(tree)}
+    for path, tree in trees.items():
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
+            holder = ast.unparse(node.value)
+            if path.parent.name == "zero":
+                relied_on = bool(theirs_in_zero.fullmatch(holder))
+            else:
+                relied_on = bool(theirs.fullmatch(holder)) or (
+                    node.attr.startswith("_") and node.attr not in own - listed
+                )
+            if relied_on and node.attr not in listed and not node.attr.startswith("__"):
+                unlisted.append(f"{path.name}:{node.lineno} {holder}.{node.attr}")
+    assert not unlisted, "\n".join(unlisted)
+
+
 def defined(tree: ast.Module) -> set[str]:
     """Private names that a module of the package gives to its own functions, methods and attributes."""
     found = set()

@@ -52,7 +52,7 @@ def load_plainly(engine: Any) -> None:
     """Let an engine load files without running anything of them.
 
     Args:
-        engine: DeepSpeed's.
+        engine: DeepSpeed's engine.
 
     Raises:
         RuntimeError: where this version of DeepSpeed loads in another way; it names the version.

@@ -26,7 +26,7 @@ class Preparation:
 
     Args:
         partitions: Where the gradients are.
-        optimizer: The user's.
+        optimizer: The optimizer that the user configured.
         clip: The largest global norm of gradients, as ``Trainer(gradient_clip_val)`` says; 0: not clipped.
         layouts: Which layers' gradients lie in each of the partitions' flat tensors.
     """
@@ -83,8 +83,8 @@ def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: fl
     """Make every step of an engine a step of whole layers; all ranks call it.
 
     Args:
-        engine: DeepSpeed's.
-        optimizer: The user's, which the engine has wrapped.
+        engine: DeepSpeed's engine.
+        optimizer: The optimizer that the user configured, which the engine has wrapped.
         names: What it called its parameters, by ``id``.
         clip: The largest global norm of gradients; 0: not clipped.
 

@@ -72,8 +72,8 @@ class ZeROStrategy(DeepSpeedStrategy):
             must then be gathered around that, or nothing is written. ``False``: the model is built whole in the host's
             memory, with the weights it has under DDP, and taken apart afterwards.
         process_group_backend: As DDPStrategy's.
-        timeout: Of collectives.
-        logging_level: DeepSpeed's.
+        timeout: How long a collective may take.
+        logging_level: How much DeepSpeed's own logger says.
         accelerator: Set by the Trainer, as the rest.
 
     Raises:

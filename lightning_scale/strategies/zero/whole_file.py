@@ -25,10 +25,10 @@ def collected(
     """The module's ``state_dict`` and the optimizer's, as DDP would save them, on rank 0. Every rank calls it.
 
     Args:
-        engine: DeepSpeed's.
-        optimizer: The user's.
-        flats: What it steps.
-        groups: Its parameters.
+        engine: DeepSpeed's engine.
+        optimizer: The optimizer that the user configured.
+        flats: The flat tensors that it steps.
+        groups: Its parameters, group by group.
     """
     _check(optimizer, flats)
     shares = [(flat.layout, {_WEIGHT: flat.tensor.detach(), **optimizer.state[flat.tensor]}) for flat in flats]
@@ -94,11 +94,11 @@ def restore_optimizer(
     """Fill the flat tensors, and their state, from whole ones; without collectives.
 
     Args:
-        optimizer: The user's.
-        flats: What it steps.
-        groups: Its parameters.
+        optimizer: The optimizer that the user configured.
+        flats: The flat tensors that it steps.
+        groups: Its parameters, group by group.
         weights: The module's ``state_dict``.
-        state_dict: The optimizer's.
+        state_dict: The optimizer's ``state_dict``.
     """
     _check(optimizer, flats)
     wholes: Wholes = from_state_dict(state_dict, groups)

@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoint engine loads without code, or the error says which version has another one."""
+"""DeepSpeed's checkpoint folders: loaded without code, or the error says which version loads otherwise; for as many ranks."""
 
 from __future__ import annotations
 
@@ -65,3 +65,18 @@ def test_other_ways_of_loading_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="which lightning_scale has not tested"):
         refuse_config(config)
     refuse_config({"checkpoint": {"tag_validation": "Ignore"}})
+
+
+@pytest.mark.parametrize("prefix", ["", "bf16_"])  # BF16_Optimizer's
+def test_another_number_of_ranks_is_refused(tmp_path: Path, prefix: str) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    for rank in range(2):
+        (tmp_path / "checkpoint" / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+        (tmp_path / "checkpoint" / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt").touch()  # on stage 3
+    folders.refuse_other_ranks(tmp_path, 2)
+    with pytest.raises(ConfigurationError, match="has the shares of 2 ranks, and this run has 3"):
+        folders.refuse_other_ranks(tmp_path, 3)
+
+
+def test_other_folders_are_left_to_deepspeed(tmp_path: Path) -> None:
+    folders.refuse_other_ranks(tmp_path, 2)
