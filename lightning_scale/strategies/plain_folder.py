@@ -35,6 +35,21 @@ from torch.optim import Optimizer
 
 from lightning_scale.checkpoints.plain import load_plain, refusing, unsafe
 from lightning_scale.errors import UnsafeCheckpointError
+from lightning_scale.lightning_internals.checks import Name, check_classes
+
+# Were these called otherwise in another version of torch, the classes below would keep nothing from running, without a word.
+TORCHS_NAMES = (
+    Name(
+        "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner",
+        "load_bytes",
+        "overridden",
+        "no code in values",
+    ),
+    Name(
+        "torch.distributed.checkpoint.filesystem:FileSystemReader", "read_metadata", "overridden", "no code in metadata"
+    ),
+)
+check_classes(TORCHS_NAMES)
 
 _TENSORS = ".metadata"
 _REST = "meta.pt"  # what is no tensor of model or optimizer: Lightning's

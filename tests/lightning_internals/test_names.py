@@ -15,6 +15,7 @@ import jsonargparse
 import lightning
 import lightning.pytorch as L
 import pytest
+import torch
 from lightning.pytorch.utilities.migration.utils import _RedirectingUnpickler
 
 import lightning_scale
@@ -22,6 +23,7 @@ from lightning_scale.lightning_internals import CheckpointAccess, LoopAccess, af
 from lightning_scale.lightning_internals.checks import Name, check_classes
 from lightning_scale.lightning_internals.command_line import optimizers_added, option_names
 from lightning_scale.lightning_internals.names import NAMES
+from lightning_scale.strategies.plain_folder import TORCHS_NAMES
 from lightning_scale.strategies.zero.deepspeed_internals import NAMES as DEEPSPEED_NAMES
 from tests.distributed.zero_runs import needs_deepspeed
 
@@ -101,6 +103,13 @@ def test_deepspeed_without_a_name_is_named_with_the_version(entry: Name, monkeyp
             deepspeed_internals.check_installed()
     else:
         deepspeed_internals.check_installed()
+
+
+@pytest.mark.parametrize("entry", TORCHS_NAMES, ids=label)
+def test_torch_without_what_keeps_code_from_running(entry: Name, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_away(pkgutil.resolve_name(entry.owner), entry.name, monkeypatch)
+    with pytest.raises(RuntimeError, match=sentence(entry, torch.__version__)):
+        check_classes(TORCHS_NAMES)
 
 
 def test_the_check_comes_with_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
