@@ -161,6 +161,7 @@ def _augment(exception: BaseException, first: Failure) -> None:
 
 def _killer_of_children(trainer: L.Trainer) -> Callable[[], None]:
     """Ends the ranks that Lightning has launched from this process; none where something else has launched them."""
+    launched_processes(trainer)  # a version of Lightning that keeps them otherwise is named now, not while a run fails
 
     def kill() -> None:
         for child in launched_processes(trainer):
