@@ -71,7 +71,7 @@ test-slow: $(VENV)/.dev $(VENV)/.deepspeed triton-versions
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
-faults: test_faults = tests/faults tests/saves tests/callbacks/test_resume.py
+faults: test_faults = tests/faults tests/checkpoints tests/callbacks/test_resume.py
 faults: $(VENV)/.dev $(VENV)/.deepspeed
 	$(PYTEST) -m "not gpu" $(test_faults) $(TEST)
 

@@ -25,7 +25,7 @@ from examples.bert.model import BertPretraining
 from examples.bert.run_record import RunRecord, StepRow, ValidationRow
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.optim import LAMB
-from lightning_scale.strategies.zero.backend import nothing_compiled
+from lightning_scale.strategies.zero.deepspeed_internals import nothing_compiled
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from lightning_scale.lightning_internals import launched_processes
 from lightning_scale.watchdog import Failure, Watchdog, connect
 
 FIRST = "_lightning_scale_first_failure"
@@ -160,10 +161,10 @@ def _augment(exception: BaseException, first: Failure) -> None:
 
 def _killer_of_children(trainer: L.Trainer) -> Callable[[], None]:
     """Ends the ranks that Lightning has launched from this process; none where something else has launched them."""
-    launcher = trainer.strategy.launcher
+    launched_processes(trainer)  # a version of Lightning that keeps them otherwise is named now, not while a run fails
 
     def kill() -> None:
-        for child in getattr(launcher, "procs", ()):
+        for child in launched_processes(trainer):
             child.kill()
 
     return kill

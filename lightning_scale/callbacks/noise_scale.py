@@ -28,7 +28,7 @@ from lightning_scale.monitoring import (
 from lightning_scale.optim.backends.device import widest
 from lightning_scale.window import LoopAdapter
 from lightning_scale.window.conflicts import refuse_manual_optimization
-from lightning_scale.window.gradients import users_own
+from lightning_scale.window.mean_gradient import users_own
 
 
 class GradientNoiseScale(L.Callback):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError
 from lightning_scale.optim.base import GuardedOptimizer
-from lightning_scale.window.gradients import users_own
+from lightning_scale.window.mean_gradient import users_own
 from lightning_scale.window.nonfinite import GradientWatch
 
 _NAMED = 10  # in an error; a NaN in the loss reaches every layer

@@ -10,10 +10,17 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_scale.checkpoints import (
+    Choice,
+    WholeFileIO,
+    as_save_error,
+    checkpoint_folders,
+    chosen_path,
+    newest_whole,
+)
+from lightning_scale.checkpoints.manifest import manifest_path, write_manifest
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.saves import CheckpointAccess, Choice, WholeFileIO, chosen_path, newest_whole
-from lightning_scale.saves.folders import checkpoint_folders
-from lightning_scale.saves.manifest import manifest_path, write_manifest
+from lightning_scale.lightning_internals import CheckpointAccess
 
 
 class Resume(L.Callback):
@@ -48,7 +55,7 @@ class Resume(L.Callback):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
         self._access = access = CheckpointAccess(trainer)
-        access.after_saving(write_manifest)
+        access.after_saving(write_manifest, writing=as_save_error)
         access.before_removing(lambda path: manifest_path(path).unlink(missing_ok=True))
         access.choose_checkpoint(lambda given: self._choose(trainer, folders, given))
 

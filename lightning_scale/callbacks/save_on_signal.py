@@ -12,8 +12,8 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_scale.saves.folders import checkpoint_folders
-from lightning_scale.saves.signal_access import after_lightnings_handlers
+from lightning_scale.checkpoints import checkpoint_folders
+from lightning_scale.lightning_internals import after_lightnings_handlers
 
 _NAME = "signal-step={step}.ckpt"
 

@@ -17,7 +17,7 @@ from lightning_scale.schedule import (
     StagePlan,
     micro_batches_for,
 )
-from lightning_scale.window import LoopAdapter, StageFollower
+from lightning_scale.window import LoopAdapter, StageController
 
 
 class SequenceLengthStages(L.Callback):
@@ -58,7 +58,7 @@ class SequenceLengthStages(L.Callback):
             _check_batch(number, planned, trainer.world_size)
         self._adapter = LoopAdapter.attach(trainer)
         self._adapter.own_batch_size(type(self).__name__, self)
-        self._adapter.follow_stages(StageFollower(self.plan, data, lambda _, new: _begin(trainer, new)))
+        self._adapter.follow_stages(StageController(self.plan, data, lambda _, new: _begin(trainer, new)))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         adapter = self._adapter

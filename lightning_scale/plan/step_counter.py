@@ -15,8 +15,8 @@ from lightning_scale.errors import ConfigurationError
 from lightning_scale.plan.micro_batch import BatchShapes, Unknown, read
 from lightning_scale.plan.schedule import PlannedStep, Rules, Schedule, Warmup
 from lightning_scale.window import LoopAdapter
-from lightning_scale.window.gradients import users_own
-from lightning_scale.window.step_count import epoch_steps
+from lightning_scale.window.mean_gradient import users_own
+from lightning_scale.window.progress import epoch_steps
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class StepCounter(L.Callback):
 
     def _note_data(self, trainer: L.Trainer, adapter: LoopAdapter) -> None:
         """Note what this epoch's loader says and the last one's may not have said: sizes, a stage, warmups."""
-        feed, stages, rule = adapter.feed, adapter.stages, adapter.rate.rule
+        feed, stages, rule = adapter.loader, adapter.stages, adapter.rate.rule
         if feed.micro_batch_size is None:
             raise ConfigurationError(
                 "the training loader does not say how many samples a micro-batch has: use a torch DataLoader with"
@@ -117,7 +117,7 @@ class StepCounter(L.Callback):
 
     def _epoch(self, trainer: L.Trainer, adapter: LoopAdapter, max_steps: int) -> bool:
         """Count an epoch's steps, and return whether it comes to its end."""
-        feed, loop, progress, stages = adapter.feed, adapter.loop, adapter.progress, adapter.stages
+        feed, loop, progress, stages = adapter.loader, adapter.loop, adapter.progress, adapter.stages
         epoch = feed.epoch(progress.now)
         last_window = feed.owner.last_window if feed.owner is not None else "step"
         left = epoch.micro_batches

@@ -7,8 +7,7 @@ DeepSpeed is imported where a strategy is made, not here.
 from __future__ import annotations
 
 from lightning_scale.strategies.fsdp2 import FSDP2Strategy
-from lightning_scale.strategies.zero.registry import register
-from lightning_scale.strategies.zero.strategy import ZeROStrategy
+from lightning_scale.strategies.zero.strategy import ZeROStrategy, register
 
 register()
 

@@ -15,8 +15,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_scale.checkpoints.plain import load_plain, refusing
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.saves.plain import load_plain, refusing
+from lightning_scale.lightning_internals import names
 from lightning_scale.strategies.whole_state import params_of, with_keys
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -68,6 +69,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
         )
+        names.check(names.MODEL_PARALLEL, self)
         if replicas < 1:
             raise ValueError(
                 f"replicas is {replicas}: give how many copies of the parameters all ranks hold, 1 or more."
@@ -171,7 +173,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Load a checkpoint of any number of ranks: a folder, or a file of any strategy.
 
         Args:
-            checkpoint_path: The checkpoint.
+            checkpoint_path: A folder, or a file of whole tensors.
             weights_only: ``False``: run whatever code it asks for.
 
         Raises:
@@ -205,8 +207,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             ) from error
 
     def _load_file(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """Of whole tensors. Lightning's own way takes the optimizer's parameters to be in the module's order: where they are
-        not, as with two groups, it fails, or moments go to other layers of the same shape."""
+        """Load a file of whole tensors.
+
+        Lightning itself takes the optimizer's parameters to be in the module's order: where they are not, as with two groups,
+        it fails, or moments go to other layers of the same shape.
+        """
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             set_model_state_dict,
@@ -252,7 +257,7 @@ def layers_of(module: nn.Module, classes: Sequence[str] | None) -> list[nn.Modul
     """The modules that are gathered one by one, inner ones first.
 
     Args:
-        module: Where to look.
+        module: The module that holds them.
         classes: The names of their classes; ``None``: the modules in every ``nn.ModuleList``.
 
     Raises:

@@ -33,8 +33,23 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
+from lightning_scale.checkpoints.plain import load_plain, refusing, unsafe
 from lightning_scale.errors import UnsafeCheckpointError
-from lightning_scale.saves.plain import load_plain, refusing, unsafe
+from lightning_scale.lightning_internals.checks import Name, check_classes
+
+# Were these called otherwise in another version of torch, the classes below would keep nothing from running, without a word.
+TORCHS_NAMES = (
+    Name(
+        "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner",
+        "load_bytes",
+        "overridden",
+        "no code in values",
+    ),
+    Name(
+        "torch.distributed.checkpoint.filesystem:FileSystemReader", "read_metadata", "overridden", "no code in metadata"
+    ),
+)
+check_classes(TORCHS_NAMES)
 
 _TENSORS = ".metadata"
 _REST = "meta.pt"  # what is no tensor of model or optimizer: Lightning's
@@ -51,9 +66,9 @@ def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], 
     Everything in it that could ask for code is read before anything is changed.
 
     Args:
-        path: The folder.
-        module: The module.
-        optimizers: Its optimizers, in the order in which they were saved.
+        path: The folder that every rank has written its share into.
+        module: The sharded module.
+        optimizers: The module's optimizers, in the order in which they were saved.
         strict: As ``load_state_dict``'s.
 
     Returns:
@@ -93,7 +108,7 @@ class Reader(FileSystemReader):
     """torch's, where the metadata come without code."""
 
     def read_metadata(self) -> Metadata:  # type: ignore[override]
-        """Of all ranks together."""
+        """Read the metadata that all ranks share."""
         metadata = _read_metadata(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id

@@ -96,9 +96,9 @@ def to_state_dict(
     """A ``state_dict`` as the optimizer gives it where nothing is sharded.
 
     Args:
-        wholes: Each layer's state.
-        groups: Its parameters.
-        options: Its groups.
+        wholes: Each layer's whole state.
+        groups: The optimizer's parameters, group by group.
+        options: The options of each group.
         more: What else stands beside ``state`` and ``param_groups``.
     """
     state: dict[int, dict[str, Tensor]] = {}

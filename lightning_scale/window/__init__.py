@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from lightning_scale.window.adapter import LoopAdapter
-from lightning_scale.window.owner import BatchSizeOwner
-from lightning_scale.window.random_state import RandomState
-from lightning_scale.window.random_streams import RandomStreams
-from lightning_scale.window.stages import StageFollower
+from lightning_scale.window.random_streams import RandomState, RandomStreams
+from lightning_scale.window.stages import StageController
+from lightning_scale.window.window import BatchSizeOwner
 
-__all__ = ["BatchSizeOwner", "LoopAdapter", "RandomState", "RandomStreams", "StageFollower"]
+__all__ = ["BatchSizeOwner", "LoopAdapter", "RandomState", "RandomStreams", "StageController"]

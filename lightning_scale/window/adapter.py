@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.lightning_internals import LoopAccess
 from lightning_scale.schedule import LEGW, Quantity
 from lightning_scale.window.conflicts import (
     refuse_batch_conflicts,
@@ -25,18 +26,13 @@ from lightning_scale.window.conflicts import (
     refuse_two_clips,
     warn_of_window_cut_off,
 )
-from lightning_scale.window.data_follower import DataFollower
-from lightning_scale.window.feed import Feed
-from lightning_scale.window.gradients import divide, users_own
-from lightning_scale.window.items import Items, MeanOverItems, items_of
-from lightning_scale.window.loop import LoopAccess
-from lightning_scale.window.micro_batch import MicroBatch
-from lightning_scale.window.owner import BatchSizeOwner
+from lightning_scale.window.learning_rate import ScaledRate
+from lightning_scale.window.loader import LoaderHooks, TrainingLoader
+from lightning_scale.window.mean_gradient import Items, MeanOverItems, MicroBatch, divide, items_of, users_own
 from lightning_scale.window.progress import Progress
 from lightning_scale.window.random_streams import RandomStreams
-from lightning_scale.window.scaled_rate import ScaledRate
-from lightning_scale.window.stages import StageFollower
-from lightning_scale.window.window import Window
+from lightning_scale.window.stages import StageController
+from lightning_scale.window.window import BatchSizeOwner, Window
 
 
 class LoopAdapter(L.Callback):
@@ -54,13 +50,13 @@ class LoopAdapter(L.Callback):
         self._mean = MeanOverItems()
         self._items: Items = 0.0
         self._loop: LoopAccess | None = None
-        self._feed: Feed | None = None
+        self._loader: TrainingLoader | None = None
         self._window: Window | None = None
         self._closes = True  # between windows, and so in every checkpoint
         self._stage_samples = 0
         self._validation_interval: Quantity | None = None
         self._begun = False  # whether a micro-batch has been, since fit began
-        self._data: DataFollower | None = None
+        self._data: LoaderHooks | None = None
 
     # -- what callbacks call in their setup ----------------------------------------------------------------------------
 
@@ -83,15 +79,15 @@ class LoopAdapter(L.Callback):
         Raises:
             ConfigurationError: where another callback does so already.
         """
-        feed = self.feed
-        if feed.owner is not None and feed.owner is not owner:
+        loader = self.loader
+        if loader.owner is not None and loader.owner is not owner:
             raise ConfigurationError(
-                f"{feed.owner_name} and {name} both set the batch size: keep one of them"
+                f"{loader.owner_name} and {name} both set the batch size: keep one of them"
                 " (a stage's batch_size can be a schedule)."
             )
-        if feed.owner is None:
-            self.loop.estimate_steps(feed.steps)
-        feed.owner, feed.owner_name = owner, name
+        if loader.owner is None:
+            self.loop.estimate_steps(loader.steps)
+        loader.owner, loader.owner_name = owner, name
 
     def scale_rate(self, factor: Callable[[int], float] | None) -> None:
         """Multiply the rate with ``factor(batch size)``, and with what the batch's schedule leaves of a decay."""
@@ -113,18 +109,18 @@ class LoopAdapter(L.Callback):
             raise ConfigurationError("there are two LEGWWarmup callbacks: keep one of them.")
         self.rate.rule.legw = rule
 
-    def follow_stages(self, follower: StageFollower) -> None:
+    def follow_stages(self, stages: StageController) -> None:
         """Train in stages.
 
         Raises:
             ConfigurationError: where stages are followed already.
         """
-        if self.stages is not None and self.stages is not follower:
+        if self.stages is not None and self.stages is not stages:
             raise ConfigurationError("there are two SequenceLengthStages callbacks: put all stages into one.")
-        self.progress.stages = follower
-        follower.samples = self._stage_samples  # of an earlier fit, or 0
-        self.rate.rule.plan = follower.plan
-        self.loop.set_max_steps(follower.plan.total_steps)
+        self.progress.stages = stages
+        stages.samples = self._stage_samples  # of an earlier fit, or 0
+        self.rate.rule.plan = stages.plan
+        self.loop.set_max_steps(stages.plan.total_steps)
 
     def validate_every(self, interval: Quantity) -> None:
         """Validate where a step reaches a multiple of ``interval`` (steps, samples or tokens).
@@ -160,23 +156,23 @@ class LoopAdapter(L.Callback):
     @property
     def makes_means(self) -> bool:
         """Whether steps are means over exactly their items; else they are what Lightning's own accumulation makes."""
-        return self.feed.owner is not None
+        return self.loader.owner is not None
 
     def micro_batch(self, trainer: L.Trainer) -> MicroBatch:
         """The micro-batch whose gradient comes next; in ``on_before_backward``."""
         assert self._window is not None, "there is a window from on_train_batch_start on"
         held = self._window.held
-        if self.feed.owner is None:
+        if self.loader.owner is None:
             return MicroBatch(held, float(held), 1 / trainer.accumulate_grad_batches)  # Lightning divides the loss
         return MicroBatch(held, self._items, self._items / (self._mean.unit or 1.0))
 
     def one_micro_batch_a_step(self, trainer: L.Trainer) -> bool:
         """From ``on_train_start`` on: whether no step will have more than one micro-batch of each rank, as far as is known."""
-        feed = self.feed
+        loader = self.loader
         if self.stages is not None:
             known = [(stage.micro_batch_size, stage.schedule) for stage in self.stages.plan.stages]
-        elif feed.owner is not None:
-            known = [(feed.micro_batch_size, feed.owner.schedule(trainer.global_step))]
+        elif loader.owner is not None:
+            known = [(loader.micro_batch_size, loader.owner.schedule(trainer.global_step))]
         else:
             return trainer.accumulate_grad_batches == 1 and not any(
                 isinstance(c, GradientAccumulationScheduler)
@@ -193,16 +189,16 @@ class LoopAdapter(L.Callback):
         if stage == "fit":
             self.teardown(trainer, pl_module, stage)  # what a fit that raised has left
             loop = self._loop = LoopAccess(trainer)
-            feed = self._feed = Feed(trainer, loop)
-            self._data = DataFollower(
-                trainer, loop, feed, self.progress, lambda *known: self._know_data(trainer, *known)
+            loader = self._loader = TrainingLoader(trainer, loop)
+            self._data = LoaderHooks(
+                trainer, loop, loader, self.progress, lambda *known: self._know_data(trainer, *known)
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loop, feed = self.loop, self.feed
+        loop, loader = self.loop, self.loader
         refuse_two_clips(trainer)
-        if feed.owner is not None:
-            refuse_batch_conflicts(trainer, pl_module, feed.owner_name)
+        if loader.owner is not None:
+            refuse_batch_conflicts(trainer, pl_module, loader.owner_name)
             loop.count_scheduler_steps()
             loop.decide_steps(lambda: self._closes)
             loop.after_training_step(lambda output: self._see_output(trainer, output))
@@ -211,7 +207,7 @@ class LoopAdapter(L.Callback):
         refuse_tokens_without_stages(self._validation_interval, rule.plan)
         if rule.sources:
             refuse_manual_optimization(pl_module, " and ".join(rule.sources))
-            refuse_rate_conflicts(trainer, rule, feed.schedule())
+            refuse_rate_conflicts(trainer, rule, loader.schedule())
             loop.around_schedulers(self.rate.update_schedulers)
             self.rate.prepare(users_own(trainer.optimizers[0]))
         loop.around_saving(self._save)
@@ -232,7 +228,7 @@ class LoopAdapter(L.Callback):
         # Left open where a module's on_train_batch_start returned -1, or a loader ended without a word. (Where training
         # stops, its end gives the window up.)
         if self._window is not None and not self.loop.stopping:
-            if self.feed.owner is not None and self.feed.owner.last_window == "step":
+            if self.loader.owner is not None and self.loader.owner.last_window == "step":
                 warn_of_window_cut_off(self._window.first is not None)
             self._end_window(self._window)
 
@@ -245,14 +241,14 @@ class LoopAdapter(L.Callback):
             self.loop.forget_restart()
             self._begun = True
         if self._window is None:
-            self._window = self.feed.window(self.progress.now)
+            self._window = self.loader.window(self.progress.now)
             self.batch_size = self._window.batch_size
             self.write_rate(trainer)  # anew, for another callback may have changed the batch since
             self._window.opened_at = trainer.global_step
-        self.feed.begin_micro_batch(self._window, batch)
+        self.loader.begin_micro_batch(self._window, batch)
         if self.stages is not None and self._window.full and self.stages.ends_after(trainer.global_step + 1):
             self.loop.end_epoch()
-        last_window = self.feed.owner.last_window if self.feed.owner is not None else "step"
+        last_window = self.loader.owner.last_window if self.loader.owner is not None else "step"
         self._closes = self._window.closes(epoch_ends=self.loop.epoch_ends, last_window=last_window)
 
     def _see_output(self, trainer: L.Trainer, output: Any) -> None:
@@ -263,7 +259,7 @@ class LoopAdapter(L.Callback):
             self._items = items_of(output, self._window.held)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        if self.feed.owner is not None and self._window is not None:
+        if self.loader.owner is not None and self._window is not None:
             self._window.first = self._window.seen if self._window.first is None else self._window.first
             self._mean.weigh(loss, self._items, trainer)
 
@@ -273,13 +269,13 @@ class LoopAdapter(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.
-        if self.feed.owner is not None:
+        if self.loader.owner is not None:
             divide(self._mean.divisor(trainer), optimizer, trainer)
         self.rate.note()  # Lightning moves schedulers on before on_train_batch_end
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        if args[1] is None and self.feed.owner is not None:
-            refuse_missing_micro_batch(self.feed.owner_name)
+        if args[1] is None and self.loader.owner is not None:
+            refuse_missing_micro_batch(self.loader.owner_name)
         ends = self._closes or self.loop.epoch_ends
         if self.data.streams is not None:
             self.data.streams.end_micro_batch(window_ends=ends)
@@ -290,7 +286,7 @@ class LoopAdapter(L.Callback):
     def _end_window(self, window: Window) -> None:
         """Add a window's samples to what has been consumed."""
         self._window = None
-        self.batch_size = self.feed.consumed(window)
+        self.batch_size = self.loader.consumed(window)
         self.progress.add(self.batch_size)
 
     def _know_data(self, trainer: L.Trainer, samples_per_epoch: int | None, total_samples: int | None) -> None:
@@ -302,7 +298,7 @@ class LoopAdapter(L.Callback):
         """Set the rate of the next optimizer step, unless it is of another stage than the one served."""
         if self.stages is None or not self.stages.ends_after(trainer.global_step):
             samples = self.progress.now
-            self.rate.write(trainer.global_step, samples, self.feed.batch_size(samples), self.feed.schedule())
+            self.rate.write(trainer.global_step, samples, self.loader.batch_size(samples), self.loader.schedule())
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -346,7 +342,7 @@ class LoopAdapter(L.Callback):
             self._loop.restore()
         if self.stages is not None:
             self._stage_samples = self.stages.samples
-        self._loop = self._feed = self._data = self.progress.stages = self._window = None
+        self._loop = self._loader = self._data = self.progress.stages = self._window = None
         self.rate, self._validation_interval = ScaledRate(), None
         self._closes, self._begun = True, False
 
@@ -361,7 +357,7 @@ class LoopAdapter(L.Callback):
         return self._closes and self._window is None
 
     @property
-    def stages(self) -> StageFollower | None:
+    def stages(self) -> StageController | None:
         """Who takes the data from stage to stage, where there are stages."""
         return self.progress.stages
 
@@ -372,13 +368,13 @@ class LoopAdapter(L.Callback):
         return self._loop
 
     @property
-    def feed(self) -> Feed:
+    def loader(self) -> TrainingLoader:
         """The training loader's side, between setup and teardown."""
-        assert self._feed is not None, "the adapter is used outside of fit"
-        return self._feed
+        assert self._loader is not None, "the adapter is used outside of fit"
+        return self._loader
 
     @property
-    def data(self) -> DataFollower:
-        """What follows the loaders, between setup and teardown."""
+    def data(self) -> LoaderHooks:
+        """What happens whenever the loaders are made, between setup and teardown."""
         assert self._data is not None, "the adapter is used outside of fit"
         return self._data

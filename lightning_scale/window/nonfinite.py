@@ -9,19 +9,19 @@ from torch.optim import Optimizer
 from lightning_scale.optim.backends.norms import nonfinite
 from lightning_scale.optim.dtensor import local
 from lightning_scale.optim.groups import parameter_names
-from lightning_scale.window.gradients import KeepsGradients
+from lightning_scale.window.mean_gradient import KeepsGradients
 
 
 class GradientWatch:
-    """Looks at gradients before they are clipped, for a clip by the norm spreads a NaN over all of them.
+    """Reads gradients before they are clipped, for a clip by the norm spreads a NaN over all of them.
 
     Args:
         trainer: In ``fit``, when there are optimizers.
         module: The module, whose names parameters have.
-        optimizer: The user's.
+        optimizer: The optimizer that the user configured.
 
     Attributes:
-        names: Of the layers.
+        names: The layers' names, in the order of what `after_step` returns.
     """
 
     def __init__(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer) -> None:

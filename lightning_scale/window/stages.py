@@ -9,12 +9,12 @@ from lightning_scale.data import StageData, StagedDataModule
 from lightning_scale.schedule import Stage, StagePlan
 
 
-class StageFollower:
+class StageController:
     """Takes a DataModule from stage to stage.
 
     Args:
-        plan: The stages.
-        data: What serves them.
+        plan: The stages, in order.
+        data: The DataModule, or the module, that is told of each stage.
         on_begin: Called with the stage's index and the stage where one begins (not where one is resumed).
     """
 

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_scale.callbacks import BatchSizeRamp, ExactResume, GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler
-from lightning_scale.window.random_state import RandomState
-from lightning_scale.window.random_streams import RandomStreams
+from lightning_scale.window.random_streams import RandomState, RandomStreams
 from tests.toys import Net, SaveAt, Tally, Vectors, indices, trainer
 
 

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from lightning_scale.callbacks import Resume
+from lightning_scale.checkpoints import WholeFileIO
 from lightning_scale.errors import ConfigurationError, UnsafeCheckpointError
-from lightning_scale.saves import WholeFileIO
 from tests.toys import Boom, Tally, indices, trainer
 
 
@@ -117,7 +117,7 @@ def test_a_plugin_of_the_users_stays(tmp_path: Path) -> None:
 
 def test_loading_runs_no_code(tmp_path: Path) -> None:
     """``torch.load`` refuses what is not plain, also where a manifest vouches for it."""
-    from lightning_scale.saves.manifest import write_manifest
+    from lightning_scale.checkpoints.manifest import write_manifest
 
     class Evil:
         def __reduce__(self) -> Any:

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from lightning_scale.cli import ScaleCLI, main
+from lightning_scale.cli.fragments import find_config
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.fragments import find_config
 from lightning_scale.optim import LAMB
 from tests.distributed.meshes import FSDP2
 
@@ -64,7 +64,7 @@ def fit(folder: Path, *more: str, **changes: Any) -> ScaleCLI:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-scale"])
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lightning_scale.cli import main
-from tests.cli.test_cli import STAGED, config, elsewhere, fit  # noqa: F401 (a fixture)
+from tests.cli.test_cli import STAGED, another_folder, config, fit  # noqa: F401 (a fixture)
 
 RAMP = {"class_path": "lightning_scale.callbacks.BatchSizeRamp", "init_args": {"schedule": "0:4 12:8"}}
 LEGW = {

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lightning_scale.cli import ScaleCLI, main
+from tests.checkpoints.traps import Trap
 from tests.cli.test_cli import config
-from tests.saves.traps import Trap
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-scale"])
 

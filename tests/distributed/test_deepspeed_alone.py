@@ -37,7 +37,7 @@ def alone(folder: str) -> list[tuple[float, float | None, float | None]]:
     import deepspeed
 
     from examples.comparisons.deepspeed_alone import train
-    from lightning_scale.strategies.zero.backend import nothing_compiled
+    from lightning_scale.strategies.zero.deepspeed_internals import nothing_compiled
 
     with nothing_compiled():
         deepspeed.init_distributed("gloo", verbose=False)

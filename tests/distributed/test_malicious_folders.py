@@ -16,12 +16,12 @@ import torch
 from lightning_scale.errors import UnsafeCheckpointError
 from lightning_scale.optim import LAMB
 from lightning_scale.strategies import FSDP2Strategy
+from tests.checkpoints.traps import Trap
 from tests.distributed.launch import run_ranks
 from tests.distributed.meshes import needs_fsdp2
 from tests.distributed.zero_cases import CASES
 from tests.distributed.zero_runs import needs_deepspeed, train
 from tests.optim.kinds import bits
-from tests.saves.traps import Trap
 from tests.toys import Net, Vectors, trainer
 
 Fit = Callable[..., tuple[L.Trainer, L.LightningModule]]

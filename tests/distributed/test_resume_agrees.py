@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_scale.callbacks import Resume
 from lightning_scale.callbacks import resume as module_of_resume
+from lightning_scale.checkpoints import Choice
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.saves import Choice
 from tests.distributed.launch import run_ranks
 from tests.distributed.ranks import ddp_options
 from tests.toys import Tally, indices, trainer

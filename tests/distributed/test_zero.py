@@ -112,7 +112,7 @@ def naive_ranks(folder: str) -> dict[str, Any]:
 
 def naive_weights(folder: Path, names: list[str]) -> dict[str, Any]:
     """What happens where a flat tensor is taken for a layer."""
-    from lightning_scale.strategies.zero import attach
+    from lightning_scale.strategies.zero import step
     from lightning_scale.strategies.zero.flat import Flat
     from lightning_scale.strategies.zero.partitions import Partitions
 
@@ -127,8 +127,8 @@ def naive_weights(folder: Path, names: list[str]) -> dict[str, Any]:
 
         return Naive
 
-    attach._KINDS = {name: taken_for_layers(kind) for name, kind in attach._KINDS.items()}
-    attach.check_whole = lambda *args: None
+    step._KINDS = {name: taken_for_layers(kind) for name, kind in step._KINDS.items()}
+    step.check_whole = lambda *args: None
     return {name: result(folder, replace(CASES[name], nan_at=None))["weights"] for name in names}
 
 

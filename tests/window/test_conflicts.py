@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning
 import lightning.pytorch as L
 import pytest
 import torch
@@ -16,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage, TrustRatioMonitor
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
-from tests.toys import Net, Tally, Vectors, indices, trainer
+from tests.toys import Net, Vectors, indices, trainer
 
 STAGE = Stage(sequence_length=8, steps=2, batch_size=8, micro_batch_size=4)
 
@@ -170,13 +169,3 @@ def test_a_stage_that_legw_warms_up_and_one_that_it_does_not(
     said = [str(w.message) for w in caught if "LEGWWarmup's warmup is not used" in str(w.message)]
     assert len(said) == warned
     assert all(sentence.startswith("stage 2 sets its own lr") for sentence in said)
-
-
-def test_a_missing_private_part_is_named_with_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-
-    monkeypatch.delattr(_TrainingEpochLoop, "update_lr_schedulers")
-    with pytest.raises(
-        RuntimeError, match=rf"lightning {lightning.__version__} has no _TrainingEpochLoop.update_lr_schedulers"
-    ):
-        trainer(tmp_path, [GradientAccumulation(4)], max_epochs=1).fit(Tally(8), indices(8, 1))

@@ -146,7 +146,7 @@ def test_uneven_items_are_one_mean(micro: int, factor: int, size: int) -> None:
 
 def test_items_counted_on_an_accelerator_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same gradients from 0-d tensors as from numbers."""
-    monkeypatch.setattr("lightning_scale.window.items._on_accelerator", lambda tensor: True)
+    monkeypatch.setattr("lightning_scale.window.mean_gradient._on_accelerator", lambda tensor: True)
     module, expected = Weighted(23), Weighted(23)
     trainer(tmp_path, [GradientAccumulation(6)], max_epochs=1).fit(module, indices(23, 2))
     monkeypatch.undo()

@@ -1,4 +1,4 @@
 """DeepSpeed's ZeRO under Lightning: where the layers lie in its flat tensors, and one step a window.
 
-`partitions`, `stage12`, `stage3`, `bf16` and `backend` are the only files that touch DeepSpeed's internals.
+`deepspeed_internals` is the list of what is touched of DeepSpeed's own inside.
 """

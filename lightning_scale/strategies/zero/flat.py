@@ -33,7 +33,7 @@ def slice_layout(
     """One rank's slice of a long flat tensor that layers follow one another in (ZeRO-1 and 2).
 
     Args:
-        layers: The layers.
+        layers: The layers, in the order of the group's parameters.
         starts: Where in the long tensor each begins.
         begin: Where the slice begins.
         length: How long it is.
@@ -54,9 +54,9 @@ def shard_layout(
     """Equal shares of each layer, one after the other (ZeRO-3); what the last ranks' shares have too much is padding.
 
     Args:
-        layers: The layers.
+        layers: The layers, in the order in which their shares follow one another.
         shares: Elements of each layer's share, padding included.
-        rank: Whose shares.
+        rank: The rank whose shares they are.
         all_reduce: Sums over the ranks with the other shares.
     """
     segments, offset = [], 0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_scale.optim.dtensor import AllReduce
 from lightning_scale.optim.layout import LayerInfo, Layout
+from lightning_scale.strategies.zero.deepspeed_internals import insist
 from lightning_scale.strategies.zero.flat import Flat
 
 Gradients = list[tuple[Layout, list[Tensor]]]
@@ -75,23 +76,6 @@ class Partitions(ABC):
     def forget_with_zero_grad(self) -> None:
         """Let ``zero_grad()`` drop accumulated gradients, too, which DeepSpeed keeps in its own buffers."""
         self.run_before("zero_grad", self.forget_gradients)
-
-
-def has(wrapper: Any, *attributes: str) -> None:
-    """Insist on attributes of one of DeepSpeed's objects."""
-    for name in attributes:
-        insist(hasattr(wrapper, name), f"{type(wrapper).__name__} has no {name}")
-
-
-def insist(condition: bool, what: str) -> None:
-    """Raises RuntimeError with DeepSpeed's version where something that is relied on does not hold."""
-    if not condition:
-        import deepspeed
-
-        raise RuntimeError(
-            f"deepspeed {deepspeed.__version__}: {what}, and lightning_scale relies on it: use a version of deepspeed that its"
-            " metadata names, or report this."
-        )
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_scale.strategies.zero import deepspeed_internals
+from lightning_scale.strategies.zero.deepspeed_internals import insist
 from lightning_scale.strategies.zero.flat import Flat, shard_layout
-from lightning_scale.strategies.zero.partitions import Gradients, Partitions, has, insist, same_values, sum_over
+from lightning_scale.strategies.zero.partitions import Gradients, Partitions, same_values, sum_over
 
 
 class Stage3(Partitions):
@@ -17,14 +19,9 @@ class Stage3(Partitions):
 
     def flats(self) -> list[Flat]:
         w = self.wrapper
-        has(
-            w,
-            "fp16_groups",
-            "fp32_partitioned_groups_flat",
-            "fp16_partitioned_groups_flat_numel",
-            "sub_group_to_group_id",
-        )
-        has(w, "grad_partitions_flat_buffer", "offload_optimizer", "finalize_gradient_accumulation_boundary")
+        deepspeed_internals.check(deepspeed_internals.STAGE3, w)
+        for p in (p for group in w.fp16_groups for p in group):
+            deepspeed_internals.check(deepspeed_internals.PARAMETER, p)
         insist(
             len(w.fp16_groups) == len(w.fp32_partitioned_groups_flat) == len(w.fp16_partitioned_groups_flat_numel),
             "its sub-groups are not as many as its flat tensors",

@@ -1,8 +1,9 @@
-"""What happens to a window's gradients before DeepSpeed steps: the mean, one clip, one look for NaN and Inf."""
+"""One step a window: the optimizer is told where its layers lie, and a window's gradients are made ready for each step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,12 @@ from torch.optim import Optimizer
 from lightning_scale.optim.backends.norms import global_norm, nonfinite
 from lightning_scale.optim.base import GuardedOptimizer
 from lightning_scale.optim.layout import Layout
-from lightning_scale.strategies.zero.flat import shares_of
-from lightning_scale.strategies.zero.partitions import Partitions
+from lightning_scale.strategies.zero import deepspeed_internals
+from lightning_scale.strategies.zero.deepspeed_internals import insist
+from lightning_scale.strategies.zero.flat import Flat, shares_of
+from lightning_scale.strategies.zero.partitions import Partitions, check_whole
+from lightning_scale.strategies.zero.slices import Bf16, Stage12
+from lightning_scale.strategies.zero.stage3 import Stage3
 
 
 class Preparation:
@@ -20,7 +25,7 @@ class Preparation:
 
     Args:
         partitions: Where the gradients are.
-        optimizer: The user's.
+        optimizer: The optimizer that the user configured.
         clip: The largest global norm of gradients, as ``Trainer(gradient_clip_val)`` says; 0: not clipped.
         layouts: Which layers' gradients lie in each of the partitions' flat tensors.
     """
@@ -63,3 +68,47 @@ class Preparation:
                 torch._foreach_mul_(tensors, factor.to(tensors[0].device, tensors[0].dtype))
         if isinstance(self._optimizer, GuardedOptimizer):
             self._optimizer.decide(gradients)
+
+
+# By name: their modules are DeepSpeed's own business.
+_KINDS: dict[str, type[Partitions]] = {
+    "DeepSpeedZeroOptimizer": Stage12,
+    "DeepSpeedZeroOptimizer_Stage3": Stage3,
+    "BF16_Optimizer": Bf16,
+}
+
+
+def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: float) -> tuple[list[Flat], Preparation]:
+    """Make every step of an engine a step of whole layers; all ranks call it.
+
+    Args:
+        engine: DeepSpeed's engine.
+        optimizer: The optimizer that the user configured, which the engine has wrapped.
+        names: What it called its parameters, by ``id``.
+        clip: The largest global norm of gradients; 0: not clipped.
+
+    Returns:
+        The flat tensors that are stepped, and what runs ahead of every step.
+
+    Raises:
+        RuntimeError: where this version of DeepSpeed keeps something in another way; it names the version.
+    """
+    deepspeed_internals.check(deepspeed_internals.ENGINE, engine)
+    wrapper = engine.optimizer
+    kind = _KINDS.get(type(wrapper).__name__)
+    insist(kind is not None, f"the optimizer is wrapped in {type(wrapper).__name__}")
+    insist(wrapper.optimizer is optimizer, "the wrapper holds another optimizer than it was given")
+    insist(not engine.managed_gradient_accumulation(), "managed_gradient_accumulation is not off")
+    assert kind is not None
+    partitions = kind(wrapper, names)
+    flats = partitions.flats()
+    check_whole(flats, engine.device)
+    if isinstance(optimizer, GuardedOptimizer):
+        optimizer.attach_layouts({flat.tensor: flat.layout for flat in flats})
+        for flat in flats:
+            if flat.loaded:  # before the first step, or DeepSpeed would not link those of later groups
+                optimizer.init_state(optimizer.param_groups[flat.group], flat.tensor)
+    preparation = Preparation(partitions, optimizer, clip, [flat.layout for flat in flats])
+    partitions.before_step(preparation)
+    partitions.forget_with_zero_grad()
+    return flats, preparation

@@ -17,22 +17,21 @@ from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_scale.checkpoints.plain import refusing
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.lightning_internals import names
 from lightning_scale.optim.groups import parameter_names
-from lightning_scale.saves.plain import refusing
 from lightning_scale.strategies.whole_state import Param, params_of
-from lightning_scale.strategies.zero.attach import attach
-from lightning_scale.strategies.zero.backend import nothing_compiled
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
+from lightning_scale.strategies.zero.deepspeed_internals import check_installed, nothing_compiled
 from lightning_scale.strategies.zero.flat import Flat
-from lightning_scale.strategies.zero.folder import refuse_other_ranks
-from lightning_scale.strategies.zero.loading import check_folder, load_plainly
+from lightning_scale.strategies.zero.folders import check_folder, load_plainly, refuse_other_ranks
 from lightning_scale.strategies.zero.refusals import (
     refuse_config,
     refuse_optimizer,
@@ -41,7 +40,7 @@ from lightning_scale.strategies.zero.refusals import (
     refuse_unverified_nvme,
     unused_option,
 )
-from lightning_scale.strategies.zero.step import Preparation
+from lightning_scale.strategies.zero.step import Preparation, attach
 from lightning_scale.strategies.zero.whole_file import collected, restore_optimizer, restore_weights
 
 
@@ -73,8 +72,8 @@ class ZeROStrategy(DeepSpeedStrategy):
             must then be gathered around that, or nothing is written. ``False``: the model is built whole in the host's
             memory, with the weights it has under DDP, and taken apart afterwards.
         process_group_backend: As DDPStrategy's.
-        timeout: Of collectives.
-        logging_level: DeepSpeed's.
+        timeout: How long a collective may take.
+        logging_level: How much DeepSpeed's own logger says.
         accelerator: Set by the Trainer, as the rest.
 
     Raises:
@@ -127,6 +126,8 @@ class ZeROStrategy(DeepSpeedStrategy):
             timeout=timeout,
             exclude_frozen_parameters=exclude_frozen_parameters,
         )
+        names.check(names.DEEPSPEED, self)
+        check_installed()
         if partition_while_building and stage != 3:
             raise ConfigurationError(f"partition_while_building needs stage=3, and stage is {stage}.")
         self._partition_while_building = partition_while_building
@@ -350,3 +351,16 @@ def _configuration(
     if warning is not None:
         rank_zero_warn(warning)
     return merged(needed(stage, offload_optimizer, offload_parameters, nvme_path), theirs)
+
+
+def register() -> None:
+    """Register zero1, zero2, zero3, and each with the optimizer (and zero3's parameters) in CPU memory."""
+    for stage in (1, 2, 3):
+        _register(f"zero{stage}", f"ZeRO stage {stage}", stage=stage)
+        offload = {"offload_optimizer": "cpu", **({"offload_parameters": "cpu"} if stage == 3 else {})}
+        _register(f"zero{stage}_offload", f"ZeRO stage {stage} with CPU offload", stage=stage, **offload)
+
+
+def _register(name: str, description: str, **options: Any) -> None:
+    if name not in StrategyRegistry:
+        StrategyRegistry.register(name, ZeROStrategy, description=f"lightning_scale: {description}", **options)

@@ -15,7 +15,6 @@ from lightning_scale.optim.state.moments import EIGHT_BIT_FROM
 from lightning_scale.optim.state.whole import fill
 from lightning_scale.strategies.whole_state import Param, Wholes, from_state_dict, gather, to_state_dict
 from lightning_scale.strategies.zero.flat import Flat
-from lightning_scale.strategies.zero.partitions import insist
 
 _WEIGHT = "weight"
 
@@ -26,10 +25,10 @@ def collected(
     """The module's ``state_dict`` and the optimizer's, as DDP would save them, on rank 0. Every rank calls it.
 
     Args:
-        engine: DeepSpeed's.
-        optimizer: The user's.
-        flats: What it steps.
-        groups: Its parameters.
+        engine: DeepSpeed's engine.
+        optimizer: The optimizer that the user configured.
+        flats: The flat tensors that it steps.
+        groups: Its parameters, group by group.
     """
     _check(optimizer, flats)
     shares = [(flat.layout, {_WEIGHT: flat.tensor.detach(), **optimizer.state[flat.tensor]}) for flat in flats]
@@ -48,7 +47,6 @@ def collected(
 def _module_state(engine: Any) -> dict[str, Tensor]:
     if not engine.zero_optimization_partition_weights():
         return {key: value.detach().cpu() for key, value in engine.module.state_dict().items()}
-    insist(hasattr(engine, "_zero3_consolidated_16bit_state_dict"), "the engine does not gather stage 3 weights")
     whole: dict[str, Tensor] | None = engine._zero3_consolidated_16bit_state_dict()
     return whole or {}  # on rank 0 alone
 
@@ -96,11 +94,11 @@ def restore_optimizer(
     """Fill the flat tensors, and their state, from whole ones; without collectives.
 
     Args:
-        optimizer: The user's.
-        flats: What it steps.
-        groups: Its parameters.
+        optimizer: The optimizer that the user configured.
+        flats: The flat tensors that it steps.
+        groups: Its parameters, group by group.
         weights: The module's ``state_dict``.
-        state_dict: The optimizer's.
+        state_dict: The optimizer's ``state_dict``.
     """
     _check(optimizer, flats)
     wholes: Wholes = from_state_dict(state_dict, groups)

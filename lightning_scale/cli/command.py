@@ -1,0 +1,224 @@
+"""The ``lightning-scale`` command: LightningCLI with what large-batch training needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Literal
+
+import lightning.pytorch as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerTypeTuple,
+    instantiate_class,
+)
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+import lightning_scale.strategies  # noqa: F401 (their names are registered)
+from lightning_scale.callbacks import FailTogether
+from lightning_scale.callbacks.fail_together import first_failure
+from lightning_scale.checkpoints import WholeFileIO
+from lightning_scale.cli import plan as plan_command
+from lightning_scale.cli.errors import repeated_callback, sentence
+from lightning_scale.cli.fragments import find_configs
+from lightning_scale.cli.resume import HELP, bring_callbacks, check_resume
+from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError, UnsafeCheckpointError
+from lightning_scale.lightning_internals.command_line import (
+    add_subcommand,
+    optimizers_added,
+    option_names,
+    schedulers_added,
+)
+
+_SENTENCES = (ConfigurationError, MisconfigurationException, UnsafeCheckpointError, NonfiniteGradientsError)
+_CHECKPOINT_WORDS = ("last", "best", "hpc", "registry")
+
+
+class ScaleArgumentParser(LightningArgumentParser):
+    """A parser whose errors are one sentence, not a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+        raise ConfigurationError(sentence(message, option_names(self))) from ex
+
+
+class ScaleCLI(LightningCLI):
+    """LightningCLI, with these differences.
+
+    - Optimizer and scheduler are built inside ``configure_optimizers``, from ``named_parameters()``: after
+      ``configure_model`` and after sharding, and with the parameters' own names.
+    - ``lr_scheduler_interval`` ("step" by default) says how often the scheduler advances.
+    - The configuration saved beside the logs may be overwritten, so that the same command runs twice.
+    - ``--config callbacks/x.yaml`` also finds the shipped fragments; a configuration error is one sentence.
+    - On several ranks all end when one has failed (`FailTogether`).
+    - ``fit --resume auto`` goes on from the newest whole checkpoint of the run, or starts it.
+    - Checkpoints are loaded without running anything in them, and do not choose the model's class or arguments: those are
+      what the configuration says.
+    - ``plan`` says what ``fit`` would do.
+
+    Args:
+        args: The command line, a list or a dict; None for ``sys.argv``.
+        kwargs: LightningCLI's other arguments.
+
+    Raises:
+        ConfigurationError: for a configuration that cannot run.
+    """
+
+    def __init__(self, *, args: ArgsType = None, **kwargs: Any) -> None:
+        kwargs.setdefault("parser_class", ScaleArgumentParser)
+        kwargs["save_config_kwargs"] = {"overwrite": True, **(kwargs.get("save_config_kwargs") or {})}
+        self._own_optimizers = kwargs.pop("auto_configure_optimizers", True)
+        super().__init__(args=args, auto_configure_optimizers=False, **kwargs)
+
+    def _add_arguments(self, parser: LightningArgumentParser) -> None:
+        super()._add_arguments(parser)
+        if self._own_optimizers and not optimizers_added(parser):
+            parser.add_optimizer_args((Optimizer,))
+            if not schedulers_added(parser):
+                parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+            parser.add_argument(
+                "--lr_scheduler_interval",
+                type=Literal["step", "epoch"],
+                default="step",
+                help="Advance the learning-rate scheduler after every optimizer step, or every epoch.",
+            )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--resume", type=str | None, default=None, help=HELP)
+        return parser
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        klass = self.trainer_class if isinstance(self.trainer_class, type) else L.Trainer
+        plan = self._prepare_subcommand_parser(klass, "fit", description="Say what fit would do, without training.")
+        plan_command.add_arguments(plan)
+        add_subcommand(self, parser, "plan", plan, help="Say what fit would do, without training a step.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        if args is None:
+            args = sys.argv[1:]
+        if isinstance(args, list):
+            self.config = parser.parse_args(find_configs(args))
+        else:
+            super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would take the model's class path and arguments from a checkpoint that has hyper-parameters."""
+
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        if self.subcommand == "plan":
+            self.parser.add_instantiator(plan_command.build_without_memory, L.LightningModule, prepend=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.subcommand == "plan":
+            return None  # type: ignore[return-value]  # a plan has one of its own
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "plan":
+            return super()._run_subcommand(subcommand)
+        options, trainer = self.config_init["plan"], self._get(self.config_init, "trainer")
+        try:
+            plan_command.run(options, self.model, self.datamodule, trainer, self._written["plan"]["trainer"])
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(sentence(str(error))) from error
+
+    def instantiate_classes(self) -> None:
+        if self.subcommand == "plan":
+            self._written, self.config = self.config, plan_command.without_trainer(self.config)
+        checkpoint, resume = self._get(self.config, "ckpt_path"), self._get(self.config, "resume")
+        if resume is not None:
+            check_resume(resume, checkpoint)
+        if checkpoint and checkpoint not in _CHECKPOINT_WORDS and not _exists(str(checkpoint)):
+            raise ConfigurationError(
+                f"ckpt_path: there is no checkpoint {checkpoint}: give an existing one, or leave ckpt_path out."
+            )
+        try:
+            super().instantiate_classes()
+        except ConfigurationError:
+            raise
+        except (ValueError, TypeError) as error:
+            # What a class says of its own arguments; an error in its code shows in the chained traceback.
+            raise ConfigurationError(sentence(str(error))) from error
+        if self.subcommand != "plan":
+            self._complete_trainer(resume)
+        optimizer = self._get(self.config_init, "optimizer") if self._own_optimizers else None
+        if optimizer:
+            self._build_optimizer_late(optimizer)
+
+    def _complete_trainer(self, resume: str | None) -> None:
+        """What every run of the command has."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = WholeFileIO()  # refuses code, also from addresses of the web
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1 and not any(isinstance(callback, FailTogether) for callback in callbacks):
+            callbacks.insert(0, FailTogether())  # tells the others before any other callback acts on an error
+        if resume is not None:
+            bring_callbacks(self.trainer, resume, self._get(self.config_init, "trainer.default_root_dir"))
+
+    def _build_optimizer_late(self, optimizer: Any) -> None:
+        """Give the model a ``configure_optimizers`` that builds what the configuration names."""
+        scheduler = self._get(self.config_init, "lr_scheduler")
+        interval = self._get(self.config_init, "lr_scheduler_interval")
+        if type(self.model).configure_optimizers is not L.LightningModule.configure_optimizers:
+            rank_zero_warn(
+                f"{type(self.model).__name__}.configure_optimizers is not used, for the configuration names an"
+                " optimizer: remove one of the two."
+            )
+
+        def configure_optimizers() -> Any:
+            try:
+                built = instantiate_class(list(self.model.named_parameters()), optimizer)
+                if not scheduler:
+                    return built
+                return {"optimizer": built, "lr_scheduler": _scheduler_config(built, scheduler, interval)}
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError(sentence(str(error))) from error
+
+        self.model.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
+
+
+def _exists(checkpoint: str) -> bool:
+    """Whether a checkpoint is there, as far as that can be told: addresses of remote ones are taken as they are."""
+    return "://" in checkpoint or checkpoint.startswith("registry:") or os.path.exists(checkpoint)
+
+
+def _scheduler_config(optimizer: Optimizer, scheduler: Any, interval: str) -> dict[str, Any]:
+    built = instantiate_class(optimizer, scheduler)
+    config = {"scheduler": built, "interval": interval}
+    if isinstance(built, ReduceLROnPlateau):
+        config["monitor"] = built.monitor  # type: ignore[attr-defined]
+        config["interval"] = "epoch"  # it looks at a validation metric
+    return config
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the ``lightning-scale`` command; a configuration error ends it with one sentence and status 2."""
+    # As other commands that take class paths do: modules of the current folder can be named.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        ScaleCLI(args=args, trainer_class=L.Trainer)
+    except Exception as error:
+        _end_after_another_rank(error)
+        said = str(error) if isinstance(error, _SENTENCES) else repeated_callback(str(error))
+        if said is None:
+            raise
+        print(f"lightning-scale: {' '.join(said.split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _end_after_another_rank(error: Exception) -> None:
+    """One sentence, not a second traceback, where an error only follows from another rank's."""
+    first = first_failure(error)
+    if first is not None:
+        print(f"lightning-scale: {first}; this rank ends too.", file=sys.stderr)
+        raise SystemExit(1) from None
