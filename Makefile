@@ -92,7 +92,7 @@ $(VENV)/triton-%: | $(VENV)/.dev
 triton-versions: $(VENV)/triton-3.2.0 $(VENV)/triton-3.6.0
 
 kernels: triton-versions
-	$(BIN)/python -m tests.optim.kernels.table
+	$(BIN)/python -m tests.optim.triton.table
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env -q -b html -c docs . build/docs

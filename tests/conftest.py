@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tests.optim.kernels.stand_in import bind_interpreted_launches
+from tests.optim.triton.stand_in import bind_interpreted_launches
 
 torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def trials(name: str) -> list[Trial]:
     """What is tried with an optimizer's kernels; the quickest to try first."""
     if "8bit" in name:
-        chunks = [Trial("chunk", f"2^{k}", {"chunks.CODED_CHUNK": _to(1 << k)}) for k in (12, 13, 14, 11, 15)]
+        chunks = [Trial("chunk", f"2^{k}", {"chunks.QUANTIZED_CHUNK": _to(1 << k)}) for k in (12, 13, 14, 11, 15)]
         pairs = ((1, 1), (1, 2), (2, 2), (2, 1), (4, 4), (4, 2))
         return chunks + [
             Trial("warps, rows", f"{w}, {r}", {"launch.WARPS": _to(w), "launch.ROWS": _to(r)}) for w, r in pairs

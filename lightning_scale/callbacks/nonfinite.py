@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.window.mean_gradient import users_own
 from lightning_scale.window.nonfinite import GradientWatch
 
@@ -143,16 +143,16 @@ def _kept(now: Tensor, new: Tensor | None, old: Tensor | None) -> Tensor | None:
     return torch.where(now.to(new.device), new, torch.zeros_like(new) if old is None else old.to(new.device))
 
 
-def _guarded(trainer: L.Trainer) -> GuardedOptimizer:
+def _guarded(trainer: L.Trainer) -> OptimizerBase:
     """The optimizer, out of a strategy's wrapping.
 
     Raises:
         ConfigurationError: where it does not skip steps.
     """
     optimizer = users_own(trainer.optimizers[0]) if trainer.optimizers else None
-    if isinstance(optimizer, GuardedOptimizer) and optimizer.skip_nonfinite:
+    if isinstance(optimizer, OptimizerBase) and optimizer.skip_nonfinite:
         return optimizer
-    if isinstance(optimizer, GuardedOptimizer):
+    if isinstance(optimizer, OptimizerBase):
         raise ConfigurationError(
             "NonfiniteMonitor counts steps that the optimizer skips, and it has skip_nonfinite=False: leave that out, or leave"
             " NonfiniteMonitor out."

@@ -30,7 +30,7 @@ from lightning_scale.optim.state.whole import mended
 from lightning_scale.optim.step_plan import StepPlan, compute_dtype, refuse_unsupported
 
 
-class GuardedOptimizer(Optimizer):
+class OptimizerBase(Optimizer):
     """Base of the optimizers: one test and one clip over the gradients of all groups before each step.
 
     Attributes:
@@ -283,7 +283,7 @@ class GuardedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'.
 
-        Of a sharded run's whole state, blocks of 8-bit codes that ranks have cut in two get one scale, and are coded anew.
+        Of a sharded run's whole state, blocks of 8-bit codes that ranks have cut in two get one scale, and are quantized anew.
         """
         state_dict = {**state_dict, "state": {key: mended(own) for key, own in state_dict["state"].items()}}
         with keep_state_dtypes(self, self._expected_state, self._loaded_state):

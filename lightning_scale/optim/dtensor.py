@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -55,7 +55,7 @@ def like(p: Tensor, own: Tensor) -> Tensor:
 
 
 def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:
-    """The layout of DTensors of one mesh and placement: at most one segment each.
+    """The layout of DTensors of one mesh and placement: at most one run each.
 
     Raises:
         ValueError: for placements that a norm over ranks is not defined on.
@@ -63,7 +63,7 @@ def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:
     shares = [share(name, p) for name, p in zip(names, params, strict=True)]
     return Layout(
         layers=tuple(LayerInfo(n, p.numel(), p.dim()) for n, p in zip(names, params, strict=True)),
-        segments=tuple(Segment(i, i, 0, start, length) for i, (start, length) in enumerate(shares) if length),
+        runs=tuple(Run(i, i, 0, start, length) for i, (start, length) in enumerate(shares) if length),
         tensor_numels=tuple(length for _, length in shares),
         all_reduce=_all_reduce(params[0]),
     )

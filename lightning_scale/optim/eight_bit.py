@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.dtensor import check_rows, is_sharded
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.state.moments import EIGHT_BIT_FROM, new_moment
 from lightning_scale.optim.state.sharded_moments import loaded, saved
 
 
-class EightBitOptimizer(GuardedOptimizer):
+class EightBitOptimizer(OptimizerBase):
     """Base of the optimizers with 8-bit moments; see `lightning_scale.optim.state.moments` for what the state holds."""
 
     _in_order: ClassVar[bool] = True
@@ -24,7 +24,7 @@ class EightBitOptimizer(GuardedOptimizer):
         """The state of a local tensor's moments, zero."""
         state: dict[str, Tensor] = {}
         for key in keys:
-            state |= new_moment(key, weight, layout.layers, layout.segments, self._eight_bit_from)
+            state |= new_moment(key, weight, layout.layers, layout.runs, self._eight_bit_from)
         return state
 
     def _check_group(self, group: dict[str, Any]) -> None:

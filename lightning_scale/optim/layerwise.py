@@ -15,11 +15,11 @@ from torch import Tensor
 from lightning_scale.optim import groups
 from lightning_scale.optim.backends.bucket import Bucket, Guard, LayerNorms
 from lightning_scale.optim.backends.device import is_capturing, keep_captured
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.layout import Layout
 
 
-class LayerwiseOptimizer(GuardedOptimizer):
+class LayerwiseOptimizer(OptimizerBase):
     """Base of the optimizers whose step is scaled layer by layer.
 
     Attributes:
@@ -28,7 +28,7 @@ class LayerwiseOptimizer(GuardedOptimizer):
     """
 
     _groups_own: ClassVar[tuple[str, ...]] = ("layer_adaptation",)
-    _pickled: ClassVar[tuple[str, ...]] = (*GuardedOptimizer._pickled, "_stats", "_rules")
+    _pickled: ClassVar[tuple[str, ...]] = (*OptimizerBase._pickled, "_stats", "_rules")
 
     _stats: Sequence[tuple[tuple[str, ...], LayerNorms]] = ()
     _rules: Sequence[tuple[tuple[str, ...], float | Tensor, list[bool], tuple[float, float] | None]] = ()

@@ -1,7 +1,7 @@
-"""Where each parameter's elements live: segments of parameters inside local tensors.
+"""Where each parameter's elements live: runs of parameters inside local tensors.
 
-Everything layer-wise is written once, over segments. A plain parameter is one segment; a sharded one has a segment in
-each rank's local tensor; a flat partition holds segments of many parameters. A `Layout` describes one parameter group
+Everything layer-wise is written once, over runs. A plain parameter is one run; a sharded one has a run in
+each rank's local tensor; a flat partition holds runs of many parameters. A `Layout` describes one parameter group
 of one optimizer, on this rank.
 """
 
@@ -30,7 +30,7 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
-class Segment:
+class Run:
     """A run of elements of one layer inside one local tensor; offsets and length are in elements."""
 
     layer: int
@@ -42,28 +42,28 @@ class Segment:
 
 @dataclass(frozen=True)
 class Layout:
-    """The segments of one parameter group.
+    """The runs of one parameter group.
 
     Args:
         layers: The group's parameters, in order.
-        segments: This rank's segments. Those of one local tensor follow one another and tile it, padding left out.
+        runs: This rank's runs. Those of one local tensor follow one another and tile it, padding left out.
         tensor_numels: Elements of each local tensor.
         all_reduce: Sums a 1-D float tensor over the ranks that share the layers, in place; ``None`` where every layer
             lies whole on this rank.
     """
 
     layers: tuple[LayerInfo, ...]
-    segments: tuple[Segment, ...]
+    runs: tuple[Run, ...]
     tensor_numels: tuple[int, ...]
     all_reduce: Callable[[Tensor], None] | None = None
 
     @cached_property
     def whole(self) -> bool:
-        """Whether each local tensor is exactly one whole layer, so that no view and no sum over segments is needed."""
-        return len(self.segments) == len(self.layers) == len(self.tensor_numels) and all(
+        """Whether each local tensor is exactly one whole layer, so that no view and no sum over runs is needed."""
+        return len(self.runs) == len(self.layers) == len(self.tensor_numels) and all(
             (s.layer, s.tensor, s.tensor_start, s.length) == (i, i, 0, self.tensor_numels[i])
             and s.length == self.layers[i].numel
-            for i, s in enumerate(self.segments)
+            for i, s in enumerate(self.runs)
         )
 
     @cached_property
@@ -98,26 +98,26 @@ class Layout:
         """What one of the local tensors holds, as a layout of its own."""
         if len(self.tensor_numels) == 1:
             return self
-        assert all(s.layer == s.tensor for s in self.segments), "of several tensors, each holds one layer"
-        own = tuple(replace(s, layer=0, tensor=0) for s in self.segments if s.tensor == tensor)
+        assert all(s.layer == s.tensor for s in self.runs), "of several tensors, each holds one layer"
+        own = tuple(replace(s, layer=0, tensor=0) for s in self.runs if s.tensor == tensor)
         return Layout((self.layers[tensor],), own, (self.tensor_numels[tensor],), self.all_reduce)
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The segments of these local tensors, as views: the tensors themselves where the layout is whole."""
+        """The runs of these local tensors, as views: the tensors themselves where the layout is whole."""
         if self.whole:
             return list(tensors)
         return [
             tensors[s.tensor]
             if s.length == self.tensor_numels[s.tensor]
             else tensors[s.tensor].view(-1)[s.tensor_start : s.tensor_start + s.length]  # flat tensors are contiguous
-            for s in self.segments
+            for s in self.runs
         ]
 
 
 def whole_layout(names: Sequence[str], tensors: Sequence[Tensor]) -> Layout:
-    """The layout of plain parameters: one segment each."""
+    """The layout of plain parameters: one run each."""
     return Layout(
         layers=tuple(LayerInfo(n, t.numel(), t.dim()) for n, t in zip(names, tensors, strict=True)),
-        segments=tuple(Segment(i, i, 0, 0, t.numel()) for i, t in enumerate(tensors)),
+        runs=tuple(Run(i, i, 0, 0, t.numel()) for i, t in enumerate(tensors)),
         tensor_numels=tuple(t.numel() for t in tensors),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_scale.optim.adamw import AdamW8bit
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.lamb import LAMB, LAMB8bit
 from lightning_scale.optim.lars import LARS, LARS8bit
 from lightning_scale.optim.sgd import SGD8bit
@@ -53,7 +53,7 @@ class Entry:
         forms: By name; "" is what users get who write nothing.
     """
 
-    kind: type[GuardedOptimizer]
+    kind: type[OptimizerBase]
     algorithm: str
     moments: tuple[str, ...]
     passes: tuple[Pass, ...]

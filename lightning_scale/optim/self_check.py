@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_scale.optim.backends.bucket import IncompleteStep
 
 if TYPE_CHECKING:
-    from lightning_scale.optim.base import GuardedOptimizer
+    from lightning_scale.optim.base import OptimizerBase
 
 
 # Several chunks and a rest, vectors, a scalar, another memory format.
@@ -43,7 +43,7 @@ class Where:
     """Whether other ranks may hold a share of the layers."""
 
 
-def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
+def triton_is_right(optimizer: OptimizerBase, p: Tensor) -> bool:
     """Whether the optimizer's Triton kernels agree with its plain torch operations where ``p`` lives.
 
     Found out once a process for each kind of optimizer and of kernels; if not, one warning says so.
@@ -67,13 +67,13 @@ def triton_is_right(optimizer: GuardedOptimizer, p: Tensor) -> bool:
     return _known[key]
 
 
-def where_of(optimizer: GuardedOptimizer, p: Tensor) -> Where:
+def where_of(optimizer: OptimizerBase, p: Tensor) -> Where:
     """Of a parameter with its gradient."""
     gradient = p.grad.dtype if p.grad is not None else p.dtype
     return Where(p.device, p.dtype, gradient, optimizer._plan.layout_of(p).all_reduce is not None)
 
 
-def _disagreement(optimizer: GuardedOptimizer, where: Where) -> str | None:
+def _disagreement(optimizer: OptimizerBase, where: Where) -> str | None:
     """What went wrong; None where nothing did."""
     try:
         ours = _in_one_launch_or_two(optimizer, where)
@@ -83,7 +83,7 @@ def _disagreement(optimizer: GuardedOptimizer, where: Where) -> str | None:
     return None if all(map(_agree, ours, theirs)) else "gave another step than they should"
 
 
-def try_waiting(optimizer: GuardedOptimizer, p: Tensor) -> None:
+def try_waiting(optimizer: OptimizerBase, p: Tensor) -> None:
     """Let LAMB and LARS take two launches where ``p`` lives if waiting inside one fails there; `triton_is_right` does it, too.
 
     Raises what the kernels raise.
@@ -93,7 +93,7 @@ def try_waiting(optimizer: GuardedOptimizer, p: Tensor) -> None:
         _in_one_launch_or_two(optimizer, where)
 
 
-def _in_one_launch_or_two(optimizer: GuardedOptimizer, where: Where) -> list[Tensor]:
+def _in_one_launch_or_two(optimizer: OptimizerBase, where: Where) -> list[Tensor]:
     """What the Triton kernels make of the small problem, the second time in two launches if the first one did not end."""
     if not where.shared:
         _tried.add((_kind(optimizer), where.device))
@@ -111,7 +111,7 @@ def _in_one_launch_or_two(optimizer: GuardedOptimizer, where: Where) -> list[Ten
         return after_some_steps(optimizer, True, where)
 
 
-def _form(optimizer: GuardedOptimizer) -> tuple[Any, ...]:
+def _form(optimizer: OptimizerBase) -> tuple[Any, ...]:
     """What decides which forms of the kernels the optimizer's own options take."""
     words = [(key, value) for key, value in optimizer.defaults.items() if isinstance(value, (bool, str))]
     return (
@@ -122,7 +122,7 @@ def _form(optimizer: GuardedOptimizer) -> tuple[Any, ...]:
     )
 
 
-def after_some_steps(optimizer: GuardedOptimizer, fused: bool, where: Where) -> list[Tensor]:
+def after_some_steps(optimizer: OptimizerBase, fused: bool, where: Where) -> list[Tensor]:
     """Parameters and state of the small problem."""
     generator = torch.Generator("cpu").manual_seed(0)
 
@@ -147,7 +147,7 @@ def after_some_steps(optimizer: GuardedOptimizer, fused: bool, where: Where) -> 
     return [p.detach() for p in params] + [t for p in params for t in _tensors(tried.state[p])]
 
 
-def _kind(optimizer: GuardedOptimizer) -> Any:
+def _kind(optimizer: OptimizerBase) -> Any:
     """The library's own class: a user's may be made with other arguments."""
     return next(kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("lightning_scale."))
 

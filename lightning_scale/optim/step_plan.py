@@ -29,7 +29,7 @@ _FLAGS = 256
 
 
 @dataclass(frozen=True)
-class Members:
+class BucketPlan:
     """Parameters of one group, device and dtype whose step one backend takes.
 
     Args:
@@ -64,7 +64,7 @@ class StepPlan:
         self._in_order = in_order
         self._eight_bit_from = eight_bit_from
         self._scratch = Scratch()
-        self._known: dict[int, OrderedDict[Hashable, list[Members]]] = {}
+        self._known: dict[int, OrderedDict[Hashable, list[BucketPlan]]] = {}
         self._last: dict[int, _LastStep] = {}
         self._fused: bool | None = None
         self._captured: list[Layout] = []
@@ -108,7 +108,7 @@ class StepPlan:
         self,
         group: dict[str, Any],
         wholes: list[Tensor],
-        members: Members,
+        members: BucketPlan,
         state: MutableMapping[Tensor, dict[str, Tensor]],
         init_state: InitState,
     ) -> Bucket:
@@ -153,19 +153,19 @@ class StepPlan:
         self._known.clear()
         self._last.clear()
 
-    def _outlive(self, forgotten: list[Members]) -> None:
+    def _outlive(self, forgotten: list[BucketPlan]) -> None:
         """Keep of what is forgotten what CUDA graphs read, and the flags that kernels may still set."""
         for layout in (m.layout for m in forgotten):
             if layout.captured or layout.copied_by_graphs:
                 self._captured.append(layout)
             elif layout.gave_up:
-                flags = replace(layout, segments=(), tensor_numels=())  # without its tables
+                flags = replace(layout, runs=(), tensor_numels=())  # without its tables
                 flags.gave_up.update(layout.gave_up)
                 self._flags.append(flags)
 
     def members(
         self, slot: int, number: int, group: dict[str, Any], masters: Sequence[bool], backend_of: BackendOf
-    ) -> list[Members]:
+    ) -> list[BucketPlan]:
         """The members of one group that have a gradient, in the order of their first ones.
 
         Args:
@@ -214,7 +214,7 @@ class StepPlan:
 
     def _sorted(
         self, params: Sequence[Tensor], names: Sequence[str], masters: Sequence[bool], backend_of: BackendOf
-    ) -> list[Members]:
+    ) -> list[BucketPlan]:
         together: dict[tuple[Any, ...], list[int]] = {}
         for place, (p, master) in enumerate(zip(params, masters, strict=True)):
             if p.grad is None:
@@ -230,7 +230,7 @@ class StepPlan:
         found = []
         for key, places in together.items():
             layout = self._layout([names[i] for i in places], [params[i] for i in places])
-            found.append(Members(key[0], tuple(places), tuple(layer.name for layer in layout.layers), layout))
+            found.append(BucketPlan(key[0], tuple(places), tuple(layer.name for layer in layout.layers), layout))
         return found
 
 
@@ -244,7 +244,7 @@ class _LastStep:
         self,
         group: dict[str, Any],
         grads: Sequence[Tensor | None],
-        members: Sequence[Members],
+        members: Sequence[BucketPlan],
         buckets: Sequence[Bucket],
         state: MutableMapping[Tensor, dict[str, Tensor]],
     ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale import optim
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 
 Make = Callable[[list[tuple[str, Tensor]]], Optimizer]
 
@@ -36,7 +36,7 @@ def state_bytes(optimizer: Optimizer) -> list[int] | None:
         optimizer: An optimizer before its first step, with parameters on the meta device.
     """
     params = [(group, p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    if isinstance(optimizer, GuardedOptimizer):
+    if isinstance(optimizer, OptimizerBase):
         return [_bytes(optimizer._expected_state(group, p)) for group, p in params]
     for _, p in params:
         p.grad = torch.empty_like(p)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.groups import names_of
 from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.state.whole import Piece, by_blocks, mended, pieces, whole
+from lightning_scale.optim.state.whole import Shard, by_blocks, mended, shards, whole
 
 Wholes = dict[str, dict[str, Tensor]]
 """Each layer's state, by the name that the optimizer's layouts give it."""
@@ -69,9 +69,9 @@ def gather(
         groups: The optimizer's parameters.
         eight_bit_from: From which size of a layer on its moments are in 8 bits.
     """
-    found: dict[str, list[Piece]] = {}
+    found: dict[str, list[Shard]] = {}
     for layout, state in shares:
-        for own in _on_rank_zero(pieces(layout, state, eight_bit_from)):
+        for own in _on_rank_zero(shards(layout, state, eight_bit_from)):
             for name, piece in own:
                 found.setdefault(name, []).append(piece)
     shapes = {p.name: p.shape for group in groups for p in group}
@@ -134,7 +134,7 @@ def with_keys(state_dict: Mapping[str, Any], groups: Sequence[Sequence[Param]]) 
         {**theirs, "params": [p.keys[0] for p in ours]}
         for theirs, ours in zip(state_dict["param_groups"], groups, strict=True)
     ]
-    if "skipped_steps" in state_dict:  # where `GuardedOptimizer.state_dict` of sharded parameters has it
+    if "skipped_steps" in state_dict:  # where `OptimizerBase.state_dict` of sharded parameters has it
         saved[0]["skipped_steps"] = int(state_dict["skipped_steps"])
     return {"state": state, "param_groups": saved}
 

@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from lightning_scale.optim import LAMB
-from tests.distributed.coded import (
+from tests.distributed.launch import run_ranks
+from tests.distributed.meshes import all_reduces, mesh_of, needs_fsdp2, own, relative, relative_stats, whole
+from tests.distributed.quantized import (
     MAKERS,
     SHAPES,
     WHOLE_BLOCKS,
@@ -30,8 +32,6 @@ from tests.distributed.coded import (
     shard,
     train,
 )
-from tests.distributed.launch import run_ranks
-from tests.distributed.meshes import all_reduces, mesh_of, needs_fsdp2, own, relative, relative_stats, whole
 
 pytestmark = needs_fsdp2
 
@@ -155,7 +155,7 @@ def ranks_naive(folder: str) -> dict[str, list[str]]:
 
     def from_zero(*args: Any) -> Any:
         layout = real(*args)
-        return replace(layout, segments=tuple(replace(s, layer_start=0) for s in layout.segments))
+        return replace(layout, runs=tuple(replace(s, layer_start=0) for s in layout.runs))
 
     def own_size(*args: Any) -> Any:
         layout = real(*args)

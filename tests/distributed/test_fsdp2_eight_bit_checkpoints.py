@@ -11,9 +11,9 @@ import torch
 from lightning_scale.optim import LAMB, LAMB8bit
 from lightning_scale.optim.quantization import dequantize, quantize
 from lightning_scale.optim.state.moments import CODES
-from tests.distributed.coded import MAKERS, SHAPES, Layers, in_cut_blocks, named, numbers, own_bits, shard, train
 from tests.distributed.launch import run_ranks
 from tests.distributed.meshes import mesh_of, needs_fsdp2
+from tests.distributed.quantized import MAKERS, SHAPES, Layers, in_cut_blocks, named, numbers, own_bits, shard, train
 
 pytestmark = needs_fsdp2
 

@@ -11,7 +11,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 from tests.distributed.launch import run_ranks
 from tests.distributed.sharded import network
 from tests.distributed.zero_cases import CASES, EACH_KIND, FEW, LAYERWISE, THE_REST, truth
@@ -118,7 +118,7 @@ def naive_weights(folder: Path, names: list[str]) -> dict[str, Any]:
 
     def naive(flat: Flat, number: int) -> Flat:
         (n,) = flat.layout.tensor_numels
-        return replace(flat, layout=Layout((LayerInfo(str(number), n, 2),), (Segment(0, 0, 0, 0, n),), (n,)))
+        return replace(flat, layout=Layout((LayerInfo(str(number), n, 2),), (Run(0, 0, 0, 0, n),), (n,)))
 
     def taken_for_layers(kind: type[Partitions]) -> type[Partitions]:
         class Naive(kind):  # type: ignore[valid-type, misc]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
-from lightning_scale.optim.backends.reference import pieces
+from lightning_scale.optim.backends.reference import chunks
 
 from .eight_bit_reference import Twin
 from .kinds import bits
@@ -88,7 +88,7 @@ def test_pieces_do_not_change_a_bit(name: str, monkeypatch: pytest.MonkeyPatch) 
     shapes: list[tuple[int, ...]] = [(150, 70), (31, 300), (13, 11), (200,), (9, 17)]
     runs = []
     for largest in (1 << 18, 1 << 10, 256):
-        monkeypatch.setattr(pieces, "LARGEST", largest)
+        monkeypatch.setattr(chunks, "LARGEST", largest)
         parameters = [nn.Parameter(torch.from_numpy(a).float()) for a in arrays_of(0, shapes)]
         optimizer = KINDS[name](parameters, lr=0.1, weight_decay=0.1, max_grad_norm=1.0, fused=False)
         for step in range(4):

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lightning_scale.optim.backends import dispatch
 from lightning_scale.optim.backends.bucket import Backend, Bucket, Guard, TrustRatio
-from lightning_scale.optim.backends.cpu import chunks
-from lightning_scale.optim.backends.reference import pieces
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.backends.cpu import chunks as cpu_chunks
+from lightning_scale.optim.backends.reference import chunks as reference_chunks
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 from lightning_scale.optim.quantization import BLOCK, blocks
-from lightning_scale.optim.state.moments import CodedMoment, PlainMoment, moments, new_moment
+from lightning_scale.optim.state.moments import PlainMoment, QuantizedMoment, moments, new_moment
 
 # Two layers in 8 bits, two that are too small for it.
 SHAPES = [(70, 61), (33,), (4100,), (5, 9)]
@@ -31,16 +31,16 @@ KERNELS = ["lamb", "lars", "lars-momentum", "adamw", "sgd"]
 def partition(edges: list[int], first: int, last: int, all_reduce: Callable[[Tensor], None] | None = None) -> Layout:
     """The layers, one behind the other, cut at `edges` into local tensors; here are those from `first` to `last`."""
     cuts = [0, *edges, TOTAL]
-    segments = []
+    runs = []
     for tensor in range(first, last):
         position, layer_begin = cuts[tensor], 0
         for number, layer in enumerate(LAYERS):
             a, b = max(position, layer_begin), min(cuts[tensor + 1], layer_begin + layer.numel)
             if a < b:
-                segments.append(Segment(number, tensor - first, a - position, a - layer_begin, b - a))
+                runs.append(Run(number, tensor - first, a - position, a - layer_begin, b - a))
             layer_begin += layer.numel
     numels = tuple(cuts[i + 1] - cuts[i] for i in range(first, last))
-    return Layout(LAYERS, tuple(segments), numels, all_reduce)
+    return Layout(LAYERS, tuple(runs), numels, all_reduce)
 
 
 class Rank:
@@ -55,7 +55,7 @@ class Rank:
         keys = MOMENTS.get(kernel, ("momentum_buffer",))
         self.states: list[dict[str, Tensor]] = []
         for tensor, w in enumerate(self.weights):
-            here = [s for s in layout.segments if s.tensor == tensor]
+            here = [s for s in layout.runs if s.tensor == tensor]
             state = {"step": torch.zeros(())}
             for key in keys:
                 state |= new_moment(key, w, layout.layers, here)
@@ -89,11 +89,11 @@ class Rank:
         for w, offset in zip(self.weights, self.offsets, strict=True):
             into["weights"][offset : offset + len(w)] = w
         for key in MOMENTS.get(self.kernel, ("momentum_buffer",)):
-            for segment, moment in zip(self.layout.segments, self.moments(key), strict=True):
+            for segment, moment in zip(self.layout.runs, self.moments(key), strict=True):
                 begin = sum(layer.numel for layer in LAYERS[: segment.layer]) + segment.layer_start
                 here = slice(begin, begin + segment.length)
                 into[key][here] = moment.read()
-                if isinstance(moment, CodedMoment):
+                if isinstance(moment, QuantizedMoment):
                     assert LAYERS[segment.layer].numel >= 4096
                     into[f"{key} codes"][here] = moment.codes.float()
                     for (first, size), scale in zip(
@@ -151,14 +151,14 @@ def test_partitions_that_cut_no_block_have_the_same_bits(kernel: str, edges: lis
 
 
 @each_backend
-@pytest.mark.parametrize("piece", [1 << 18, 512])
+@pytest.mark.parametrize("chunk", [1 << 18, 512])
 @pytest.mark.parametrize("edges", CUT)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_cut_block_has_a_scale_for_each_part_and_the_others_do_not_know(
-    kernel: str, edges: list[int], piece: int, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    kernel: str, edges: list[int], chunk: int, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "LARGEST", piece)
-    monkeypatch.setattr(chunks, "CHUNK", piece)
+    monkeypatch.setattr(reference_chunks, "LARGEST", chunk)
+    monkeypatch.setattr(cpu_chunks, "CHUNK", chunk)
     cut = cut_elements(edges)
     assert cut.any()
     plain = Rank(kernel, partition([], 0, 1), 0, numbers(0), backend)
@@ -224,7 +224,7 @@ def test_ranks_share_the_norms_in_one_collective(kernel: str, edges: list[int], 
 
 @each_backend
 def test_an_empty_share(backend: Backend) -> None:
-    layout = Layout(LAYERS, (Segment(0, 0, 0, 4270, 0),), (0,))
+    layout = Layout(LAYERS, (Run(0, 0, 0, 4270, 0),), (0,))
     rank = Rank("lamb", layout, 0, numbers(0), backend)
     (norms,) = rank.step(numbers(1))
     assert norms.weight.tolist() == [0.0] * 4 and norms.ratio.tolist() == [1.0] * 4

@@ -10,7 +10,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_scale.optim import LAMB, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
-from lightning_scale.optim.backends.reference.pieces import LARGEST
+from lightning_scale.optim.backends.reference.chunks import LARGEST
 
 KINDS = [(LAMB8bit, 2.05), (LARS8bit, 1.03), (AdamW8bit, 2.05), (SGD8bit, 1.03)]
 every_kind = pytest.mark.parametrize("kind", [kind for kind, _ in KINDS])

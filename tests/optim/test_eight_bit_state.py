@@ -111,7 +111,7 @@ def test_reset_moments_of_a_mixed_partition() -> None:
     layout = partition([], 0, 1)
     weight = torch.zeros(layout.tensor_numels[0])
     optimizer = SGD8bit([nn.Parameter(weight)])
-    state = new_moment("momentum_buffer", weight, layout.layers, layout.segments)
+    state = new_moment("momentum_buffer", weight, layout.layers, layout.runs)
     assert set(state) == {"momentum_buffer", "momentum_buffer_absmax", "momentum_buffer_small"}
     before = bits(state)
     for value in state.values():
@@ -151,12 +151,12 @@ def test_another_models_state_is_refused() -> None:
 def test_a_skipped_step_writes_no_code(kind: Any, moments: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Masked on the device, also the first step, whose moments are all zero."""
     from lightning_scale.optim.backends.bucket import Guard
-    from lightning_scale.optim.base import GuardedOptimizer
+    from lightning_scale.optim.base import OptimizerBase
 
     nonfinite = Guard(torch.tensor(False), torch.tensor(torch.nan))
     parameters, optimizer = trained(kind, torch.bfloat16, channels_last=True, master_weights=True)
     before = bits(parameters), bits(optimizer)
-    monkeypatch.setattr(GuardedOptimizer, "_decide", lambda *_: nonfinite)
+    monkeypatch.setattr(OptimizerBase, "_decide", lambda *_: nonfinite)
     set_gradients(parameters, 5)
     parameters[1].grad[7] = torch.inf
     optimizer.step()

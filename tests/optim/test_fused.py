@@ -86,9 +86,9 @@ def test_the_plain_step_element_by_element(
         set_gradients(a, step), set_gradients(b, step)
         before = launch.launches
         ours.step()
-        looks = 4  # at the gradients of each group, and what they add up to
+        attempts = 4  # at the gradients of each group, and what they add up to
         kernels = 2 if isinstance(ours, LAMB) else 1  # LAMB counts steps
-        assert launch.launches - before == looks + kernels * 2
+        assert launch.launches - before == attempts + kernels * 2
         theirs.step()
         if step == 0 or dtype == torch.float32:  # later, low precision has rounded to different sides
             compare(ours, theirs, a, b, tolerance)

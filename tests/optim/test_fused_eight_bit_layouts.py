@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_scale.optim import AdamW8bit, LAMB8bit
 from lightning_scale.optim.backends.bucket import Backend
-from lightning_scale.optim.layout import Layout, Segment
+from lightning_scale.optim.layout import Layout, Run
 
 from .fused_eight_bit_pairs import (
     every_plain_kind,
@@ -36,7 +36,7 @@ def test_many_chunks(make: Callable[..., Any], device: str, monkeypatch: pytest.
     shapes: list[tuple[int, ...]] = [(150, 61), (3000,), (4097,)]
     a, b = parameters(device=device, shapes=shapes), parameters(device=device, shapes=shapes)
     ours, theirs = make(a, fused=True), make(b, fused=False)
-    monkeypatch.setattr(chunks, "CODED_CHUNK", 1024)
+    monkeypatch.setattr(chunks, "QUANTIZED_CHUNK", 1024)
     for step in range(2):
         set_gradients(a, step), set_gradients(b, step)
         ours.step(), theirs.step()
@@ -76,7 +76,7 @@ def test_flat_partitions(kernel: str, edges: list[int]) -> None:
 
 
 def test_an_empty_share() -> None:
-    rank = Rank("lamb", Layout(LAYERS, (Segment(0, 0, 0, 4270, 0),), (0,)), 0, numbers(0), Backend.TRITON)
+    rank = Rank("lamb", Layout(LAYERS, (Run(0, 0, 0, 4270, 0),), (0,)), 0, numbers(0), Backend.TRITON)
     (norms,) = rank.step(numbers(1))
     assert norms.weight.tolist() == [0.0] * 4 and norms.ratio.tolist() == [1.0] * 4
 

@@ -9,7 +9,7 @@ import torch
 
 from lightning_scale.optim.backends.bucket import Guard
 from lightning_scale.optim.backends.norms import guard
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 
 from .kinds import Make, bits, every_kind, model_of, set_gradients, train
 
@@ -34,7 +34,7 @@ def looking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return result
 
     if not request.param:
-        monkeypatch.setattr(GuardedOptimizer, "_decide", decide)
+        monkeypatch.setattr(OptimizerBase, "_decide", decide)
 
 
 def two_groups(make: Make, model: Any, **options: Any) -> Any:

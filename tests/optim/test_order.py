@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from lightning_scale.optim.backends.triton.chunks import chunks_of
 from lightning_scale.optim.backends.triton.turns import order_of
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 
 
 @settings(max_examples=200, deadline=None)
@@ -23,7 +23,7 @@ from lightning_scale.optim.layout import LayerInfo, Layout, Segment
 def test_every_pass_once_and_the_second_after_the_whole_first(sizes: list[int], chunk: int, lag: int) -> None:
     layout = Layout(
         tuple(LayerInfo(str(i), n, 2) for i, n in enumerate(sizes)),
-        tuple(Segment(i, i, 0, 0, n) for i, n in enumerate(sizes)),
+        tuple(Run(i, i, 0, 0, n) for i, n in enumerate(sizes)),
         tuple(sizes),
     )
     chunks = chunks_of(layout, torch.device("cpu"), chunk)

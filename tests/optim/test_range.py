@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_scale.optim import LAMB, LARS
 from lightning_scale.optim.backends import choice, norms
 from lightning_scale.optim.backends.bucket import Backend, Bucket, Guard
-from lightning_scale.optim.backends.reference import pieces
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment, whole_layout
+from lightning_scale.optim.backends.reference import chunks
+from lightning_scale.optim.layout import LayerInfo, Layout, Run, whole_layout
 
 from .kinds import Make, every_kind, model_of, set_gradients
 
@@ -33,7 +33,7 @@ def own_norms(request: pytest.FixtureRequest) -> OwnNorms:
         names = tuple(layer.name for layer in layout.layers)
         states: list[dict[str, Tensor]] = [{} for _ in tensors]
         bucket = Bucket(group, names, layout, Backend.REFERENCE, tensors, tensors, tensors, states, True, math.inf)
-        return pieces.norms(bucket, Guard(), lambda piece: piece.gradient())[1]
+        return chunks.norms(bucket, Guard(), lambda chunk: chunk.gradient())[1]
 
     return by_kernels if request.param else by_reference
 
@@ -74,8 +74,8 @@ def test_a_layers_norm(magnitude: float, own_norms: OwnNorms) -> None:
 def test_the_norm_of_a_layer_in_pieces(magnitude: float, own_norms: OwnNorms) -> None:
     values = values_of(magnitude).reshape(-1)
     tensors = [values[:20].clone(), values[20:].clone()]
-    segments = (Segment(0, 0, 0, 0, 20), Segment(0, 1, 0, 20, 15))
-    layout = Layout((LayerInfo("a", 35, 2),), segments, (20, 15))
+    runs = (Run(0, 0, 0, 0, 20), Run(0, 1, 0, 20, 15))
+    layout = Layout((LayerInfo("a", 35, 2),), runs, (20, 15))
     (result,) = own_norms(layout, tensors)
     assert float(result) == pytest.approx(exact(values), rel=1e-6)
 

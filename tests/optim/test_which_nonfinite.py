@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_scale.optim.backends.norms import nonfinite
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 from lightning_scale.strategies.zero.flat import shares_of
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def test_each_layer(dtype: torch.dtype, bad: float) -> None:
 def test_pieces_cut_anywhere(cuts: list[int]) -> None:
     """A flat tensor of 10: two elements of padding, then 5 of layer 1, one of padding, 2 of layer 0."""
     layers = tuple(LayerInfo(name, 9, 1) for name in "abc")
-    layout = Layout(layers, (Segment(1, 0, 2, 0, 5), Segment(0, 0, 8, 0, 2)), (10,))
+    layout = Layout(layers, (Run(1, 0, 2, 0, 5), Run(0, 0, 8, 0, 2)), (10,))
     flat = torch.arange(10.0)
     pieces = list(flat.tensor_split(cuts))
     found = shares_of(layout, pieces)

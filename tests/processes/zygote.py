@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import lightning_scale.cli  # noqa: F401
-from tests.optim.kernels.stand_in import bind_interpreted_launches
+from tests.optim.triton.stand_in import bind_interpreted_launches
 
 
 def serve(listener: socket.socket) -> dict[str, Any]:

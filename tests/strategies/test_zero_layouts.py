@@ -25,7 +25,7 @@ def _gathered(layouts: list[Layout], tensors: list[torch.Tensor], layers: list[t
     found = [torch.full_like(layer, -1) for layer in layers]
     for layout, tensor in zip(layouts, tensors, strict=True):
         assert layout.tensor_numels == (tensor.numel(),)
-        for s in layout.segments:
+        for s in layout.runs:
             target = found[s.layer][s.layer_start : s.layer_start + s.length]
             assert (target == -1).all()
             target.copy_(tensor[s.tensor_start : s.tensor_start + s.length])
@@ -51,7 +51,7 @@ def test_slices(numels: list[int], gaps: list[int], ranks: int, random: object) 
     _gathered(layouts, list(long.split(size)) if size else [], layers)
     for layout in layouts:
         assert layout.layers == tuple(infos)
-        assert [s.tensor_start for s in layout.segments] == sorted(s.tensor_start for s in layout.segments)
+        assert [s.tensor_start for s in layout.runs] == sorted(s.tensor_start for s in layout.runs)
 
 
 @given(NUMELS, st.integers(1, 5))

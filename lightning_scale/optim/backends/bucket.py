@@ -191,7 +191,7 @@ class Bucket:
         return [state["step"] for state in self.states if "step" in state]
 
     @cached_property
-    def coded(self) -> tuple[bool, ...]:
+    def quantized(self) -> tuple[bool, ...]:
         """Of each layer, whether its moments are in 8 bits."""
         smallest = self.eight_bit_from if self.remembers and self.compute == torch.float32 else float("inf")
         return self.layout.once(

@@ -45,8 +45,8 @@ def _step(algorithm: str, bucket: Bucket) -> Callable[[Bucket, Guard], Any]:
     """The function of the bucket's backend."""
     module = import_module(f"lightning_scale.optim.backends.{_FOLDERS[bucket.backend]}.{algorithm}")
     # Triton's kernels for moments in 8 bits are others.
-    coded = bucket.backend is Backend.TRITON and bucket.in_order
-    found: Callable[[Bucket, Guard], Any] = getattr(module, f"{algorithm}8bit" if coded else algorithm)
+    quantized = bucket.backend is Backend.TRITON and bucket.in_order
+    found: Callable[[Bucket, Guard], Any] = getattr(module, f"{algorithm}8bit" if quantized else algorithm)
     return found
 
 

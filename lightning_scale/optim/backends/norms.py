@@ -1,4 +1,4 @@
-"""Norms of whole layers over segments, and the test and clip over all gradients. Plain torch."""
+"""Norms of whole layers over runs, and the test and clip over all gradients. Plain torch."""
 
 from __future__ import annotations
 

@@ -29,25 +29,25 @@ BLOCK = 256
 
 
 def block_count(start: int, length: int) -> int:
-    """How many blocks a segment of ``length`` elements has, from element ``start`` of its parameter on."""
+    """How many blocks a run of ``length`` elements has, from element ``start`` of its parameter on."""
     return -(-(start % BLOCK + length) // BLOCK) if length else 0
 
 
 def blocks(start: int, length: int) -> list[tuple[int, int]]:
-    """The segment's blocks in order: (first element, counted from the segment's own, and number of elements)."""
+    """The run's blocks in order: (first element, counted from the run's own, and number of elements)."""
     edges = [0, *range(BLOCK - start % BLOCK, length, BLOCK), length]
     return [(a, b - a) for a, b in pairwise(edges)] if length else []
 
 
 def to_grid(flat: Tensor, start: int) -> Tensor:
-    """The segment's elements as rows of whole blocks, zeros where it has none: a view where no block is cut."""
+    """The run's elements as rows of whole blocks, zeros where it has none: a view where no block is cut."""
     before = start % BLOCK if flat.numel() else 0
     after = -(before + flat.numel()) % BLOCK
     return (pad(flat, (before, after)) if before or after else flat).view(-1, BLOCK)
 
 
 def from_grid(grid: Tensor, start: int, length: int) -> Tensor:
-    """The segment's elements out of `to_grid`'s rows, 1-D, as a view."""
+    """The run's elements out of `to_grid`'s rows, 1-D, as a view."""
     before = start % BLOCK
     return grid.view(-1)[before : before + length]
 
@@ -58,12 +58,12 @@ _LARGEST = torch.finfo(torch.float32).max
 def quantize(
     values: Tensor, code: Code, start: int = 0, nearest: Callable[[Tensor, Code], Tensor] = nearest_by_arithmetic
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a segment.
+    """Codes and scales of a run.
 
     Args:
-        values: float32, 1-D: the segment's elements.
+        values: float32, 1-D: the run's elements.
         code: Which values the codes stand for.
-        start: The segment's first element, counted from its parameter's element 0.
+        start: The run's first element, counted from its parameter's element 0.
         nearest: How the nearest code is found; both ways give the same codes.
 
     Returns:

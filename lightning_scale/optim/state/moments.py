@@ -7,7 +7,7 @@ of "exp_avg", "exp_avg_sq" and "momentum_buffer":
 =================  ==================================================================================================
 key                uint8 codes in the local tensor's shape, contiguous: block after block in row-major order, whatever
                    the parameter's memory format
-key_absmax         float32, 1-D: one number a block, of each segment in 8 bits in order
+key_absmax         float32, 1-D: one number a block, of each run in 8 bits in order
 key_small          only where a flat partition holds small layers beside large ones: the small ones' elements, in order,
                    in compute dtype, 1-D; their codes are not used
 =================  ==================================================================================================
@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED, Code, block_count, dequantize, quantize
 
 EIGHT_BIT_FROM = 4096
@@ -42,7 +42,7 @@ def store(target: Tensor, values: Tensor, finite: Tensor | None) -> None:
 
 @dataclass(frozen=True)
 class PlainMoment:
-    """A segment's moment, or a piece of it, in compute dtype."""
+    """A run's moment, or a piece of it, in compute dtype."""
 
     values: Tensor
     """A view of the state: 1-D, or of a tensor that is not contiguous the whole of it, in its own shape."""
@@ -61,8 +61,8 @@ class PlainMoment:
 
 
 @dataclass(frozen=True)
-class CodedMoment:
-    """A segment's moment, or a piece of it, in 8 bits."""
+class QuantizedMoment:
+    """A run's moment, or a piece of it, in 8 bits."""
 
     codes: Tensor
     """uint8, 1-D, a view of the state."""
@@ -72,14 +72,16 @@ class CodedMoment:
     start: int
     """The first element, counted from its layer's element 0."""
 
-    def part(self, offset: int, length: int) -> CodedMoment:
-        """A run of elements that starts and ends with a block or with the segment."""
+    def part(self, offset: int, length: int) -> QuantizedMoment:
+        """A run of elements that starts and ends with a block or with the run."""
         if length == len(self.codes):
             return self
         start = self.start + offset
         first = start // BLOCK - self.start // BLOCK
         blocks = block_count(start, length)
-        return CodedMoment(self.codes[offset : offset + length], self.absmax[first : first + blocks], self.code, start)
+        return QuantizedMoment(
+            self.codes[offset : offset + length], self.absmax[first : first + blocks], self.code, start
+        )
 
     def read(self) -> Tensor:
         """The numbers, 1-D float32, in new memory."""
@@ -92,7 +94,7 @@ class CodedMoment:
         store(self.absmax, absmax, finite)
 
 
-Moment = PlainMoment | CodedMoment
+Moment = PlainMoment | QuantizedMoment
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class StoredMoment:
     """The blocks' absmax."""
     small: list[Tensor | None]
     """The small layers' elements beside large ones."""
-    coded: Callable[[LayerInfo], bool]
+    quantized: Callable[[LayerInfo], bool]
     """Which layers are in 8 bits."""
     checked: Callable[[], StoredMoment]
     """The same, laid out as it must be; raises ValueError where dtypes or sizes are others."""
@@ -130,7 +132,7 @@ def new_moment(
     key: str,
     weight: Tensor,
     layers: Sequence[LayerInfo],
-    segments: Sequence[Segment],
+    runs: Sequence[Run],
     eight_bit_from: float = EIGHT_BIT_FROM,
 ) -> dict[str, Tensor]:
     """The state of a moment that is zero.
@@ -139,22 +141,22 @@ def new_moment(
         key: Which moment.
         weight: The local tensor: shape, device and dtype.
         layers: The layout's.
-        segments: The layout's, those of this local tensor.
+        runs: The layout's, those of this local tensor.
         eight_bit_from: From which size of a layer on its moment is kept in 8 bits.
     """
     compute = torch.promote_types(weight.dtype, torch.float32)
-    coded = [s for s in segments if in_eight_bits(layers[s.layer], compute, eight_bit_from)]
+    quantized = [s for s in runs if in_eight_bits(layers[s.layer], compute, eight_bit_from)]
     # An empty share of a large layer has codes, too: none. All ranks' states must be of one kind.
-    empty = not segments and len(layers) == 1 and in_eight_bits(layers[0], compute, eight_bit_from)
-    if not coded and not empty:
+    empty = not runs and len(layers) == 1 and in_eight_bits(layers[0], compute, eight_bit_from)
+    if not quantized and not empty:
         return {key: torch.zeros(weight.shape, dtype=compute, device=weight.device)}
-    count = sum(block_count(s.layer_start, s.length) for s in coded)
+    count = sum(block_count(s.layer_start, s.length) for s in quantized)
     state = {
         key: torch.full(weight.shape, CODES[key].zero, dtype=torch.uint8, device=weight.device),
         absmax_key(key): torch.zeros(count, dtype=torch.float32, device=weight.device),
     }
-    if len(coded) < len(segments):
-        small = sum(s.length for s in segments) - sum(s.length for s in coded)
+    if len(quantized) < len(runs):
+        small = sum(s.length for s in runs) - sum(s.length for s in quantized)
         state[small_key(key)] = torch.zeros(small, dtype=compute, device=weight.device)
     return state
 
@@ -171,7 +173,7 @@ def moments(
     compute: torch.dtype,
     eight_bit_from: float = EIGHT_BIT_FROM,
 ) -> list[Moment]:
-    """One kind of moment of every segment.
+    """One kind of moment of every run.
 
     Args:
         key: Which moment.
@@ -186,7 +188,7 @@ def moments(
     found: list[Moment] = []
     blocks = [0] * len(states)  # how far each tensor's absmax and small elements have been given away
     smalls = [0] * len(states)
-    for s in layout.segments:
+    for s in layout.runs:
         state, layer = states[s.tensor], layout.layers[s.layer]
         here = slice(s.tensor_start, s.tensor_start + s.length)
         if in_eight_bits(layer, compute, eight_bit_from):
@@ -200,7 +202,7 @@ def moments(
                     f"{key} of {layer.name!r} has {len(codes)} codes and {len(absmax)} scales where {s.length} and"
                     f" {count} belong: load a state_dict of the same parameters in the same layout."
                 )
-            found.append(CodedMoment(codes, absmax, CODES[key], s.layer_start))
+            found.append(QuantizedMoment(codes, absmax, CODES[key], s.layer_start))
         elif small_key(key) in state:
             small = _contiguous(state, small_key(key), compute, layer)
             found.append(PlainMoment(small[smalls[s.tensor] : smalls[s.tensor] + s.length]))
@@ -226,8 +228,8 @@ def stored_moment(
         return stored_moment(key, layout, states, compute, eight_bit_from)
 
     values, scales, small = ([state.get(name) for state in states] for name in (key, absmax_key(key), small_key(key)))
-    coded = partial(in_eight_bits, compute=compute, eight_bit_from=eight_bit_from)
-    return StoredMoment(values, scales, small, coded, checked)
+    quantized = partial(in_eight_bits, compute=compute, eight_bit_from=eight_bit_from)
+    return StoredMoment(values, scales, small, quantized, checked)
 
 
 def _contiguous(state: dict[str, Tensor], key: str, dtype: torch.dtype, layer: LayerInfo) -> Tensor:

@@ -15,16 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 from lightning_scale.optim.quantization import BLOCK, block_count, blocks, with_one_scale
-from lightning_scale.optim.state.moments import CODES, CodedMoment, Moment, PlainMoment, absmax_key, moments, small_key
+from lightning_scale.optim.state.moments import (
+    CODES,
+    Moment,
+    PlainMoment,
+    QuantizedMoment,
+    absmax_key,
+    moments,
+    small_key,
+)
 from lightning_scale.optim.state.sharded_moments import codes_key, scales_key
 
 STEP = "step"
 
 
 def kinds(layout: Layout, state: dict[str, Tensor], eight_bit_from: float) -> dict[str, list[Moment]]:
-    """Of each kind of state that has elements, what each segment holds, as views.
+    """Of each kind of state that has elements, what each run holds, as views.
 
     Args:
         layout: Of this one tensor.
@@ -40,7 +48,7 @@ def kinds(layout: Layout, state: dict[str, Tensor], eight_bit_from: float) -> di
             if not state[key].is_contiguous():
                 state[key] = state[key].contiguous()
             flat = state[key].view(-1)
-            found[key] = [PlainMoment(flat[s.tensor_start : s.tensor_start + s.length]) for s in layout.segments]
+            found[key] = [PlainMoment(flat[s.tensor_start : s.tensor_start + s.length]) for s in layout.runs]
     return dict(sorted(found.items()))
 
 
@@ -78,7 +86,7 @@ class Scales:
         return self.absmax[torch.searchsorted(self.starts, elements, right=True) - 1]
 
 
-def from_pieces(places: Sequence[tuple[int, int]], absmax: Sequence[Tensor]) -> Scales:
+def from_shards(places: Sequence[tuple[int, int]], absmax: Sequence[Tensor]) -> Scales:
     """The runs of pieces that follow one another.
 
     Args:
@@ -127,7 +135,7 @@ def _merged(starts: Tensor, absmax: Tensor) -> Scales:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """What one rank holds of a layer's state: a run of its elements.
 
     Args:
@@ -145,7 +153,7 @@ class Piece:
     numbers: dict[str, Tensor]
 
 
-def pieces(layout: Layout, state: Mapping[str, Tensor], eight_bit_from: float) -> list[tuple[str, Piece]]:
+def shards(layout: Layout, state: Mapping[str, Tensor], eight_bit_from: float) -> list[tuple[str, Shard]]:
     """A local tensor's state, by the names of the layers that have elements in it; copies.
 
     Args:
@@ -156,17 +164,17 @@ def pieces(layout: Layout, state: Mapping[str, Tensor], eight_bit_from: float) -
     held = kinds(layout, dict(state), eight_bit_from)
     numbers = {STEP: _kept(state[STEP])} if STEP in state else {}
     found = []
-    for i, segment in enumerate(layout.segments):
+    for i, run in enumerate(layout.runs):
         values: dict[str, Tensor] = {}
         scales: dict[str, Tensor] = {}
         for key, parts in held.items():
             part = parts[i]
-            if isinstance(part, CodedMoment):
+            if isinstance(part, QuantizedMoment):
                 values[key], scales[key] = _kept(part.codes), _kept(part.absmax)
             else:
                 values[key] = _kept(part.values)
-        piece = Piece(segment.layer_start, segment.length, values, scales, numbers)
-        found.append((layout.layers[segment.layer].name, piece))
+        piece = Shard(run.layer_start, run.length, values, scales, numbers)
+        found.append((layout.layers[run.layer].name, piece))
     return found
 
 
@@ -174,7 +182,7 @@ def _kept(t: Tensor) -> Tensor:
     return t.detach().cpu().clone()
 
 
-def whole(name: str, shape: Sequence[int], parts: Sequence[Piece]) -> dict[str, Tensor]:
+def whole(name: str, shape: Sequence[int], parts: Sequence[Shard]) -> dict[str, Tensor]:
     """A layer's whole state, as an unsharded run keeps it; see the module on blocks that were cut.
 
     Args:
@@ -193,12 +201,12 @@ def whole(name: str, shape: Sequence[int], parts: Sequence[Piece]) -> dict[str, 
     for key in first.values:
         state[key] = torch.cat([p.values[key] for p in ordered]).view(tuple(shape))
         if key in first.scales:
-            runs = from_pieces([(p.start, p.length) for p in ordered], [p.scales[key] for p in ordered])
+            runs = from_shards([(p.start, p.length) for p in ordered], [p.scales[key] for p in ordered])
             state |= runs.entries(key)
     return state
 
 
-def _tiling(name: str, numel: int, parts: Sequence[Piece]) -> list[Piece]:
+def _tiling(name: str, numel: int, parts: Sequence[Shard]) -> list[Shard]:
     """Each place once, in order."""
     if numel == 0:
         return list(parts[:1]) or _missing(name, 0, numel)
@@ -212,7 +220,7 @@ def _tiling(name: str, numel: int, parts: Sequence[Piece]) -> list[Piece]:
     return ordered if here == numel and sum(p.length for p in ordered) == numel else _missing(name, here, numel)
 
 
-def _missing(name: str, here: int, numel: int) -> list[Piece]:
+def _missing(name: str, here: int, numel: int) -> list[Shard]:
     raise ValueError(f"the ranks' shares of {name!r} do not follow one another from element {here} of {numel} on.")
 
 
@@ -222,7 +230,7 @@ def fill(
     """Write the layers' state into a local tensor's, where its elements lie.
 
     8-bit codes and scales come back as they were, but for the blocks in which several runs of other scales meet: those are
-    coded anew, with the scale of all of their elements that lie here.
+    quantized anew, with the scale of all of their elements that lie here.
 
     Args:
         layout: Of this one tensor.
@@ -233,15 +241,15 @@ def fill(
     Raises:
         ValueError: where a layer is missing, or has not the kinds of state, the sizes and the dtypes that belong here.
     """
-    here = [(s, layout.layers[s.layer]) for s in layout.segments]
+    here = [(s, layout.layers[s.layer]) for s in layout.runs]
     for _, layer in here:
         if layer.name not in wholes:
             raise ValueError(f"there is no state of {layer.name!r}: take it from a run of the same model.")
     for key, held in kinds(layout, state, eight_bit_from).items():
-        for (segment, layer), moment in zip(here, held, strict=True):
+        for (run, layer), moment in zip(here, held, strict=True):
             whole = _entry(key, layer, wholes[layer.name])
-            own = whole.contiguous().view(-1)[segment.layer_start : segment.layer_start + segment.length]
-            if isinstance(moment, CodedMoment):
+            own = whole.contiguous().view(-1)[run.layer_start : run.layer_start + run.length]
+            if isinstance(moment, QuantizedMoment):
                 _same_dtype(key, layer, whole, moment.codes)
                 _code(moment, own, _scales(key, layer, wholes[layer.name]))
             else:
@@ -251,8 +259,8 @@ def fill(
         _step(state[STEP], [(layer, wholes[layer.name]) for _, layer in here])
 
 
-def _code(moment: CodedMoment, codes: Tensor, scales: Scales) -> None:
-    """Codes and scales of a segment; of blocks with several scales anew."""
+def _code(moment: QuantizedMoment, codes: Tensor, scales: Scales) -> None:
+    """Codes and scales of a run; of blocks with several scales anew."""
     start, length = moment.start, len(codes)
     moment.codes.copy_(codes)
     firsts = torch.tensor([start + first for first, _ in blocks(start, length)], dtype=torch.int64)
@@ -318,7 +326,7 @@ def mended(state: Mapping[str, Any]) -> dict[str, Any]:
     if len(own) < len(state):
         (codes, *_) = [own[key] for key in CODES if CUT_STARTS.format(key) in state]
         layer = LayerInfo("", codes.numel(), codes.dim())
-        layout = Layout((layer,), (Segment(0, 0, 0, 0, codes.numel()),), (codes.numel(),))
+        layout = Layout((layer,), (Run(0, 0, 0, 0, codes.numel()),), (codes.numel(),))
         own = {key: value.clone() if isinstance(value, Tensor) else value for key, value in own.items()}
         fill(layout, own, {"": state}, eight_bit_from=0)
     return own

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ def slice_layout(
         length: How long it is.
         all_reduce: Sums over the ranks with the other slices.
     """
-    segments = []
+    runs = []
     for number, (layer, start) in enumerate(zip(layers, starts, strict=True)):
         first, last = max(start, begin), min(start + layer.numel, begin + length)
         if first < last:
-            segments.append(Segment(number, 0, first - begin, first - start, last - first))
-    segments.sort(key=lambda s: s.tensor_start)
-    return Layout(tuple(layers), tuple(segments), (length,), all_reduce)
+            runs.append(Run(number, 0, first - begin, first - start, last - first))
+    runs.sort(key=lambda s: s.tensor_start)
+    return Layout(tuple(layers), tuple(runs), (length,), all_reduce)
 
 
 def shard_layout(
@@ -59,13 +59,13 @@ def shard_layout(
         rank: The rank whose shares they are.
         all_reduce: Sums over the ranks with the other shares.
     """
-    segments, offset = [], 0
+    runs, offset = [], 0
     for number, (layer, share) in enumerate(zip(layers, shares, strict=True)):
         held = min(share, layer.numel - rank * share)
         if held > 0:
-            segments.append(Segment(number, 0, offset, rank * share, held))
+            runs.append(Run(number, 0, offset, rank * share, held))
         offset += share
-    return Layout(tuple(layers), tuple(segments), (offset,), all_reduce)
+    return Layout(tuple(layers), tuple(runs), (offset,), all_reduce)
 
 
 def shares_of(layout: Layout, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -79,7 +79,7 @@ def shares_of(layout: Layout, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
     begin = 0
     for piece in pieces:
         end = begin + piece.numel()
-        for segment in layout.segments:
+        for segment in layout.runs:
             first = max(segment.tensor_start, begin)
             last = min(segment.tensor_start + segment.length, end)
             if first < last:
@@ -91,4 +91,4 @@ def shares_of(layout: Layout, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
 def pieces_layout(pieces: Sequence[Tensor], all_reduce: Callable[[Tensor], None] | None) -> Layout:
     """A layout of tensors whose layers do not matter: all of their elements."""
     numels = tuple(t.numel() for t in pieces)
-    return Layout((), tuple(Segment(0, i, 0, 0, n) for i, n in enumerate(numels)), numels, all_reduce)
+    return Layout((), tuple(Run(0, i, 0, 0, n) for i, n in enumerate(numels)), numels, all_reduce)

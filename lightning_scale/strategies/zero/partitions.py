@@ -91,11 +91,11 @@ def sum_over(group: Any) -> AllReduce:
 
 
 def check_whole(flats: Sequence[Flat], device: torch.device) -> None:
-    """Insist that the segments of all ranks together hold every element of every layer once; all ranks call it."""
+    """Insist that the runs of all ranks together hold every element of every layer once; all ranks call it."""
     for flat in flats:
         layout = flat.layout
         held = torch.zeros(len(layout.layers), dtype=torch.float64, device=device)  # gloo and NCCL reduce these alike
-        for segment in layout.segments:
+        for segment in layout.runs:
             held[segment.layer] += segment.length
         assert layout.all_reduce is not None
         layout.all_reduce(held)

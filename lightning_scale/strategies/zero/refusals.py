@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 
 # Optimizers whose step needs a whole layer: its norms, or its shape.
 _WHOLE_LAYERS = re.compile(
@@ -83,7 +83,7 @@ def refuse_precision(precision: str) -> None:
 
 def refuse_optimizer(optimizer: Optimizer) -> None:
     """Raises ConfigurationError for an optimizer whose steps on ZeRO's slices would be silently wrong."""
-    if isinstance(optimizer, GuardedOptimizer):
+    if isinstance(optimizer, OptimizerBase):
         return
     for cls in type(optimizer).__mro__:
         if _WHOLE_LAYERS.fullmatch(cls.__name__):
@@ -96,7 +96,7 @@ def refuse_optimizer(optimizer: Optimizer) -> None:
 
 def unused_option(optimizer: Optimizer, config: Mapping[str, Any]) -> str | None:
     """A warning where the optimizer is told to step on NaN, and DeepSpeed, which measures gradients, will not let it."""
-    if not isinstance(optimizer, GuardedOptimizer) or optimizer.skip_nonfinite:
+    if not isinstance(optimizer, OptimizerBase) or optimizer.skip_nonfinite:
         return None
     zero, bf16 = config.get("zero_optimization", {}), config.get("bf16", {})
     by_test = bf16.get("enabled", False) and bf16.get("check_grad_overflow", True)

@@ -50,7 +50,7 @@ class Stage3(Partitions):
         )
         loaded = own.numel() > 0
         if loaded:
-            for segment in layout.segments:
+            for segment in layout.runs:
                 shard = params[segment.layer].ds_tensor
                 if shard.numel() >= segment.length:  # else it lies on a disk
                     held = own.detach()[segment.tensor_start : segment.tensor_start + segment.length]

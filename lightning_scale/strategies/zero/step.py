@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.optim.backends.norms import global_norm, nonfinite
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.layout import Layout
 from lightning_scale.strategies.zero import deepspeed_internals
 from lightning_scale.strategies.zero.deepspeed_internals import insist
@@ -66,7 +66,7 @@ class Preparation:
             factor = (self._clip / (global_norm(gradients) + 1e-6)).clamp(max=1.0)
             for _, tensors in gradients:
                 torch._foreach_mul_(tensors, factor.to(tensors[0].device, tensors[0].dtype))
-        if isinstance(self._optimizer, GuardedOptimizer):
+        if isinstance(self._optimizer, OptimizerBase):
             self._optimizer.decide(gradients)
 
 
@@ -103,7 +103,7 @@ def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: fl
     partitions = kind(wrapper, names)
     flats = partitions.flats()
     check_whole(flats, engine.device)
-    if isinstance(optimizer, GuardedOptimizer):
+    if isinstance(optimizer, OptimizerBase):
         optimizer.attach_layouts({flat.tensor: flat.layout for flat in flats})
         for flat in flats:
             if flat.loaded:  # before the first step, or DeepSpeed would not link those of later groups

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.eight_bit import EightBitOptimizer
 from lightning_scale.optim.state.moments import EIGHT_BIT_FROM
 from lightning_scale.optim.state.whole import fill
@@ -116,7 +116,7 @@ def restore_optimizer(
 
 
 def _check(optimizer: Any, flats: Sequence[Flat]) -> None:
-    if not isinstance(optimizer, GuardedOptimizer):
+    if not isinstance(optimizer, OptimizerBase):
         raise ConfigurationError(
             f"single-file checkpoints under ZeRO hold the state of this package's optimizers, and the optimizer is"
             f" {type(optimizer).__name__}: save DeepSpeed's folders (leave save_distributed_checkpoint out)."
@@ -125,5 +125,5 @@ def _check(optimizer: Any, flats: Sequence[Flat]) -> None:
         raise ConfigurationError("single-file checkpoints need the optimizer in memory, and it is offloaded to NVMe.")
 
 
-def _eight_bit_from(optimizer: GuardedOptimizer) -> float:
+def _eight_bit_from(optimizer: OptimizerBase) -> float:
     return optimizer._eight_bit_from if isinstance(optimizer, EightBitOptimizer) else EIGHT_BIT_FROM

@@ -18,7 +18,7 @@ from lightning_scale.optim.backends.cpu.elements import (
 from lightning_scale.optim.backends.cpu.lamb import adam_numbers, update_moments
 from lightning_scale.optim.backends.cpu.launch import Launch
 from lightning_scale.optim.backends.cpu.quantization import (
-    CODED,
+    QUANTUM,
     read_signed,
     read_unsigned,
     write_signed,
@@ -57,11 +57,11 @@ def step_8bit(lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, nu
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, block, lead = chunks
     beta1, rest1, beta2, rest2, eps, factor = numbers
-    w_buffer, g_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32)
-    m_buffer, v_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32)
+    w_buffer, g_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
+    m_buffer, v_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
     for c in range(lo, hi):
         t, moved, k = tensor[c], at[c] - start[c], block[c]
-        a, b = start[c], min(start[c] + CODED - lead[c], stop[c])
+        a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v = m_buffer[: b - a], v_buffer[: b - a]
@@ -74,7 +74,7 @@ def step_8bit(lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, nu
             store_weight(w, tensors, kinds, t, a, b)
             write_signed(m_codes, m_scale, m)
             write_unsigned(v_codes, v_scale, v)
-            a, b, k = b, min(b + CODED, stop[c]), k + 1
+            a, b, k = b, min(b + QUANTUM, stop[c]), k + 1
 
 
 def adamw(bucket: Bucket, guard: Guard) -> None:
@@ -84,9 +84,9 @@ def adamw(bucket: Bucket, guard: Guard) -> None:
     lr = np.float32(float(bucket.lr))
     kept = np.float32(1) - lr * launch.decays
     for group in launch.chunks.groups:
-        moments = (*launch.moment("exp_avg", group.coded), *launch.moment("exp_avg_sq", group.coded))
+        moments = (*launch.moment("exp_avg", group.quantized), *launch.moment("exp_avg_sq", group.quantized))
         launch.run(
-            step_8bit if group.coded else step,
+            step_8bit if group.quantized else step,
             group, launch.tensors, launch.kinds, *moments, launch.chunks.columns, numbers, inverse1, inverse2, kept, lr,
         )  # fmt: skip
     launch.copy_back()

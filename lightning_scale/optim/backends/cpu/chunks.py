@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_scale.optim.layout import Layout, Segment
+from lightning_scale.optim.layout import Layout, Run
 from lightning_scale.optim.quantization import BLOCK, block_count
 
 CHUNK = 1 << 15
@@ -28,13 +28,13 @@ class Group:
         begin: The first chunk.
         end: The one after the last.
         layers: Which layers, 1-D.
-        coded: Whether their moments are in 8 bits.
+        quantized: Whether their moments are in 8 bits.
     """
 
     begin: int
     end: int
     layers: Column
-    coded: bool
+    quantized: bool
 
 
 @dataclass(frozen=True)
@@ -72,25 +72,25 @@ class Chunks:
         return len(self.columns[0])
 
 
-def chunks_of(layout: Layout, coded: tuple[bool, ...]) -> Chunks:
+def chunks_of(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
     """The chunks of a layout, kept with it.
 
     Args:
         layout: Where the elements live.
-        coded: Of each layer, whether its moments are in 8 bits.
+        quantized: Of each layer, whether its moments are in 8 bits.
     """
-    return layout.once(("cpu chunks", coded), lambda: _cut(layout, coded))
+    return layout.once(("cpu chunks", quantized), lambda: _cut(layout, quantized))
 
 
-def _cut(layout: Layout, coded: tuple[bool, ...]) -> Chunks:
+def _cut(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
     blocks, smalls = [0] * len(layout.tensor_numels), [0] * len(layout.tensor_numels)
-    mixed = {run.tensor for run in layout.segments if coded[run.layer]}
+    mixed = {run.tensor for run in layout.runs if quantized[run.layer]}
     placed = []
-    for run in layout.segments:
+    for run in layout.runs:
         # A tensor of small layers alone keeps their moments where its own elements are.
-        at = smalls[run.tensor] if not coded[run.layer] and run.tensor in mixed else run.tensor_start
-        placed.append((not coded[run.layer], run.layer, run.layer_start, run, at, blocks[run.tensor]))
-        if coded[run.layer]:
+        at = smalls[run.tensor] if not quantized[run.layer] and run.tensor in mixed else run.tensor_start
+        placed.append((not quantized[run.layer], run.layer, run.layer_start, run, at, blocks[run.tensor]))
+        if quantized[run.layer]:
             blocks[run.tensor] += block_count(run.layer_start, run.length)
         else:
             smalls[run.tensor] += run.length
@@ -116,7 +116,7 @@ def _cut(layout: Layout, coded: tuple[bool, ...]) -> Chunks:
     return Chunks(columns, tuple(groups), scratch, np.zeros((2, len(rows))))
 
 
-def _chunks(run: Segment, at: int, place: int, block: int) -> Iterator[tuple[int, ...]]:
+def _chunks(run: Run, at: int, place: int, block: int) -> Iterator[tuple[int, ...]]:
     """A run's chunks, as the columns have them."""
     edges = [0, *range(CHUNK - run.layer_start % CHUNK, run.length, CHUNK), run.length]
     for a, b in pairwise(edges):

@@ -18,7 +18,7 @@ from lightning_scale.optim.backends.cpu.elements import (
 )
 from lightning_scale.optim.backends.cpu.launch import Group, Launch, float32s, two_passes
 from lightning_scale.optim.backends.cpu.quantization import (
-    CODED,
+    QUANTUM,
     read_signed,
     read_unsigned,
     write_signed,
@@ -79,12 +79,12 @@ def measure_8bit(  # type: ignore[no-untyped-def]
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, block, lead = chunks
     beta1, rest1, beta2, rest2, eps, factor = numbers
-    w_buffer, g_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32)
-    m_buffer, v_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32)
+    w_buffer, g_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
+    m_buffer, v_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
     for c in range(lo, hi):
         t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
         ww = uu = 0.0
-        a, b = start[c], min(start[c] + CODED - lead[c], stop[c])
+        a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v, u = m_buffer[: b - a], v_buffer[: b - a], floats(updates[t], a + kept, b + kept)
@@ -98,7 +98,7 @@ def measure_8bit(  # type: ignore[no-untyped-def]
             uu += squares(u)
             write_signed(m_codes, m_scale, m)
             write_unsigned(v_codes, v_scale, v)
-            a, b, k = b, min(b + CODED, stop[c]), k + 1
+            a, b, k = b, min(b + QUANTUM, stop[c]), k + 1
         sums[0, c] = ww
         sums[1, c] = uu
 
@@ -143,9 +143,9 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     updates = launch.scratch()
 
     def first(group: Group) -> None:
-        moments = (*launch.moment("exp_avg", group.coded), *launch.moment("exp_avg_sq", group.coded))
+        moments = (*launch.moment("exp_avg", group.quantized), *launch.moment("exp_avg_sq", group.quantized))
         launch.run(
-            measure_8bit if group.coded else measure,
+            measure_8bit if group.quantized else measure,
             group, launch.tensors, launch.kinds, *moments, launch.chunks.columns, numbers, inverse1, inverse2, launch.decays,
             updates, launch.chunks.sums,
         )  # fmt: skip

@@ -22,7 +22,7 @@ from lightning_scale.optim.backends.cpu.elements import (
 )
 from lightning_scale.optim.backends.cpu.lamb import move
 from lightning_scale.optim.backends.cpu.launch import Group, Launch, float32s, layer_squares, two_passes
-from lightning_scale.optim.backends.cpu.quantization import CODED, read_signed, write_signed
+from lightning_scale.optim.backends.cpu.quantization import QUANTUM, read_signed, write_signed
 from lightning_scale.optim.backends.ratios import trust_coefficient
 
 
@@ -69,10 +69,14 @@ def move_by_gradient_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, number
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, block, lead = chunks
     momentum, own, buffered, outside, factor = numbers
-    w_buffer, g_buffer, m_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32), np.empty(CODED, np.float32)
+    w_buffer, g_buffer, m_buffer = (
+        np.empty(QUANTUM, np.float32),
+        np.empty(QUANTUM, np.float32),
+        np.empty(QUANTUM, np.float32),
+    )
     for c in range(hi - 1, lo - 1, -1):
         t, moved, k = tensor[c], at[c] - start[c], block[c]
-        a, b = start[c], min(start[c] + CODED - lead[c], stop[c])
+        a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, codes, scale = m_buffer[: b - a], bytes_at(m_at[t], a + moved, b + moved), floats(m_scales[t], k, k + 1)
@@ -80,7 +84,7 @@ def move_by_gradient_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, number
             step(w, m, g, decay[layer[c]], inside[layer[c]], momentum, share[t], own, buffered, outside)
             store_weight(w, tensors, kinds, t, a, b)
             write_signed(codes, scale, m)
-            a, b, k = b, min(b + CODED, stop[c]), k + 1
+            a, b, k = b, min(b + QUANTUM, stop[c]), k + 1
 
 
 @kernel
@@ -110,11 +114,11 @@ def measure_momentum_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, number
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, block, lead = chunks
     momentum, rest, factor = numbers
-    w_buffer, g_buffer = np.empty(CODED, np.float32), np.empty(CODED, np.float32)
+    w_buffer, g_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
     for c in range(lo, hi):
         t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
         ww = mm = 0.0
-        a, b = start[c], min(start[c] + CODED - lead[c], stop[c])
+        a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, codes = floats(updates[t], a + kept, b + kept), bytes_at(m_at[t], a + moved, b + moved)
@@ -124,7 +128,7 @@ def measure_momentum_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, number
             ww += squares(w)
             mm += squares(m)
             write_signed(codes, scale, m)
-            a, b, k = b, min(b + CODED, stop[c]), k + 1
+            a, b, k = b, min(b + QUANTUM, stop[c]), k + 1
         sums[0, c] = ww
         sums[1, c] = mm
 
@@ -162,9 +166,9 @@ def nesterov(bucket: Bucket) -> tuple[float, float]:
 def move_all(launch: Launch, numbers: tuple[float, ...], inside: np.ndarray, share: np.ndarray) -> None:
     """A step in one pass over all chunks: of LARS, where the norms are known, or of SGD."""
     for group in launch.chunks.groups:
-        moment = launch.moment("momentum_buffer", group.coded)
+        moment = launch.moment("momentum_buffer", group.quantized)
         launch.run(
-            move_by_gradient_8bit if group.coded else move_by_gradient,
+            move_by_gradient_8bit if group.quantized else move_by_gradient,
             group, launch.tensors, launch.kinds, *moment, launch.chunks.columns, (*float32s(*numbers), launch.factor),
             launch.decays, inside, share,
         )  # fmt: skip
@@ -174,19 +178,19 @@ def move_all(launch: Launch, numbers: tuple[float, ...], inside: np.ndarray, sha
 def _on_momentum(bucket: Bucket, launch: Launch) -> FirstPass | LayerNorms:
     momentum = bucket.group["momentum"]
     numbers = (*float32s(momentum, 1 - momentum), launch.factor)
-    updates = launch.scratch() if any(group.coded for group in launch.chunks.groups) else None
+    updates = launch.scratch() if any(group.quantized for group in launch.chunks.groups) else None
     chunks = launch.chunks
 
     def first(group: Group) -> None:
-        moment = launch.moment("momentum_buffer", group.coded)
+        moment = launch.moment("momentum_buffer", group.quantized)
         common = (launch.tensors, launch.kinds, *moment, chunks.columns, numbers, launch.decays)
-        if group.coded:
+        if group.quantized:
             launch.run(measure_momentum_8bit, group, *common, updates, chunks.sums)
         else:
             launch.run(measure_momentum, group, *common, chunks.sums)
 
     def second(group: Group, rate: np.ndarray) -> None:
-        kept = (updates, chunks.place) if group.coded else (*launch.moment("momentum_buffer", False), chunks.at)
+        kept = (updates, chunks.place) if group.quantized else (*launch.moment("momentum_buffer", False), chunks.at)
         launch.run(move, group, launch.tensors, launch.kinds, chunks.columns, *kept, rate)
 
     return two_passes(bucket, launch, first, second, trust_coefficient(bucket.group))

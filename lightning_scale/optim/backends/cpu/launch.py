@@ -67,18 +67,18 @@ class Launch:
         )
         clip = 1.0 if guard.clip is None else float(guard.clip.float())
         self.factor = np.float32(-clip if bucket.group["maximize"] else clip)
-        self.chunks = chunks_of(bucket.layout, bucket.coded)
+        self.chunks = chunks_of(bucket.layout, bucket.quantized)
         self.decays = np.array(bucket.weight_decay, np.float32)
         self._at = dict(known)
         if not known:  # else it was looked at before, and nothing has moved
             for key in bucket.remembers:
                 bucket.check_moment(key)
 
-    def moment(self, key: str, coded: bool) -> tuple[Addresses, ...]:
+    def moment(self, key: str, quantized: bool) -> tuple[Addresses, ...]:
         """[tensors] addresses of a moment: of its numbers, or of its codes and its scales; 0 where nothing is remembered."""
         if key not in self.bucket.remembers:
             return (np.zeros(len(self.weights), np.int64),)
-        if coded:
+        if quantized:
             return self._state(key), self._state(absmax_key(key))
         # Beside codes stand small layers' numbers in a tensor of their own.
         small = self._state(small_key(key))

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_scale.optim.backends.cpu.elements import as_bits, as_float, inlined
-from lightning_scale.optim.quantization import BLOCK as ROW
-from lightning_scale.optim.quantization import SIGNED, UNSIGNED, Code
+from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED, Code
 
-CODED = ROW
+QUANTUM = BLOCK
+"""Elements that share a scale."""
 _SIGNED_VALUES, _UNSIGNED_VALUES = SIGNED.values().numpy(), UNSIGNED.values().numpy()
 _ONE, _INFINITE, _LARGEST, _MAGNITUDE = map(np.uint32, (0x3F80, 0x7F800000, 0x7F7FFFFF, 0x7FFFFFFF))
 _HALF, _LOW, _TOP = np.uint32(16), np.uint32(0xFFFF), np.uint32(254)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard
 from lightning_scale.optim.backends.device import bias_correction
-from lightning_scale.optim.backends.reference.pieces import Piece, count, norms, pieces
+from lightning_scale.optim.backends.reference.chunks import Chunk, chunks, count, norms
 
 
 def update_moments(g: Tensor, m: Tensor, v: Tensor, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
@@ -40,18 +40,18 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass:
     """The first pass of a step only measures ‖w‖ and ‖u‖; the second computes the same u again, and takes the step."""
     corrected = corrections(bucket)
 
-    def updated(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+    def updated(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
         group = bucket.group
-        m, v = update_moments(piece.gradient(), piece.moment("exp_avg"), piece.moment("exp_avg_sq"), *group["betas"])
-        return m, v, direction(m, v, piece.weight(), corrected[piece.tensor], group["eps"], piece.decay)
+        m, v = update_moments(chunk.gradient(), chunk.moment("exp_avg"), chunk.moment("exp_avg_sq"), *group["betas"])
+        return m, v, direction(m, v, chunk.weight(), corrected[chunk.tensor], group["eps"], chunk.decay)
 
     def second(ratio: Tensor) -> None:
         rates = (ratio * bucket.lr).unbind()
-        for piece in pieces(bucket, guard):
-            m, v, u = updated(piece)
-            piece.set_weight(apply(piece.weight(), u, rates[piece.layer]))
-            piece.set_moment("exp_avg", m)
-            piece.set_moment("exp_avg_sq", v)
+        for chunk in chunks(bucket, guard):
+            m, v, u = updated(chunk)
+            chunk.set_weight(apply(chunk.weight(), u, rates[chunk.layer]))
+            chunk.set_moment("exp_avg", m)
+            chunk.set_moment("exp_avg_sq", v)
         count(bucket, guard)
 
-    return FirstPass(norms(bucket, guard, lambda piece: updated(piece)[2]), second)
+    return FirstPass(norms(bucket, guard, lambda chunk: updated(chunk)[2]), second)

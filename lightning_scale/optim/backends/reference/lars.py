@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard
-from lightning_scale.optim.backends.reference.pieces import Piece, norms, pieces
+from lightning_scale.optim.backends.reference.chunks import Chunk, chunks, norms
 
 
 def decayed(g: Tensor, w: Tensor, decay: float) -> Tensor:
@@ -43,28 +43,28 @@ def _on_gradient(bucket: Bucket, guard: Guard) -> FirstPass:
 
     def second(ratio: Tensor) -> None:
         inside = (ratio * bucket.lr if group["lr_in_momentum"] else ratio).unbind()
-        for piece in pieces(bucket, guard):
-            w = piece.weight()
-            d = decayed(piece.gradient(), w, piece.decay) * inside[piece.layer]
-            before = piece.moment("momentum_buffer") if piece.moments else None
+        for chunk in chunks(bucket, guard):
+            w = chunk.weight()
+            d = decayed(chunk.gradient(), w, chunk.decay) * inside[chunk.layer]
+            before = chunk.moment("momentum_buffer") if chunk.moments else None
             step, m = direction(d, before, group["momentum"], group["nesterov"])
-            piece.set_weight(apply(w, step if group["lr_in_momentum"] else step * bucket.lr))
-            if piece.moments:
-                piece.set_moment("momentum_buffer", m)
+            chunk.set_weight(apply(w, step if group["lr_in_momentum"] else step * bucket.lr))
+            if chunk.moments:
+                chunk.set_moment("momentum_buffer", m)
 
-    return FirstPass(norms(bucket, guard, Piece.gradient), second)
+    return FirstPass(norms(bucket, guard, Chunk.gradient), second)
 
 
 def _on_momentum(bucket: Bucket, guard: Guard) -> FirstPass:
-    def updated(piece: Piece) -> Tensor:
-        d = decayed(piece.gradient(), piece.weight(), piece.decay)
-        return update_momentum(d, piece.moment("momentum_buffer"), bucket.group["momentum"])
+    def updated(chunk: Chunk) -> Tensor:
+        d = decayed(chunk.gradient(), chunk.weight(), chunk.decay)
+        return update_momentum(d, chunk.moment("momentum_buffer"), bucket.group["momentum"])
 
     def second(ratio: Tensor) -> None:
         rates = (ratio * bucket.lr).unbind()
-        for piece in pieces(bucket, guard):
-            m = updated(piece)
-            piece.set_weight(apply(piece.weight(), m * rates[piece.layer]))
-            piece.set_moment("momentum_buffer", m)
+        for chunk in chunks(bucket, guard):
+            m = updated(chunk)
+            chunk.set_weight(apply(chunk.weight(), m * rates[chunk.layer]))
+            chunk.set_moment("momentum_buffer", m)
 
     return FirstPass(norms(bucket, guard, updated), second)

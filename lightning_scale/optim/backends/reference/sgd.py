@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Bucket, Guard
+from lightning_scale.optim.backends.reference.chunks import chunks, count
 from lightning_scale.optim.backends.reference.lars import apply, decayed
-from lightning_scale.optim.backends.reference.pieces import count, pieces
 
 
 def direction(d: Tensor, m: Tensor, momentum: float, share: Tensor, nesterov: bool) -> tuple[Tensor, Tensor]:
@@ -21,12 +21,12 @@ def sgd(bucket: Bucket, guard: Guard) -> None:
     group = bucket.group
     first, later = torch.ones_like(bucket.lr), torch.full_like(bucket.lr, 1 - group["dampening"])
     share = [torch.where(step == 0, first, later) for step in bucket.steps]
-    for piece in pieces(bucket, guard):
-        w = piece.weight()
-        step = decayed(piece.gradient(), w, piece.decay)
-        if piece.moments:
-            m = piece.moment("momentum_buffer")
-            step, m = direction(step, m, group["momentum"], share[piece.tensor], group["nesterov"])
-            piece.set_moment("momentum_buffer", m)
-        piece.set_weight(apply(w, step * bucket.lr))
+    for chunk in chunks(bucket, guard):
+        w = chunk.weight()
+        step = decayed(chunk.gradient(), w, chunk.decay)
+        if chunk.moments:
+            m = chunk.moment("momentum_buffer")
+            step, m = direction(step, m, group["momentum"], share[chunk.tensor], group["nesterov"])
+            chunk.set_moment("momentum_buffer", m)
+        chunk.set_weight(apply(w, step * bucket.lr))
     count(bucket, guard)

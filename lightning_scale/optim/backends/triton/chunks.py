@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.backends.device import constant, is_capturing
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 from lightning_scale.optim.quantization import BLOCK, block_count
 from lightning_scale.optim.state.moments import StoredMoment
 
@@ -20,7 +20,7 @@ CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class Chunks:
-    """Runs of elements, each inside one segment, in the order of the layers; C of them, L layers.
+    """Runs of elements, each inside one run, in the order of the layers; C of them, L layers.
 
     One program takes one chunk, and leaves one partial sum; a layer's sums are those of its consecutive chunks.
     """
@@ -47,7 +47,7 @@ class Chunks:
 
 
 def chunks_of(layout: Layout, device: torch.device, size: int = CHUNK) -> Chunks:
-    """A layout's segments, cut into chunks of at most ``size`` elements; an empty segment gives one of none."""
+    """A layout's runs, cut into chunks of at most ``size`` elements; an empty run gives one of none."""
     key = ("chunks", device, size)
     if key not in layout.cache:
         layout.cache[key] = _cut(layout, device, size)
@@ -58,7 +58,7 @@ def chunks_of(layout: Layout, device: torch.device, size: int = CHUNK) -> Chunks
 def _cut(layout: Layout, device: torch.device, size: int) -> Chunks:
     rows = sorted(
         (s.layer, s.layer_start + offset, s.tensor, s.tensor_start + offset, min(size, s.length - offset))
-        for s in layout.segments
+        for s in layout.runs
         for offset in range(0, max(s.length, 1), size)
     )
     counts = [0] * (len(layout.layers) + 1)
@@ -84,18 +84,18 @@ def pointers(layout: Layout, name: str, tensors: Sequence[Tensor | None], device
 
 # Elements that one program takes, at most; whole blocks. Small, so that there are many more programs than a device runs at
 # one time: then the last ones to end are a small part of all.
-CODED_CHUNK = 1 << 14
+QUANTIZED_CHUNK = 1 << 14
 
 
 @dataclass(frozen=True)
-class CodedChunks:
+class QuantizedChunks:
     """C chunks: first those of layers in 8 bits, then those of small layers, each in the order of the layers; L layers."""
 
     table: Tensor
     """[C, 6] int64: the local tensor; where in it the grid's row begins that holds the chunk's first element; which element
     of this row is the first, and which the first beyond; the layer; where in the state the scales (in 8 bits) or the
     row's elements (small) begin."""
-    coded: int
+    quantized: int
     """How many are in 8 bits."""
     begin: Tensor
     """[L] int32: each layer's first chunk."""
@@ -109,28 +109,28 @@ class CodedChunks:
         return self.table.shape[0]
 
 
-def coded_chunks(layout: Layout, coded: Callable[[LayerInfo], bool], device: torch.device) -> CodedChunks:
+def quantized_chunks(layout: Layout, quantized: Callable[[LayerInfo], bool], device: torch.device) -> QuantizedChunks:
     """The chunks of a layout, kept with it.
 
     Args:
         layout: What to cut.
-        coded: Which layers are in 8 bits.
+        quantized: Which layers are in 8 bits.
         device: Where the chunks are to be.
     """
-    kinds = tuple(coded(layer) for layer in layout.layers)
-    key = ("coded chunks", kinds, CODED_CHUNK, device)
+    kinds = tuple(quantized(layer) for layer in layout.layers)
+    key = ("coded chunks", kinds, QUANTIZED_CHUNK, device)
     if key not in layout.cache:
-        layout.cache[key] = _cut_coded(layout, kinds, device)
-    chunks: CodedChunks = layout.cache[key]
+        layout.cache[key] = _cut_quantized(layout, kinds, device)
+    chunks: QuantizedChunks = layout.cache[key]
     return chunks
 
 
-def _cut_coded(layout: Layout, coded: tuple[bool, ...], device: torch.device) -> CodedChunks:
+def _cut_quantized(layout: Layout, quantized: tuple[bool, ...], device: torch.device) -> QuantizedChunks:
     rows: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])  # in 8 bits, small
     scales, smalls = [0] * len(layout.tensor_numels), [0] * len(layout.tensor_numels)
-    mixed = {s.tensor for s in layout.segments if coded[s.layer]}
-    for s in layout.segments:
-        if coded[s.layer]:
+    mixed = {s.tensor for s in layout.runs if quantized[s.layer]}
+    for s in layout.runs:
+        if quantized[s.layer]:
             rows[0].extend(_on_the_grid(s, scales[s.tensor]))
             scales[s.tensor] += block_count(s.layer_start, s.length)
         else:
@@ -145,9 +145,9 @@ def _cut_coded(layout: Layout, coded: tuple[bool, ...], device: torch.device) ->
         layer = row[4]
         begin[layer] = number if end[layer] == 0 else begin[layer]
         end[layer] = number + 1
-    return CodedChunks(
+    return QuantizedChunks(
         table=torch.tensor(table, dtype=torch.int64, device="cpu").view(-1, 6).to(device),
-        coded=len(rows[0]),
+        quantized=len(rows[0]),
         begin=torch.tensor(begin, dtype=torch.int32, device="cpu").to(device),
         end=torch.tensor(end, dtype=torch.int32, device="cpu").to(device),
         aligned=(
@@ -157,21 +157,21 @@ def _cut_coded(layout: Layout, coded: tuple[bool, ...], device: torch.device) ->
     )
 
 
-def _on_the_grid(s: Segment, scales: int) -> Iterator[tuple[int, ...]]:
-    """Cut at multiples of `CODED_CHUNK` of the layer's elements."""
+def _on_the_grid(s: Run, scales: int) -> Iterator[tuple[int, ...]]:
+    """Cut at multiples of `QUANTIZED_CHUNK` of the layer's elements."""
     offset = 0
     while offset < s.length:
         start = s.layer_start + offset
-        length = min(CODED_CHUNK - start % CODED_CHUNK, s.length - offset)
+        length = min(QUANTIZED_CHUNK - start % QUANTIZED_CHUNK, s.length - offset)
         before = start % BLOCK
         scale = scales + start // BLOCK - s.layer_start // BLOCK
         yield s.tensor, s.tensor_start + offset - before, before, before + length, s.layer, scale
         offset += length
 
 
-def _plain(s: Segment, place: int) -> Iterator[tuple[int, ...]]:
-    for offset in range(0, s.length, CODED_CHUNK):
-        length = min(CODED_CHUNK, s.length - offset)
+def _plain(s: Run, place: int) -> Iterator[tuple[int, ...]]:
+    for offset in range(0, s.length, QUANTIZED_CHUNK):
+        length = min(QUANTIZED_CHUNK, s.length - offset)
         yield s.tensor, s.tensor_start + offset, 0, length, s.layer, place + offset
 
 

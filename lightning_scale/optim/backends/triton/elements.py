@@ -131,7 +131,7 @@ def write_rounded(at, i, values, inside, DTYPE: tl.constexpr, MASKED: tl.constex
 
 @triton.jit
 def chunk_head(chunks):  # type: ignore[no-untyped-def]
-    """This program's row of `CodedChunks.table`: local tensor, row's begin, first and last element, layer, place in the
+    """This program's row of `QuantizedChunks.table`: local tensor, row's begin, first and last element, layer, place in the
     state."""
     row = chunks + 6 * tl.program_id(0)
     tensor, base = tl.load(row), tl.load(row + 1)

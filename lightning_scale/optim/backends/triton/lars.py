@@ -43,10 +43,10 @@ from lightning_scale.optim.backends.triton.sums import (
 )
 from lightning_scale.optim.backends.triton.turns import (
     ORDERED_CHUNK,
+    attempts,
     counters,
     gave_up,
     is_last,
-    looks,
     next_item,
     one_launch_fails,
     open_second_pass,
@@ -205,11 +205,11 @@ def _apply(  # type: ignore[no-untyped-def]
           NESTEROV, RATE_OUTSIDE, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["looks", "layers", "chunks"], do_not_specialize_on_alignment=["rate"])
+@triton.jit(do_not_specialize=["attempts", "layers", "chunks"], do_not_specialize_on_alignment=["rate"])
 def _both(  # type: ignore[no-untyped-def]
     order,  # [2 · chunks] int32
     done,  # see `counters`
-    gave_up, looks,  # see `ratio_is_known`
+    gave_up, attempts,  # see `ratio_is_known`
     first, layers, chunks,
     adapts, stats, scale,  # see `finish_layer`
     parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, rate, partial,
@@ -228,7 +228,7 @@ def _both(  # type: ignore[no-untyped-def]
             finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, coefficient, eps,
                          phi_low, phi_high, low, high, not ON_MOMENTUM, RATE_OUTSIDE, SUM_BLOCK)  # fmt: skip
             open_second_pass(done, layer)
-    elif ratio_is_known(done, tl.load(layer_of - 1 - item), first, layers, looks, gave_up):
+    elif ratio_is_known(done, tl.load(layer_of - 1 - item), first, layers, attempts, gave_up):
         apply(-1 - item, parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite,
               clip, rate, momentum, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, RATE_OUTSIDE, TEST, CLIP,
               UPHILL, BLOCK)  # fmt: skip
@@ -273,7 +273,7 @@ def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
         stats, scale = torch.empty(3, layers, device=device), torch.empty(layers, device=device)
         launch(
             _both, 2 * chunks.count, order_of(layout, chunks),
-            counters(layout, device), gave_up(layout, device), looks(), chunks.first, layers, chunks.count,
+            counters(layout, device), gave_up(layout, device), attempts(), chunks.first, layers, chunks.count,
             bucket.trust.adapt.view(torch.int8), stats, scale,
             params, weights, grads, buffers, *chunks.columns, decays, finite, clip, rate, partial,
             momentum, 1 - momentum, float(trust_coefficient(bucket.group)), float(bucket.group["eps"]), *bounds(bucket.trust),

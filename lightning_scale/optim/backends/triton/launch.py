@@ -15,11 +15,11 @@ from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.backends.choice import interpreted
 from lightning_scale.optim.backends.triton.chunks import (
     Addresses,
-    CodedChunks,
     MomentAddresses,
+    QuantizedChunks,
     addresses,
-    coded_chunks,
     moment_addresses,
+    quantized_chunks,
 )
 from lightning_scale.optim.backends.triton.elements import triton_type
 from lightning_scale.optim.backends.triton.quantization import search_table
@@ -77,7 +77,7 @@ class Prepared:
     bucket: Bucket
     params: list[Tensor]
     weights: list[Tensor]
-    chunks: CodedChunks
+    chunks: QuantizedChunks
     tensors: tuple[Addresses, Addresses, Addresses]
     """Of params, weights and gradients."""
     moments: dict[str, MomentAddresses]
@@ -114,8 +114,8 @@ class Prepared:
             )
 
     def _kinds(self) -> Iterator[tuple[bool, int, int]]:
-        yield False, 0, self.chunks.coded
-        yield True, self.chunks.coded, self.chunks.count - self.chunks.coded
+        yield False, 0, self.chunks.quantized
+        yield True, self.chunks.quantized, self.chunks.count - self.chunks.quantized
 
     def copy_back(self) -> None:
         """Bring what was written into contiguous copies to where it belongs."""
@@ -144,14 +144,14 @@ def prepare(bucket: Bucket, guard: Guard) -> Prepared:
     params = weights if same else [p.contiguous() for p in bucket.params]
     grads = [g.contiguous() for g in bucket.grads]
     finite, clip, tests = guard_arguments(guard, device)
-    coded: Callable[[LayerInfo], bool] = next((m.coded for m in bucket.moments.values()), _none)
+    quantized: Callable[[LayerInfo], bool] = next((m.quantized for m in bucket.moments.values()), _none)
     tensors = {"params": params, "weights": weights, "grads": grads}
     found = [addresses(layout, name, list(values), device) for name, values in tensors.items()]
     return Prepared(
         bucket=bucket,
         params=params,
         weights=weights,
-        chunks=coded_chunks(layout, coded, device),
+        chunks=quantized_chunks(layout, quantized, device),
         tensors=(found[0], found[1], found[2]),
         moments={name: moment_addresses(layout, name, m, device) for name, m in bucket.moments.items()},
         finite=finite,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import TrustRatio
-from lightning_scale.optim.backends.triton.chunks import Chunks, CodedChunks, chunks_of, pointers
+from lightning_scale.optim.backends.triton.chunks import Chunks, QuantizedChunks, chunks_of, pointers
 from lightning_scale.optim.backends.triton.elements import address, read, triton_type, vectors
 from lightning_scale.optim.backends.triton.launch import block, launch
 from lightning_scale.optim.layout import Layout
@@ -78,7 +78,7 @@ def _sum_chunks(partial, begin, end, out, BLOCK: tl.constexpr):  # type: ignore[
         tl.store(out + column * layers + layer, tl.sum(total, 0))
 
 
-def norms_of_chunks(partial: Tensor, chunks: CodedChunks) -> Tensor:
+def norms_of_chunks(partial: Tensor, chunks: QuantizedChunks) -> Tensor:
     """[chunks, 2] float64 sums of squares to [2, layers] norms, float64."""
     layers = chunks.begin.numel()
     out = torch.empty(2, layers, dtype=torch.float64, device=partial.device)

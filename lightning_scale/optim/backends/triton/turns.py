@@ -17,17 +17,17 @@ from lightning_scale.optim.backends.triton.chunks import Chunks
 from lightning_scale.optim.layout import Layout
 
 # A look takes about a microsecond, and pass 1 of a layer is waited for some hundred of them.
-LOOKS = 1 << 22
+ATTEMPTS = 1 << 22
 # The interpreter runs one program after the other: what is not there at the first look will never be.
-INTERPRETED_LOOKS = 2
+INTERPRETED_ATTEMPTS = 2
 
 one_launch_fails: set[torch.device] = set()
 """Devices on which waiting inside a launch was seen to fail: LAMB and LARS take two launches there."""
 
 
-def looks() -> int:
+def attempts() -> int:
     """How often a program looks for a ratio before it gives up."""
-    return INTERPRETED_LOOKS if interpreted() else LOOKS
+    return INTERPRETED_ATTEMPTS if interpreted() else ATTEMPTS
 
 
 def counters(layout: Layout, device: torch.device) -> Tensor:
@@ -66,12 +66,12 @@ def open_second_pass(done, layer):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def ratio_is_known(done, layer, first, layers, looks, gave_up):  # type: ignore[no-untyped-def]
+def ratio_is_known(done, layer, first, layers, attempts, gave_up):  # type: ignore[no-untyped-def]
     """Wait until a layer's ratio is known, and say whether it is: not where ``looks`` did not do, or another program of this
     launch has given up."""
     chunks = tl.load(first + layer + 1) - tl.load(first + layer)
     seen = tl.atomic_add(done + layer, 0, sem="acquire")
-    left = looks
+    left = attempts
     while (seen <= chunks) & (left > 0):
         seen = tl.atomic_add(done + layer, 0, sem="acquire")
         # By an atomic operation, whose result all threads of a program share: of a load each could see another number, and they

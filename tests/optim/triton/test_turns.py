@@ -16,7 +16,7 @@ from torch import nn
 pytest.importorskip("triton")
 
 from lightning_scale import optim
-from lightning_scale.optim import self_check as proof
+from lightning_scale.optim import self_check
 from lightning_scale.optim.backends import triton as fused
 from lightning_scale.optim.backends.bucket import IncompleteStep
 from lightning_scale.optim.backends.triton import lamb, lars, launch, turns
@@ -30,8 +30,8 @@ SHAPES = [(64, 65), (7,), (33, 4)]
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(proof, "_known", {})
-    monkeypatch.setattr(proof, "_tried", set())
+    monkeypatch.setattr(self_check, "_known", {})
+    monkeypatch.setattr(self_check, "_tried", set())
     yield
     turns.one_launch_fails.clear()
 
@@ -105,7 +105,7 @@ def test_the_small_problem_sees_it_and_takes_two_launches(name: str, no_first_pa
         f"{name} takes its two passes in two launches, which is slower: in one, the second waited for the first in vain"
     )
     with pytest.warns(UserWarning, match=sentence):
-        assert proof.triton_is_right(ours, params[0])
+        assert self_check.triton_is_right(ours, params[0])
     assert turns.one_launch_fails == {torch.device("cpu")}
     ours.fused = True
     before = launch.launches
@@ -125,10 +125,10 @@ def test_who_insists_is_told_too(name: str, no_first_pass: None) -> None:
     params = parameters()
     optimizer = made(name, params, fused=True)
     with pytest.warns(UserWarning, match="in two launches"):
-        proof.try_waiting(optimizer, params[0])
+        self_check.try_waiting(optimizer, params[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        proof.try_waiting(optimizer, params[0])
+        self_check.try_waiting(optimizer, params[0])
     optimizer.step()
     optimizer.state_dict()
 
@@ -138,7 +138,7 @@ def test_who_insists_is_told_too(name: str, no_first_pass: None) -> None:
 @pytest.mark.timeout(200)
 def test_a_gpu_gives_up(name: str, no_first_pass: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In less than the seconds of one wait for each program: who has given up stops the others."""
-    monkeypatch.setattr(proof, "try_waiting", lambda *of: None)
+    monkeypatch.setattr(self_check, "try_waiting", lambda *of: None)
     monkeypatch.setattr("lightning_scale.optim.base.try_waiting", lambda *of: None)
     params = [nn.Parameter(torch.ones(2048, 1024, device="cuda")) for _ in range(8)]
     for p in params:

@@ -20,12 +20,12 @@ pytest.importorskip("triton")
 import triton
 
 from lightning_scale import optim
-from lightning_scale.optim import self_check as proof
+from lightning_scale.optim import self_check
 from lightning_scale.optim.backends import triton as fused
-from lightning_scale.optim.base import GuardedOptimizer
+from lightning_scale.optim.base import OptimizerBase
 from tests.optim.fused_kernels import module_of
-from tests.optim.kernels import stand_in
-from tests.optim.kernels.variants import OPTIMIZERS, Variant, parameters, take_step
+from tests.optim.triton import stand_in
+from tests.optim.triton.variants import OPTIMIZERS, Variant, parameters, take_step
 
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -166,7 +166,7 @@ def test_training_compiles_nothing_that_the_small_problem_has_not(
 ) -> None:
     """However many tensors and chunks there are; a count of one or of a multiple of sixteen is no constant of the kernel."""
     monkeypatch.setattr(
-        GuardedOptimizer, "_counted", lambda self, result: result
+        OptimizerBase, "_counted", lambda self, result: result
     )  # as on a GPU, where the host does not look
     monkeypatch.setattr(stand_in, "_launchers", {})  # what other tests have compiled
     variant = Variant(name, precision, test, clip, sharded)
@@ -179,9 +179,9 @@ def test_training_compiles_nothing_that_the_small_problem_has_not(
 
     with stand_in.bound_only():
         tried = made()
-        where = proof.where_of(tried, tried.param_groups[0]["params"][0])
+        where = self_check.where_of(tried, tried.param_groups[0]["params"][0])
         assert where.shared == sharded
-        proof.after_some_steps(tried, True, where)
+        self_check.after_some_steps(tried, True, where)
         before = compiled_so_far()
         for shapes in MODELS.values():
             take_step(replace(variant, shapes=shapes), steps=2)

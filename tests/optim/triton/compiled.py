@@ -1,7 +1,7 @@
 """The kernels as GPUs get them, compiled without one: every launch goes through Triton's binder and compiler, and not further.
 
 Run as a program, without Triton's interpreter, it prints as JSON what the compiler made of each kernel:
-``python -m tests.optim.kernels.compiled usual 90``, or ``every 80,90 --instructions``.
+``python -m tests.optim.triton.compiled usual 90``, or ``every 80,90 --instructions``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.optim.kernels.stand_in import driver_of
-from tests.optim.kernels.variants import OPTIMIZERS, Variant, every, take_step, usual
+from tests.optim.triton.stand_in import driver_of
+from tests.optim.triton.variants import OPTIMIZERS, Variant, every, take_step, usual
 
 
 def compiled(variants: Iterable[Variant], capability: int, instructions: bool = False) -> list[dict[str, Any]]:

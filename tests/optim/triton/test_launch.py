@@ -15,9 +15,7 @@ from torch import Tensor, nn
 pytest.importorskip("triton")
 
 from lightning_scale import optim
-from lightning_scale.optim import LAMB, LARS, IncompleteStep, layerwise
-from lightning_scale.optim import self_check as proof
-from lightning_scale.optim import step_plan as members
+from lightning_scale.optim import LAMB, LARS, IncompleteStep, layerwise, self_check, step_plan
 from lightning_scale.optim.backends import device as constants
 from lightning_scale.optim.backends.bucket import Guard
 from lightning_scale.optim.backends.device import constant
@@ -148,7 +146,7 @@ def steps_of_one_layer_each(optimizer: Any, params: list[nn.Parameter]) -> Itera
 
 @pytest.mark.parametrize("name", ["captured", "copied_by_graphs"])
 def test_layouts_that_graphs_read_are_not_forgotten(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(members, "_KEPT", 2)
+    monkeypatch.setattr(step_plan, "_KEPT", 2)
     params = [nn.Parameter(torch.ones(3)) for _ in range(6)]
     optimizer = LAMB(params, fused=True)
     read = []
@@ -163,7 +161,7 @@ def test_layouts_that_graphs_read_are_not_forgotten(name: str, monkeypatch: pyte
 
 def test_flags_of_forgotten_layouts_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel may set one seconds after its step."""
-    monkeypatch.setattr(members, "_KEPT", 2)
+    monkeypatch.setattr(step_plan, "_KEPT", 2)
     params = [nn.Parameter(torch.ones(3)) for _ in range(5)]
     optimizer = LAMB([(f"w{i}", p) for i, p in enumerate(params)], fused=True)
     first, *_ = [dict(of.gave_up) for of in steps_of_one_layer_each(optimizer, params)]
@@ -212,6 +210,6 @@ def test_whatever_torchs_default_device_is(name: str, fused: bool) -> None:
         optimizer.step()
         if fused:
             optimizer.fused = None
-            assert proof.triton_is_right(optimizer, params[0])
+            assert self_check.triton_is_right(optimizer, params[0])
     assert int(optimizer.skipped_steps) == 0
     assert all(bool((p != 1).all()) for p in params)

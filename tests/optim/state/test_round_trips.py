@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_scale.optim import LAMB8bit
-from lightning_scale.optim.layout import LayerInfo, Layout, Segment
+from lightning_scale.optim.layout import LayerInfo, Layout, Run
 from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED, block_count, dequantize, quantize
 from lightning_scale.optim.state.moments import new_moment
-from lightning_scale.optim.state.whole import Piece, fill, pieces, whole
+from lightning_scale.optim.state.whole import Shard, fill, shards, whole
 
 FROM = 512
 Wholes = dict[str, dict[str, Tensor]]
@@ -46,13 +46,13 @@ def flat_layouts(shapes: list[tuple[int, ...]], cuts: list[int]) -> list[Layout]
     edges = sorted({0, total, *(c % (total + 1) for c in cuts)})
     found = []
     for begin, end in pairwise(edges):
-        segments, offset = [], 0
+        runs, offset = [], 0
         for number, layer in enumerate(layers):
             a, b = max(begin, offset), min(end, offset + layer.numel)
             if a < b:
-                segments.append(Segment(number, 0, a - begin, a - offset, b - a))
+                runs.append(Run(number, 0, a - begin, a - offset, b - a))
             offset += layer.numel
-        found.append(Layout(tuple(layers), tuple(segments), (end - begin,)))
+        found.append(Layout(tuple(layers), tuple(runs), (end - begin,)))
     return found
 
 
@@ -61,7 +61,7 @@ def new_state(layout: Layout) -> dict[str, Tensor]:
     flat = torch.zeros(layout.tensor_numels[0])
     state = {"step": torch.zeros(()), "master": flat.clone()}
     for key in ("exp_avg", "exp_avg_sq"):
-        state |= new_moment(key, flat, layout.layers, layout.segments, FROM)
+        state |= new_moment(key, flat, layout.layers, layout.runs, FROM)
     return state
 
 
@@ -73,9 +73,9 @@ def spread(layouts: list[Layout], wholes: Wholes) -> list[dict[str, Tensor]]:
 
 
 def gathered(shapes: list[tuple[int, ...]], layouts: list[Layout], states: list[dict[str, Tensor]]) -> Wholes:
-    parts: dict[str, list[Piece]] = {}
+    parts: dict[str, list[Shard]] = {}
     for layout, state in zip(layouts, states, strict=True):
-        for name, piece in pieces(layout, state, FROM):
+        for name, piece in shards(layout, state, FROM):
             parts.setdefault(name, []).append(piece)
     return {name: whole(name, shapes[int(name[5:])], found) for name, found in parts.items()}
 
@@ -110,13 +110,13 @@ def test_scales_of_both_sides_of_a_cut_are_kept(
     states = spread(layouts, layers_state(shapes, seed))
     for layout, state in zip(layouts, states, strict=True):  # each rank codes its own part of a block
         for key, code in (("exp_avg", SIGNED), ("exp_avg_sq", UNSIGNED)):
-            for s in layout.segments:
+            for s in layout.runs:
                 if layout.layers[s.layer].numel < FROM:
                     continue
                 here = slice(s.tensor_start, s.tensor_start + s.length)
                 done = sum(
                     block_count(o.layer_start, o.length)
-                    for o in layout.segments
+                    for o in layout.runs
                     if o.tensor_start < s.tensor_start and layout.layers[o.layer].numel >= FROM
                 )
                 scales = slice(done, done + block_count(s.layer_start, s.length))
@@ -172,7 +172,7 @@ def test_errors() -> None:
     layouts = flat_layouts(shapes, [100])
     states = spread(layouts, wholes)
     with pytest.raises(ValueError, match=r"'layer0' do not follow one another from element 100 of 600 on"):
-        whole("layer0", (600,), [p for n, p in pieces(layouts[0], states[0], FROM) if n == "layer0"])
+        whole("layer0", (600,), [p for n, p in shards(layouts[0], states[0], FROM) if n == "layer0"])
     with pytest.raises(ValueError, match=r"no state of 'layer1'"):
         fill(layouts[1], new_state(layouts[1]), {"layer0": wholes["layer0"]}, FROM)
     for layer, sentence in (

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
-from lightning_scale.optim import self_check as proof
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit, self_check
 from lightning_scale.optim.backends import choice
 from lightning_scale.optim.backends.bucket import Backend
 from lightning_scale.optim.layout import whole_layout
@@ -18,12 +17,12 @@ from lightning_scale.optim.layout import whole_layout
 pytest.importorskip("triton")
 
 from lightning_scale.optim.backends.triton import lamb as fused_lamb
-from tests.optim.kernels.stand_in import bound_only
+from tests.optim.triton.stand_in import bound_only
 
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "_known", {})
+    monkeypatch.setattr(self_check, "_known", {})
 
 
 def parameter(dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -54,7 +53,7 @@ def test_right_kernels_are_found_right(
 
     p = parameter(dtype)
     state = torch.get_rng_state()
-    assert proof.triton_is_right(Mine(p), p)
+    assert self_check.triton_is_right(Mine(p), p)
     assert torch.equal(torch.get_rng_state(), state)
     assert not [w for w in recwarn if "plain torch operations" in str(w.message)]
 
@@ -66,12 +65,12 @@ def test_a_wrong_step_is_noticed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(
         UserWarning, match="LAMB runs on plain torch operations.*gave another step than they should on cpu"
     ):
-        assert not proof.triton_is_right(LAMB([p]), p)
+        assert not self_check.triton_is_right(LAMB([p]), p)
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not proof.triton_is_right(LAMB([p]), p)
+        assert not self_check.triton_is_right(LAMB([p]), p)
 
 
 def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +80,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_lamb, "launch", broken)
     p = parameter()
     with pytest.warns(UserWarning, match=r"its Triton kernels failed \(RuntimeError: ptxas: no such file\) on cpu"):
-        assert not proof.triton_is_right(LAMB([p]), p)
+        assert not self_check.triton_is_right(LAMB([p]), p)
 
 
 def test_who_is_asked() -> None:
@@ -162,8 +161,8 @@ def test_the_small_problem_launches_what_training_launches(layout: str, monkeypa
             optimizer.decide([(whole, [p.grad])])
         with bound_only():
             trained = launched_kernels(monkeypatch, optimizer.step)
-            where = proof.where_of(optimizer, p)
-            tried = launched_kernels(monkeypatch, lambda: proof.after_some_steps(optimizer, True, where))
+            where = self_check.where_of(optimizer, p)
+            tried = launched_kernels(monkeypatch, lambda: self_check.after_some_steps(optimizer, True, where))
     finally:
         torch.distributed.destroy_process_group()
     assert trained <= tried
@@ -172,8 +171,8 @@ def test_the_small_problem_launches_what_training_launches(layout: str, monkeypa
 
 def test_another_form_of_the_kernels_is_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    monkeypatch.setattr(proof, "_disagreement", lambda optimizer, where: tried.append(optimizer))
+    monkeypatch.setattr(self_check, "_disagreement", lambda optimizer, where: tried.append(optimizer))
     p = parameter()
     for options in ({}, {"weight_decay": 0.1}, {"trust_norm": "momentum"}, {"nesterov": True}, {"momentum": 0.0}):
-        proof.triton_is_right(LARS([p], lr=0.1, **options), p)  # type: ignore[arg-type]
+        self_check.triton_is_right(LARS([p], lr=0.1, **options), p)  # type: ignore[arg-type]
     assert len(tried) == 4  # a weight decay is no constant of the kernels

@@ -1,6 +1,6 @@
 """What the compiler makes of the kernels, as a table that is committed, so that a worse compile is seen in a diff.
 
-``python -m tests.optim.kernels.table`` compiles all forms that training usually launches, for sm_80 and sm_90, by every version
+``python -m tests.optim.triton.table`` compiles all forms that training usually launches, for sm_80 and sm_90, by every version
 of Triton that is found (`make triton-versions` installs the others beside the environment), and writes a page.
 """
 
@@ -38,7 +38,7 @@ def compile_all(folder: Path | None, *arguments: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as cache:
         environment["TRITON_CACHE_DIR"] = cache
         done = subprocess.run(
-            [sys.executable, "-m", "tests.optim.kernels.compiled", *arguments],
+            [sys.executable, "-m", "tests.optim.triton.compiled", *arguments],
             cwd=ROOT, env=environment, capture_output=True, text=True,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,4 +1,4 @@
-"""A bucket's elements piece by piece: read as 1-D tensors of compute dtype, and written back as they stand in memory."""
+"""A bucket's elements chunk by chunk: read as 1-D tensors of compute dtype, and written back as they stand in memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightning_scale.optim.backends.device import widest
 from lightning_scale.optim.state.moments import Moment, store
 
 LARGEST = 1 << 18
-"""Elements of a piece, at most: what is converted to compute dtype at one time. Whole blocks of the 8-bit code."""
+"""Elements of a chunk, at most: what is converted to compute dtype at one time. Whole blocks of the 8-bit code."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Some elements of one layer.
 
     Args:
@@ -81,30 +81,30 @@ class Piece:
         return None if self.guard.finite is None else self.guard.finite.to(self.bucket.device)
 
 
-def pieces(bucket: Bucket, guard: Guard) -> Iterator[Piece]:
+def chunks(bucket: Bucket, guard: Guard) -> Iterator[Chunk]:
     """All elements, each once, in order.
 
     Layers are cut at multiples of `LARGEST` of their own elements, so that no block is cut and sums add the same numbers in
-    every layout. A tensor that is not contiguous is one piece.
+    every layout. A tensor that is not contiguous is one chunk.
     """
     kinds = {key: bucket.moments_of_runs(key) for key in bucket.remembers}
-    for number, run in enumerate(bucket.layout.segments):
+    for number, run in enumerate(bucket.layout.runs):
         flat = all(t[run.tensor].is_contiguous() for t in (bucket.params, bucket.weights, bucket.grads))
         offset = 0
         while offset < run.length:
             left = LARGEST - (run.layer_start + offset) % LARGEST
             length = min(left, run.length - offset) if flat else run.length
             own = {key: of_runs[number].part(offset, length) for key, of_runs in kinds.items()}
-            yield Piece(bucket, guard, run.layer, run.tensor, run.tensor_start + offset, length, own)
+            yield Chunk(bucket, guard, run.layer, run.tensor, run.tensor_start + offset, length, own)
             offset += length
 
 
-def norms(bucket: Bucket, guard: Guard, measured: Callable[[Piece], Tensor]) -> Tensor:
-    """[2, layers] float64: this rank's share of ‖w‖, and of the norm of what ``measured`` gives of each piece."""
+def norms(bucket: Bucket, guard: Guard, measured: Callable[[Chunk], Tensor]) -> Tensor:
+    """[2, layers] float64: this rank's share of ‖w‖, and of the norm of what ``measured`` gives of each chunk."""
     squares = torch.zeros(2, len(bucket.layout.layers), dtype=widest(bucket.device), device=bucket.device)
-    for piece in pieces(bucket, guard):
-        for row, values in zip(squares, (piece.weight(), measured(piece)), strict=True):
-            row[piece.layer] += torch.linalg.vector_norm(values, dtype=squares.dtype).square()
+    for chunk in chunks(bucket, guard):
+        for row, values in zip(squares, (chunk.weight(), measured(chunk)), strict=True):
+            row[chunk.layer] += torch.linalg.vector_norm(values, dtype=squares.dtype).square()
     return squares.sqrt()
 
 

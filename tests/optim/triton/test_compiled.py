@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 
 import triton
 
-from tests.optim.kernels import table
-from tests.optim.kernels.variants import OPTIMIZERS
+from tests.optim.triton import table
+from tests.optim.triton.variants import OPTIMIZERS
 
 CURRENT = triton.__version__.startswith("3.9.")
 # Triton 3.2 puts 8 bytes of one LARS kernel for sm_80 on the stack.
