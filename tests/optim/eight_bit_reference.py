@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .codec import tables
+from .quantization import tables
 from .pairs import FLOAT32_TOLERANCE, lay_out, to_numpy
 from .reference import Array, Options, lamb_step, lars_step, norm, options_of
 
