@@ -9,16 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_scale.optim.backends.bucket import IncompleteStep
-
-if TYPE_CHECKING:
-    from lightning_scale.optim.base import OptimizerBase
-
 
 # Several chunks and a rest, vectors, a scalar, another memory format.
 _SHAPES = ((200, 211), (64, 64), (33,), (), (4, 3, 5, 2))
@@ -43,7 +39,7 @@ class Where:
     """Whether other ranks may hold a share of the layers."""
 
 
-def triton_is_right(optimizer: OptimizerBase, p: Tensor) -> bool:
+def triton_is_right(optimizer: Any, p: Tensor) -> bool:
     """Whether the optimizer's Triton kernels agree with its plain torch operations where ``p`` lives.
 
     Found out once a process for each kind of optimizer and of kernels; if not, one warning says so.
@@ -67,13 +63,13 @@ def triton_is_right(optimizer: OptimizerBase, p: Tensor) -> bool:
     return _known[key]
 
 
-def where_of(optimizer: OptimizerBase, p: Tensor) -> Where:
+def where_of(optimizer: Any, p: Tensor) -> Where:
     """Of a parameter with its gradient."""
     gradient = p.grad.dtype if p.grad is not None else p.dtype
     return Where(p.device, p.dtype, gradient, optimizer._plan.layout_of(p).all_reduce is not None)
 
 
-def _disagreement(optimizer: OptimizerBase, where: Where) -> str | None:
+def _disagreement(optimizer: Any, where: Where) -> str | None:
     """What went wrong; None where nothing did."""
     try:
         ours = _in_one_launch_or_two(optimizer, where)
@@ -83,7 +79,7 @@ def _disagreement(optimizer: OptimizerBase, where: Where) -> str | None:
     return None if all(map(_agree, ours, theirs)) else "gave another step than they should"
 
 
-def try_waiting(optimizer: OptimizerBase, p: Tensor) -> None:
+def try_waiting(optimizer: Any, p: Tensor) -> None:
     """Let LAMB and LARS take two launches where ``p`` lives if waiting inside one fails there; `triton_is_right` does it, too.
 
     Raises what the kernels raise.
@@ -93,7 +89,7 @@ def try_waiting(optimizer: OptimizerBase, p: Tensor) -> None:
         _in_one_launch_or_two(optimizer, where)
 
 
-def _in_one_launch_or_two(optimizer: OptimizerBase, where: Where) -> list[Tensor]:
+def _in_one_launch_or_two(optimizer: Any, where: Where) -> list[Tensor]:
     """What the Triton kernels make of the small problem, the second time in two launches if the first one did not end."""
     if not where.shared:
         _tried.add((_kind(optimizer), where.device))
@@ -111,7 +107,7 @@ def _in_one_launch_or_two(optimizer: OptimizerBase, where: Where) -> list[Tensor
         return after_some_steps(optimizer, True, where)
 
 
-def _form(optimizer: OptimizerBase) -> tuple[Any, ...]:
+def _form(optimizer: Any) -> tuple[Any, ...]:
     """What decides which forms of the kernels the optimizer's own options take."""
     words = [(key, value) for key, value in optimizer.defaults.items() if isinstance(value, (bool, str))]
     return (
@@ -122,7 +118,7 @@ def _form(optimizer: OptimizerBase) -> tuple[Any, ...]:
     )
 
 
-def after_some_steps(optimizer: OptimizerBase, fused: bool, where: Where) -> list[Tensor]:
+def after_some_steps(optimizer: Any, fused: bool, where: Where) -> list[Tensor]:
     """Parameters and state of the small problem."""
     generator = torch.Generator("cpu").manual_seed(0)
 
@@ -147,7 +143,7 @@ def after_some_steps(optimizer: OptimizerBase, fused: bool, where: Where) -> lis
     return [p.detach() for p in params] + [t for p in params for t in _tensors(tried.state[p])]
 
 
-def _kind(optimizer: OptimizerBase) -> Any:
+def _kind(optimizer: Any) -> Any:
     """The library's own class: a user's may be made with other arguments."""
     return next(kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("lightning_scale."))
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_scale.optim.layout import Layout, Run
-from lightning_scale.optim.quantization import BLOCK, block_count
+from lightning_scale.optim.backends.cut import cut
+from lightning_scale.optim.layout import Layout
 
 CHUNK = 1 << 15
 """Elements of a chunk. Layers are cut at multiples of it, wherever their elements live, so that sums add the same numbers."""
@@ -83,45 +82,21 @@ def chunks_of(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
 
 
 def _cut(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
-    blocks, smalls = [0] * len(layout.tensor_numels), [0] * len(layout.tensor_numels)
-    mixed = {run.tensor for run in layout.runs if quantized[run.layer]}
-    placed = []
-    for run in layout.runs:
-        # A tensor of small layers alone keeps their moments where its own elements are.
-        at = smalls[run.tensor] if not quantized[run.layer] and run.tensor in mixed else run.tensor_start
-        placed.append((not quantized[run.layer], run.layer, run.layer_start, run, at, blocks[run.tensor]))
-        if quantized[run.layer]:
-            blocks[run.tensor] += block_count(run.layer_start, run.length)
-        else:
-            smalls[run.tensor] += run.length
-    placed.sort(key=lambda entry: entry[:3])
+    chunks = [chunk for chunk in cut(layout, quantized, CHUNK) if chunk.length]
+    whole = layout.all_reduce is None
     rows: list[tuple[int, ...]] = []
     groups: list[Group] = []
     first = held = scratch = 0
-    for i, (plain, layer, _, run, at, block) in enumerate(placed):
-        rows += _chunks(run, at, held, block)
-        held += run.length
+    for chunk, following in zip_longest(chunks, chunks[1:]):
+        begin, end = chunk.start, chunk.start + chunk.length
+        rows.append((chunk.layer, chunk.tensor, begin, end, chunk.at, held, chunk.block, chunk.lead))
+        held += chunk.length
         scratch = max(scratch, held)
-        following = placed[i + 1][:2] if i + 1 < len(placed) else None
         # Where other ranks hold a share of the layers, the second pass of all of them comes after the first of all.
-        full = layout.all_reduce is None and held >= GROUP and (following is None or following[1] != layer)
-        if following is None or following[0] != plain or full:
-            if len(rows) > first:
-                layers = np.unique([row[0] for row in rows[first:]])
-                groups.append(Group(first, len(rows), layers, not plain))
-            first = len(rows)
-            held = 0 if layout.all_reduce is None else held
+        full = whole and held >= GROUP and following is not None and following.layer != chunk.layer
+        if following is None or following.quantized != chunk.quantized or full:
+            groups.append(Group(first, len(rows), np.unique([row[0] for row in rows[first:]]), chunk.quantized))
+            first, held = len(rows), 0 if whole else held
     table = np.array(rows, np.int64).reshape(-1, 8).T
     columns = tuple(np.ascontiguousarray(column) for column in table)
     return Chunks(columns, tuple(groups), scratch, np.zeros((2, len(rows))))
-
-
-def _chunks(run: Run, at: int, place: int, block: int) -> Iterator[tuple[int, ...]]:
-    """A run's chunks, as the columns have them."""
-    edges = [0, *range(CHUNK - run.layer_start % CHUNK, run.length, CHUNK), run.length]
-    for a, b in pairwise(edges):
-        if b > a:
-            start = run.layer_start + a
-            number = block + start // BLOCK - run.layer_start // BLOCK
-            begin = run.tensor_start + a
-            yield run.layer, run.tensor, begin, begin + b - a, at + a, place + a, number, start % BLOCK

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from lightning_scale.optim.backends.cut import cut
 from lightning_scale.optim.backends.device import constant, is_capturing
-from lightning_scale.optim.layout import LayerInfo, Layout, Run
-from lightning_scale.optim.quantization import BLOCK, block_count
+from lightning_scale.optim.layout import LayerInfo, Layout
 from lightning_scale.optim.state.moments import StoredMoment
 
 CHUNK = 1 << 15
@@ -56,24 +56,20 @@ def chunks_of(layout: Layout, device: torch.device, size: int = CHUNK) -> Chunks
 
 
 def _cut(layout: Layout, device: torch.device, size: int) -> Chunks:
-    rows = sorted(
-        (s.layer, s.layer_start + offset, s.tensor, s.tensor_start + offset, min(size, s.length - offset))
-        for s in layout.runs
-        for offset in range(0, max(s.length, 1), size)
-    )
+    rows = cut(layout, [False] * len(layout.layers), size)
     counts = [0] * (len(layout.layers) + 1)
-    for layer, *_ in rows:
-        counts[layer + 1] += 1
+    for row in rows:
+        counts[row.layer + 1] += 1
 
-    def column(index: int, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([row[index] for row in rows], dtype=dtype, device="cpu").to(device)
+    def column(numbers: Iterable[int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(list(numbers), dtype=dtype, device="cpu").to(device)
 
     return Chunks(
-        tensor=column(2, torch.int32),
-        start=column(3, torch.int64),
-        length=column(4, torch.int32),
-        layer=column(0, torch.int32),
-        first=torch.tensor(list(accumulate(counts)), dtype=torch.int32, device="cpu").to(device),
+        tensor=column((row.tensor for row in rows), torch.int32),
+        start=column((row.start for row in rows), torch.int64),
+        length=column((row.length for row in rows), torch.int32),
+        layer=column((row.layer for row in rows), torch.int32),
+        first=column(accumulate(counts), torch.int32),
     )
 
 
@@ -118,7 +114,7 @@ def quantized_chunks(layout: Layout, quantized: Callable[[LayerInfo], bool], dev
         device: Where the chunks are to be.
     """
     kinds = tuple(quantized(layer) for layer in layout.layers)
-    key = ("coded chunks", kinds, QUANTIZED_CHUNK, device)
+    key = ("8-bit chunks", kinds, QUANTIZED_CHUNK, device)
     if key not in layout.cache:
         layout.cache[key] = _cut_quantized(layout, kinds, device)
     chunks: QuantizedChunks = layout.cache[key]
@@ -126,53 +122,25 @@ def quantized_chunks(layout: Layout, quantized: Callable[[LayerInfo], bool], dev
 
 
 def _cut_quantized(layout: Layout, quantized: tuple[bool, ...], device: torch.device) -> QuantizedChunks:
-    rows: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])  # in 8 bits, small
-    scales, smalls = [0] * len(layout.tensor_numels), [0] * len(layout.tensor_numels)
-    mixed = {s.tensor for s in layout.runs if quantized[s.layer]}
-    for s in layout.runs:
-        if quantized[s.layer]:
-            rows[0].extend(_on_the_grid(s, scales[s.tensor]))
-            scales[s.tensor] += block_count(s.layer_start, s.length)
-        else:
-            # A tensor of small layers alone keeps their elements where its own are.
-            rows[1].extend(_plain(s, smalls[s.tensor] if s.tensor in mixed else s.tensor_start))
-            smalls[s.tensor] += s.length
-    for kind in rows:
-        kind.sort(key=lambda row: (row[4], *row))
-    table = [*rows[0], *rows[1]]
+    rows = [row for row in cut(layout, quantized, QUANTIZED_CHUNK) if row.length]
+    table = []
     begin, end = [0] * len(layout.layers), [0] * len(layout.layers)
-    for number, row in enumerate(table):
-        layer = row[4]
-        begin[layer] = number if end[layer] == 0 else begin[layer]
-        end[layer] = number + 1
+    for number, row in enumerate(rows):
+        lead, state = (row.lead, row.block) if row.quantized else (0, row.at)
+        table.append((row.tensor, row.start - lead, lead, lead + row.length, row.layer, state))
+        begin[row.layer] = number if end[row.layer] == 0 else begin[row.layer]
+        end[row.layer] = number + 1
+    count = sum(row.quantized for row in rows)
     return QuantizedChunks(
         table=torch.tensor(table, dtype=torch.int64, device="cpu").view(-1, 6).to(device),
-        quantized=len(rows[0]),
+        quantized=count,
         begin=torch.tensor(begin, dtype=torch.int32, device="cpu").to(device),
         end=torch.tensor(end, dtype=torch.int32, device="cpu").to(device),
         aligned=(
-            all(row[1] % 4 == 0 for row in rows[0]),
-            all(row[1] % 4 == 0 and row[5] % 4 == 0 for row in rows[1]),
+            all(row[1] % 4 == 0 for row in table[:count]),
+            all(row[1] % 4 == 0 and row[5] % 4 == 0 for row in table[count:]),
         ),
     )
-
-
-def _on_the_grid(s: Run, scales: int) -> Iterator[tuple[int, ...]]:
-    """Cut at multiples of `QUANTIZED_CHUNK` of the layer's elements."""
-    offset = 0
-    while offset < s.length:
-        start = s.layer_start + offset
-        length = min(QUANTIZED_CHUNK - start % QUANTIZED_CHUNK, s.length - offset)
-        before = start % BLOCK
-        scale = scales + start // BLOCK - s.layer_start // BLOCK
-        yield s.tensor, s.tensor_start + offset - before, before, before + length, s.layer, scale
-        offset += length
-
-
-def _plain(s: Run, place: int) -> Iterator[tuple[int, ...]]:
-    for offset in range(0, s.length, QUANTIZED_CHUNK):
-        length = min(QUANTIZED_CHUNK, s.length - offset)
-        yield s.tensor, s.tensor_start + offset, 0, length, s.layer, place + offset
 
 
 @dataclass(frozen=True)
@@ -220,9 +188,9 @@ def moment_addresses(layout: Layout, name: str, moment: StoredMoment, device: to
     if known is None or known[0] != found:
         moment = moment.checked()
         parts = {
-            "codes": [t if _coded(t) else None for t in moment.values],
+            "codes": [t if _is_quantized(t) else None for t in moment.values],
             "scales": moment.scales,
-            "small": [s if _coded(t) else t for t, s in zip(moment.values, moment.small, strict=True)],
+            "small": [s if _is_quantized(t) else t for t, s in zip(moment.values, moment.small, strict=True)],
         }
         tables = MomentAddresses(**{k: addresses(layout, f"{name} {k}", v, device) for k, v in parts.items()})
         known = (_marks(moment), tables)
@@ -232,7 +200,7 @@ def moment_addresses(layout: Layout, name: str, moment: StoredMoment, device: to
     return result
 
 
-def _coded(t: Tensor | None) -> bool:
+def _is_quantized(t: Tensor | None) -> bool:
     return t is not None and t.dtype == torch.uint8
 
 
