@@ -9,4 +9,14 @@ from lightning_scale.optim.lars import LARS, LARS8bit
 from lightning_scale.optim.layerwise import LayerRule, LayerStats
 from lightning_scale.optim.sgd import SGD8bit
 
-__all__ = ["LAMB", "LAMB8bit", "LARS", "LARS8bit", "AdamW8bit", "IncompleteStep", "LayerRule", "LayerStats", "SGD8bit"]
+__all__ = [
+    "LAMB",
+    "LARS",
+    "AdamW8bit",
+    "IncompleteStep",
+    "LAMB8bit",
+    "LARS8bit",
+    "LayerRule",
+    "LayerStats",
+    "SGD8bit",
+]

@@ -46,6 +46,8 @@ class OptimizerBase(Optimizer):
     """Attributes beside torch's that a copy has too."""
     _waits: ClassVar[bool] = False
     """Whether its Triton kernels wait for one another inside a launch."""
+    _backends: ClassVar[tuple[Backend, ...]] = (Backend.REFERENCE, Backend.CPU, Backend.TRITON)
+    """Those that have a file of its algorithm."""
     _in_order: ClassVar[bool] = False
     """Whether moments lie in row-major order, whatever the parameters' memory format: 8-bit ones do."""
     _eight_bit_from: ClassVar[float] = math.inf
@@ -146,7 +148,13 @@ class OptimizerBase(Optimizer):
 
     def _backend_of(self, p: Tensor) -> Backend:
         """What takes a parameter's step."""
-        backend = backend_of(self.fused, p, self._in_order, lambda: triton_is_right(self, p))
+        if self.fused and Backend.TRITON not in self._backends:
+            raise ValueError(f"{type(self).__name__} has no Triton kernels: leave fused=True out.")
+        backend = backend_of(
+            self.fused, p, self._in_order, lambda: Backend.TRITON in self._backends and triton_is_right(self, p)
+        )
+        if backend not in self._backends:
+            return Backend.REFERENCE
         if self.fused and backend is Backend.TRITON and p.device.type == "cuda":
             try_waiting(self, p)
         return backend
