@@ -255,15 +255,16 @@ class _LastStep:
         self._members, self._buckets = members, buckets
         self._states = [[state[self._params[i]] for i in of.places] for of in members]
         self._entries = [[len(own) for own in bucket.states] for bucket in buckets]
-        self._simple = all(map(self._is_simple, buckets))
+        self._simple = not any(map(is_sharded, self._params)) and all(map(self._is_simple, buckets))
         self._addresses = [self._addresses_of(bucket) for bucket in buckets if self._simple]
 
     @staticmethod
     def _is_simple(bucket: Bucket) -> bool:
         """Whether all tensors lie in order, and all state was made."""
         tensors = (*bucket.params, *bucket.weights, *(t for own in bucket.states for t in own.values()))
-        plain = not any(is_sharded(t) for t in tensors) and bucket.backend is not Backend.REFERENCE
-        return plain and all(bucket.states) and all(map(Tensor.is_contiguous, tensors))
+        return (
+            bucket.backend is not Backend.REFERENCE and all(bucket.states) and all(map(Tensor.is_contiguous, tensors))
+        )
 
     @staticmethod
     def _addresses_of(bucket: Bucket) -> dict[str, Addresses]:

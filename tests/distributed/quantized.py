@@ -86,9 +86,10 @@ def train(model: nn.Module, optimizer: Any, steps: range) -> None:
 
 def numbers(p: Tensor, state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """A parameter's whole moments as `lightning_scale.optim.quantization` reads them; every rank calls it."""
-    from lightning_scale.optim.dtensor import is_sharded, like, local, rows_of
+    from lightning_scale.optim.dtensor import is_sharded, like, local
     from lightning_scale.optim.quantization import dequantize
     from lightning_scale.optim.state.moments import CODES, absmax_key
+    from lightning_scale.optim.state.sharded_moments import rows_of
 
     for key, code in CODES.items():
         if absmax_key(key) in state:

@@ -173,16 +173,17 @@ def layer_squares(layout: Layout, tensors: Sequence[Tensor], at: Addresses | Non
     """[layers] float64: Σ x² of this rank's share of each layer; NaN or Inf exactly where an element is.
 
     Args:
-        layout: Where the layers lie.
-        at: Their addresses, where they are known.
+        layout: Where the layers lie. One that lists no layers, only runs of them, has one sum for each that a run names.
         tensors: Its local tensors, on CPUs, of one of the kernels' types: dense, or contiguous where they hold runs.
+        at: Their addresses, where they are known.
     """
-    chunks = chunks_of(layout, (False,) * len(layout.layers))
+    layers = max(len(layout.layers), 1 + max((run.layer for run in layout.runs), default=-1))
+    chunks = chunks_of(layout, (False,) * layers)
     sums = np.zeros(chunks.count)
-    at = addresses(tensors) if at is None else at
     if chunks.count:
+        at = addresses(tensors) if at is None else at
         spread(elements.sum_squares, 0, chunks.count, at, elements.KINDS[tensors[0].dtype], chunks.columns, sums)
-    return torch.from_numpy(_by_layer(chunks.layer, sums[None], len(layout.layers))[0])
+    return torch.from_numpy(_by_layer(chunks.layer, sums[None], layers)[0])
 
 
 def _by_layer(layer: NDArray[np.int64], sums: NDArray[np.float64], layers: int) -> NDArray[np.float64]:
