@@ -49,6 +49,9 @@ def decay(w: Array, o: Options) -> float:
     return float(o["weight_decay"]) if w.ndim > 1 else 0.0
 
 
+# steps
+
+
 def lamb(w: Array, g: Array, state: State, o: Options) -> Array:
     u = adams_direction(signed(g, o), state, o) + decay(w, o) * w
     norm = float(np.linalg.norm(u))

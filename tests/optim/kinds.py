@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_scale import optim
 from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
 
 Make = Callable[..., Any]
@@ -57,7 +58,7 @@ KINDS: dict[str, Make] = {
     "AdamW8bit": maker(AllAdamW8bit),
     "SGD8bit": maker(AllSGD8bit, dampening=0.1),
     "AdamW8bit-small": maker(AdamW8bit),
-    "SGD8bit-small": maker(SGD8bit, nesterov=True),
+    "SGD8bit-small": maker(optim.SGD8bit, nesterov=True),
 }
 every_layerwise_kind = pytest.mark.parametrize("make", LAYERWISE.values(), ids=LAYERWISE)
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)

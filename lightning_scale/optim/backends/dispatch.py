@@ -29,16 +29,12 @@ def lars(buckets: Sequence[Bucket], guard: Guard) -> list[LayerNorms]:
 
 def adamw(buckets: Sequence[Bucket], guard: Guard) -> None:
     """One AdamW step on every bucket, in place."""
-    for bucket in buckets:
-        if not _is_skipped(bucket, guard):
-            _step("adamw", bucket)(bucket, guard)
+    one_pass(buckets, guard, "adamw")
 
 
 def sgd(buckets: Sequence[Bucket], guard: Guard) -> None:
     """One SGD step on every bucket, in place."""
-    for bucket in buckets:
-        if not _is_skipped(bucket, guard):
-            _step("sgd", bucket)(bucket, guard)
+    one_pass(buckets, guard, "sgd")
 
 
 def _step(algorithm: str, bucket: Bucket) -> Callable[[Bucket, Guard], Any]:
@@ -58,6 +54,13 @@ def _is_skipped(bucket: Bucket, guard: Guard) -> bool:
 def _nothing(bucket: Bucket) -> FirstPass:
     """Of a step that is left out; other ranks wait for its norms."""
     return FirstPass(torch.zeros(2, len(bucket.layout.layers), dtype=torch.float64), lambda ratios: None)
+
+
+def one_pass(buckets: Sequence[Bucket], guard: Guard, algorithm: str) -> None:
+    """One step on every bucket, in place, where no weight waits for a layer's norms."""
+    for bucket in buckets:
+        if not _is_skipped(bucket, guard):
+            _step(algorithm, bucket)(bucket, guard)
 
 
 def two_passes(

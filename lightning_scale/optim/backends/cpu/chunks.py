@@ -46,12 +46,14 @@ class Chunks:
             many elements of that block come before it.
         groups: In order.
         scratch: Elements of the memory that keeps updates.
+        used: Local tensors that have chunks, 1-D.
         sums: [2, C] float64: what kernels sum over each chunk.
     """
 
     columns: tuple[Column, ...]
     groups: tuple[Group, ...]
     scratch: int
+    used: Column
     sums: NDArray[np.float64]
 
     @property
@@ -99,4 +101,4 @@ def _cut(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
             first, held = len(rows), 0 if whole else held
     table = np.array(rows, np.int64).reshape(-1, 8).T
     columns = tuple(np.ascontiguousarray(column) for column in table)
-    return Chunks(columns, tuple(groups), scratch, np.zeros((2, len(rows))))
+    return Chunks(columns, tuple(groups), scratch, np.unique(columns[1]), np.zeros((2, len(rows))))

@@ -48,6 +48,7 @@ class Launch:
 
     def __init__(self, bucket: Bucket, guard: Guard) -> None:
         self.bucket = bucket
+        self.chunks = chunks_of(bucket.layout, bucket.quantized)
         ordered = bucket.in_order
         masters = bucket.params[0] is not bucket.weights[0]
         self.weights = [w.contiguous() for w in bucket.weights] if ordered else bucket.weights
@@ -65,9 +66,13 @@ class Launch:
             kind[bucket.params[0].dtype] if masters else -1,
             kind[bucket.grads[0].dtype],
         )
+        used = self.chunks.used
+        if not all(own[used].all() for own in self.tensors):
+            raise RuntimeError(
+                "a tensor that is to be stepped has no memory: this is a fault of lightning_scale, please report it."
+            )
         clip = 1.0 if guard.clip is None else float(guard.clip.float())
         self.factor = np.float32(-clip if bucket.group["maximize"] else clip)
-        self.chunks = chunks_of(bucket.layout, bucket.quantized)
         self.decays = np.array(bucket.weight_decay, np.float32)
         self._at = dict(known)
         if not known:  # else it was looked at before, and nothing has moved
