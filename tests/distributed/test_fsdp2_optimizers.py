@@ -117,11 +117,11 @@ def ranks_naive(folder: str) -> float:
     """What happens where each rank takes the norm of its share for the layer's."""
     from dataclasses import replace
 
-    from lightning_scale.optim import members
+    from lightning_scale.optim import step_plan
 
     torch.distributed.init_process_group("gloo")
-    real = members.sharded_layout
-    members.sharded_layout = lambda *a: replace(real(*a), all_reduce=None)
+    real = step_plan.sharded_layout
+    step_plan.sharded_layout = lambda *a: replace(real(*a), all_reduce=None)
     return min(_compare(name, mesh_of(2), steps=5)["weights"] for name in ("LAMB", "LARS"))
 
 

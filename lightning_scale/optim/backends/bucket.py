@@ -149,7 +149,7 @@ class Bucket:
     @cached_property
     def compute(self) -> torch.dtype:
         """What steps are computed in: float32, or float64 for float64 parameters."""
-        return torch.promote_types(self.weights[0].dtype, torch.float32)
+        return torch.float64 if self.weights[0].dtype == torch.float64 else torch.float32
 
     @cached_property
     def lr(self) -> Tensor:
@@ -159,6 +159,11 @@ class Bucket:
             return lr.to(self.device, self.compute)
         # Filled there, where a number would otherwise be brought by a copy that the host waits for.
         return torch.full((), lr, dtype=self.compute, device=self.device)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number of the host's, which waits for the device of a tensor."""
+        return float(self.group["lr"])
 
     @cached_property
     def weight_decay(self) -> list[float]:

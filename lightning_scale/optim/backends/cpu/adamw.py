@@ -81,7 +81,7 @@ def adamw(bucket: Bucket, guard: Guard) -> None:
     """One AdamW step on a bucket, in place."""
     launch = Launch(bucket, guard)
     numbers, inverse1, inverse2 = adam_numbers(bucket, launch)
-    lr = np.float32(float(bucket.lr))
+    lr = np.float32(bucket.rate)
     kept = np.float32(1) - lr * launch.decays
     for group in launch.chunks.groups:
         moments = (*launch.moment("exp_avg", group.quantized), *launch.moment("exp_avg_sq", group.quantized))

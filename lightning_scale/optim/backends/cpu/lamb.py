@@ -127,9 +127,10 @@ def adam_numbers(bucket: Bucket, launch: Launch) -> tuple[tuple[np.float32, ...]
     betas = bucket.group["betas"]
     if bucket.group.get("bias_correction", True):
         # Powers by Python: numpy's differ in a last bit with the number of tensors.
-        counts, of_tensor = np.unique(steps, return_inverse=True)
-        powers = [[1 / (1 - beta**t) for t in counts.tolist()] for beta in betas]
-        inverses = [np.array(own, np.float32)[of_tensor] for own in powers]
+        alike = bool((steps == steps[0]).all()) if len(steps) else True
+        counts = steps[:1].tolist() * len(steps) if alike else steps.tolist()
+        of_count = [{t: 1 / (1 - beta**t) for t in set(counts)} for beta in betas]
+        inverses = [np.array([own[t] for t in counts], np.float32) for own in of_count]
     else:
         inverses = [np.ones(len(steps), np.float32)] * 2
     rests = (betas[0], 1 - betas[0], betas[1], 1 - betas[1], bucket.group["eps"])

@@ -145,9 +145,8 @@ def _on_gradient(bucket: Bucket, launch: Launch) -> FirstPass:
     if norms is None:
         norms = torch.stack([layer_squares(bucket.layout, t).sqrt() for t in (launch.weights, launch.grads)])
     clipped = norms * torch.tensor([[1.0], [abs(float(launch.factor))]], dtype=torch.float64)
-    lr = float(bucket.lr)
     own, buffered = nesterov(bucket)
-    outside = 1.0 if group["lr_in_momentum"] else lr
+    outside = 1.0 if group["lr_in_momentum"] else bucket.rate
 
     def second(ratios: Tensor) -> None:
         inside = (ratios * bucket.lr if group["lr_in_momentum"] else ratios).numpy()

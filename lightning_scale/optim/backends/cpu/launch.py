@@ -146,7 +146,7 @@ def two_passes(
         second pass finds in the cache what the first one left there.
     """
     chunks, layers = launch.chunks, len(bucket.layout.layers)
-    lr = np.float32(float(bucket.lr))
+    lr = np.float32(bucket.rate)
     rate = np.zeros(layers, np.float32)
     if bucket.layout.all_reduce is not None:
         for group in chunks.groups:

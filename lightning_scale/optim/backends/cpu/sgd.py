@@ -17,4 +17,4 @@ def sgd(bucket: Bucket, guard: Guard) -> None:
         share = np.where(launch.count_steps() == 1, np.float32(1), np.float32(1 - group["dampening"]))
     own, buffered = nesterov(bucket)
     inside = np.ones(len(bucket.layout.layers), np.float32)
-    move_all(launch, (group["momentum"], own, buffered, float(bucket.lr)), inside, share)
+    move_all(launch, (group["momentum"], own, buffered, bucket.rate), inside, share)
