@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.backends.cpu import chunks, launch
+from lightning_scale.optim.backends.cpu import launch
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,8 @@ def one_rounding() -> Iterator[None]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that small tensors have several chunks, pieces and groups."""
-    monkeypatch.setattr(chunks, "CHUNK", 1 << 10)
-    monkeypatch.setattr(chunks, "GROUP", 20_000)
+    monkeypatch.setattr(launch, "CHUNK", 1 << 10)
+    monkeypatch.setattr(launch, "GROUP", 20_000)
     monkeypatch.setattr(launch, "PIECE", 2)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_scale.optim.backends import dispatch
 from lightning_scale.optim.backends.bucket import Backend, Bucket, Guard, TrustRatio
-from lightning_scale.optim.backends.cpu import chunks as cpu_chunks
+from lightning_scale.optim.backends.cpu import launch as cpu_chunks
 from lightning_scale.optim.backends.reference import chunks as reference_chunks
 from lightning_scale.optim.layout import LayerInfo, Layout, Run
 from lightning_scale.optim.quantization import BLOCK, blocks

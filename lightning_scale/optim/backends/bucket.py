@@ -181,7 +181,10 @@ class Bucket:
     @cached_property
     def trust(self) -> TrustRatio:
         """How the layers' ratios are made."""
-        adapt = constant(self.layout, "adapt", self.adapts, torch.bool, self.device)
+        if self.device.type == "cpu":
+            adapt = self.layout.once(("adapt", tuple(self.adapts)), lambda: torch.tensor(self.adapts, dtype=torch.bool))
+        else:
+            adapt = constant(self.layout, "adapt", self.adapts, torch.bool, self.device)
         return TrustRatio(adapt, self.group["weight_norm_clip"], self.group["trust_ratio_clip"])
 
     def _by_dimensions(self, name: str, one: Any, more: Any) -> list[Any]:

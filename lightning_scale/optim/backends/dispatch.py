@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Backend, Bucket, FirstPass, Guard, IncompleteStep, LayerNorms
-from lightning_scale.optim.backends.norms import over_ranks
-from lightning_scale.optim.backends.ratios import lamb_ratio, lars_ratio
+from lightning_scale.optim.backends.norms import lamb_ratio, lars_ratio, over_ranks
 from lightning_scale.optim.layout import Layout
 
 _FOLDERS = {Backend.REFERENCE: "reference", Backend.CPU: "cpu", Backend.TRITON: "triton"}

@@ -23,7 +23,7 @@ from lightning_scale.optim.backends.cpu.elements import (
 from lightning_scale.optim.backends.cpu.lamb import move
 from lightning_scale.optim.backends.cpu.launch import Group, Launch, float32s, layer_squares, two_passes
 from lightning_scale.optim.backends.cpu.quantization import QUANTUM, read_signed, write_signed
-from lightning_scale.optim.backends.ratios import trust_coefficient
+from lightning_scale.optim.backends.norms import trust_coefficient
 
 
 @inlined

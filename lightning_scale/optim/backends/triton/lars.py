@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms
 from lightning_scale.optim.backends.device import constant, number
-from lightning_scale.optim.backends.ratios import trust_coefficient
+from lightning_scale.optim.backends.norms import trust_coefficient
 from lightning_scale.optim.backends.triton.chunks import chunks_of, pointers
 from lightning_scale.optim.backends.triton.elements import (
     BLOCK,
