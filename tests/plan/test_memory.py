@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from lightning_scale.plan.memory import Memory, Shapes, largest_model, memory
-from lightning_scale.plan.optimizer_state import KINDS, keeps_master, named_like, state_bytes, with_dtype
+from lightning_scale.plan.optimizer_state import (
+    KINDS,
+    keeps_master,
+    kept_updates,
+    named_like,
+    state_bytes,
+    with_dtype,
+)
 from tests.distributed.launch import run_ranks
 from tests.distributed.zero_runs import needs_deepspeed
 from tests.plan import memory_runs
@@ -21,9 +28,19 @@ GPT2 = Shapes(((50_257, 1600), *(((6400, 1600), (1600, 6400), (4800, 1600), (160
 def planned(strategy: str, optimizer: str, precision: str, ranks: int) -> Memory:
     low = torch.bfloat16 if precision == "bf16-true" else torch.float32
     made = MAKERS[optimizer](named_like(SHAPES, low))
-    moments = state_bytes(made)
+    updates, master, moments = kept_updates(made), keeps_master(made), state_bytes(made)
     assert moments is not None
-    return memory(strategy, Shapes(SHAPES), moments, ranks, precision, master=keeps_master(made), bucket_elements=0)
+    return memory(
+        strategy,
+        Shapes(SHAPES),
+        moments,
+        ranks,
+        precision,
+        master=master,
+        bucket_elements=0,
+        updates=updates,
+        on_cpu=True,
+    )
 
 
 def off(found: int, plan: Memory) -> float:
