@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .codec import tables
 from .pairs import FLOAT32_TOLERANCE, lay_out, to_numpy
+from .quantization import tables
 from .reference import Array, Options, lamb_step, lars_step, norm, options_of
 
 SIGNED = {"exp_avg": True, "exp_avg_sq": False, "momentum_buffer": True}

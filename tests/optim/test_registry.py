@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_scale import optim
+from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.registry import REGISTRY, Entry
 
 every_entry = pytest.mark.parametrize("entry", REGISTRY.values(), ids=REGISTRY)
@@ -27,11 +29,20 @@ def test_it_holds_the_optimizers_that_are_exported() -> None:
 @every_entry
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
 def test_every_backend_has_the_algorithm(entry: Entry, backend: str) -> None:
+    if backend != "reference" and entry.kind._backend_of is not OptimizerBase._backend_of:
+        pytest.skip("its class says that it has no kernels")
     if backend == "triton":
         pytest.importorskip("triton")
     module = import_module(f"lightning_scale.optim.backends.{backend}.{entry.algorithm}")
     coded = backend == "triton" and entry.eight_bit
     assert callable(getattr(module, f"{entry.algorithm}8bit" if coded else entry.algorithm))
+
+
+@every_entry
+def test_pages_name_it(entry: Entry) -> None:
+    root = Path(__file__).parents[2]
+    assert f".. autoclass:: {entry.name}\n" in (root / "docs/api/optim.rst").read_text()
+    assert f"`{entry.name}" in (root / "docs/optimizers.md").read_text()
 
 
 @every_entry
