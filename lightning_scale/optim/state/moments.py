@@ -99,7 +99,7 @@ Moment = PlainMoment | QuantizedMoment
 
 @dataclass(frozen=True)
 class StoredMoment:
-    """One kind of moment as it stands in the state, with one tensor or none for each local tensor, as Triton's kernels take it."""
+    """One kind of moment as it stands in the state, with one tensor or none for each local tensor, as Triton's take it."""
 
     values: list[Tensor | None]
     """The codes, or, where a local tensor holds small layers alone, their elements in compute dtype."""
