@@ -248,7 +248,7 @@ def draw_step(path: Path) -> None:
     x = 1.62
     for width, title, text in (
         (1.75, "triton", "on GPUs"),
-        (1.95, "cpu", "on CPUs, contiguous"),
+        (1.95, "cpu", "on CPUs, by numba"),
         (2.6, "reference", "all else: plain torch, the truth\nthat the others are tested with"),
     ):
         box(axes, x, y + 0.14, width, 0.7, title, text, fill="white", edge=GREY)

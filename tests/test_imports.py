@@ -39,9 +39,8 @@ def test_no_modules_import_each_other_when_they_are_loaded() -> None:
 def test_folders_import_from_those_above_them_in_the_tour() -> None:
     tour = re.findall(r"^\| `lightning_scale/(\w+)[/.]", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
     parts = {name: name.split(".")[1] for name in MODULES if "." in name}
-    beside = {part for part in parts.values() if part.startswith("cli_")}  # of cli.py
-    assert set(parts.values()) - beside == set(tour), "the tour names every folder and file of the package"
-    place = {**{part: i for i, part in enumerate(tour)}, **dict.fromkeys(beside, tour.index("cli"))}
+    assert set(parts.values()) == set(tour), "the tour names every folder and file of the package"
+    place = {part: i for i, part in enumerate(tour)}
     up = {
         f"{name} imports {other}"
         for name, part in parts.items()

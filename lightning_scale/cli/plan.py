@@ -15,10 +15,9 @@ from lightning_scale.errors import ConfigurationError
 from lightning_scale.plan.activations import Measured, measure
 from lightning_scale.plan.communication import Link
 from lightning_scale.plan.configuration import Machine, configured
-from lightning_scale.plan.dry_run import DryRun as Rehearsed
-from lightning_scale.plan.dry_run import dry_run as rehearse
+from lightning_scale.plan.dry_run import DryRun, dry_run
 from lightning_scale.plan.formatting import parse_size
-from lightning_scale.plan.placeholder_data import placeholder_for as standing_for
+from lightning_scale.plan.placeholder_data import placeholder_for
 from lightning_scale.plan.report import report
 from lightning_scale.plan.scale_up import Timing
 
@@ -116,7 +115,7 @@ def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, c
     """
     world_size = ranks_of(configuration, options.world_size)
     if options.samples_per_epoch is not None:
-        datamodule = standing_for(datamodule, options.samples_per_epoch, options.micro_batch_size)
+        datamodule = placeholder_for(datamodule, options.samples_per_epoch, options.micro_batch_size)
     elif options.micro_batch_size is not None:
         raise ConfigurationError("micro_batch_size is read beside samples_per_epoch only: leave it out, or give that.")
     timing = _timing(options)
@@ -131,7 +130,7 @@ def run(options: Any, model: L.LightningModule, datamodule: Any, trainer: Any, c
     )
     callbacks = trainer.get("callbacks") or []
     with redirect_stdout(stderr):  # what is printed here is no part of the plan
-        found = rehearse(model, datamodule, callbacks, trainer, world_size, read_samples=options.activations)
+        found = dry_run(model, datamodule, callbacks, trainer, world_size, read_samples=options.activations)
         measured = measure(found, placed) if options.activations else Measured({}, "not asked for")
     print(report(found, placed, machine, timing, measured, as_json=options.format == "json"))
     if options.picture:
@@ -151,7 +150,7 @@ def _timing(options: Any) -> Timing | None:
     return Timing(Link(given["latency"] * 1e-6, given["bandwidth"] * 1e9), given["compute"])
 
 
-def _draw(found: Rehearsed, path: Path) -> None:
+def _draw(found: DryRun, path: Path) -> None:
     try:
         from lightning_scale.plan.schedule_picture import draw
     except ImportError:

@@ -18,7 +18,7 @@ class AdamW8bit(EightBitOptimizer):
     """torch's AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) with moments in block-wise 8 bits (Dettmers et al. 2021,
     arXiv 2110.02861).
 
-    With t = 1, 2, ... the parameter's own step count, and the moments as they are read::
+    With t = 1, 2, ... the parameter's own step count, and the moments as they are read, a step computes::
 
         m = β1 · read(m₈) + (1-β1) g;  v = β2 · read(v₈) + (1-β2) g²
         w ← w (1 - lr λ) - lr · m̂ / (√v̂ + ε),  m̂ = m / (1-β1^t),  v̂ = v / (1-β2^t)
@@ -26,26 +26,30 @@ class AdamW8bit(EightBitOptimizer):
 
     The step is not scaled layer by layer, and every parameter decays. The state takes 2.03 bytes for each element of a
     parameter (two codes, and two float32 scales for 256 elements). Parameters of fewer than 4,096 elements keep float32
-    moments, and float64 ones float64. A step's own memory is that of about ten float32 pieces of at most 2^18 elements
-    (whole tensors where they are not contiguous). Triton kernels take one pass that moves 16 bytes an element of a
-    float32 parameter (w, g and two codes read; w and the codes written), 10 of a bfloat16 one.
+    moments, and float64 ones float64.
+
+    The kernels take one pass that moves 16 bytes for each element of a float32 parameter (w, g and two codes are read, w and the
+    codes written) and 10 of a bfloat16 one; the moments are never in memory in float32. The reference keeps a few float32
+    tensors of at most 2^18 elements, or of a whole parameter that is not contiguous. Steps of different backends agree to
+    float32's rounding, and a code may differ by one where a number lies within 4 units in the last place of the border between
+    two codes.
 
     Args:
         params: Parameters, parameter groups, or ``named_parameters()``.
-        lr: Learning rate, a number or a 0-d tensor.
-        betas: Decay rates β1, β2 of the moments.
-        eps: ε.
-        weight_decay: λ.
+        lr: The learning rate, a number or a 0-d tensor.
+        betas: The decay rates β1 and β2 of the two moments.
+        eps: ε, which is added to the root of the second moment.
+        weight_decay: λ, the share that every step takes off the weights, times the rate.
         max_grad_norm: First scale all gradients so that their global L2 norm is at most this.
-        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and step those.
-        skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
-            ``skipped_steps``.
-        maximize: Step uphill.
-        fused: How a step is computed. ``None``: by Triton kernels for float32, bfloat16 and float16 parameters on CUDA
-            devices, where they agree with plain torch operations on a small problem that is tried first; by kernels that
-            Inductor compiles once for this machine's CPU, with 2^23 elements and more in all parameters; else by plain
-            torch operations. ``True``: by Triton kernels, or an error. ``False``: by plain torch operations.
-            ``docs/optimizers.md`` says what each moves, and where it has been run.
+        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and take the steps on those.
+        skip_nonfinite: Leave out a step with a NaN or Inf in any gradient: weights and state stay as they were, and
+            ``skipped_steps`` counts it.
+        maximize: Step up the gradient, not down.
+        fused: How a step on float32, bfloat16 and float16 parameters is computed. ``None``: on CUDA devices by Triton's
+            kernels, where they agree with the reference on a small problem that is tried first; on CPUs by numba's, which
+            are compiled once for a machine; else by the reference, which is written in plain torch and takes everything.
+            ``True``: by Triton's kernels, or an error. ``False``: by the reference. ``docs/optimizers.md`` says how many
+            bytes each of them moves, and where it has been run.
 
     Raises:
         ValueError: for an argument out of range.

@@ -1,6 +1,6 @@
-"""What all optimizers share: groups, the guard over all gradients, torch.optim's contract.
+"""What all optimizers share: parameter groups, the look at all gradients before a step, and torch.optim's contract.
 
-A subclass gives its state, and hands buckets of tensors to the backends.
+A subclass says what state a parameter has, and hands buckets of tensors to the backends, which compute the step.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ class OptimizerBase(Optimizer):
     """Base of the optimizers: one test and one clip over the gradients of all groups before each step.
 
     Attributes:
-        skipped_steps: 0-d int64 tensor: steps left out for a NaN or Inf gradient. On the parameters' device; reading it
-            waits for that device.
+        skipped_steps: How many steps were left out for a NaN or Inf gradient, as a 0-d int64 tensor on the parameters'
+            device. To read it waits for that device.
     """
 
     skipped_steps: Tensor
 
     _groups_own: ClassVar[tuple[str, ...]] = ()
-    """Options that a group may have and the constructor does not."""
+    """The options that a group may have and the constructor does not."""
     _pickled: ClassVar[tuple[str, ...]] = ("max_grad_norm", "skip_nonfinite", "fused", "skipped_steps")
-    """Attributes beside torch's that a copy has too."""
+    """The attributes beside torch's that a copied or unpickled optimizer has, too."""
     _waits: ClassVar[bool] = False
-    """Whether its Triton kernels wait for one another inside a launch."""
+    """Whether the Triton kernels of this optimizer wait for one another inside a launch."""
     _backends: ClassVar[tuple[Backend, ...]] = (Backend.REFERENCE, Backend.CPU, Backend.TRITON)
     """Those that have a file of its algorithm."""
     _in_order: ClassVar[bool] = False
     """Whether moments lie in row-major order, whatever the parameters' memory format: 8-bit ones do."""
     _eight_bit_from: ClassVar[float] = math.inf
-    """From which size of a layer on its moments are in 8 bits."""
+    """The number of elements from which on a layer's moments are kept in 8 bits."""
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ class OptimizerBase(Optimizer):
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; see torch's. A key that is not used brings a warning.
+        """Add a parameter group, as torch does. A key that is not used brings a warning.
 
         Raises:
-            TypeError: for a group that is no dict, and for an option that is no number.
-            ValueError: for options out of range, misspelled keys, options of the whole optimizer (``max_grad_norm``,
-                ``skip_nonfinite``, ``fused``), and sparse or complex parameters.
+            TypeError: For a group that is no dict, and for an option that is no number.
+            ValueError: For options out of range, for misspelled keys, for options of the whole optimizer
+                (``max_grad_norm``, ``skip_nonfinite``, ``fused``), and for sparse or complex parameters.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with the key 'params', not {type(param_group).__name__}.")
@@ -102,10 +102,10 @@ class OptimizerBase(Optimizer):
             raise
 
     def _complete_group(self, group: dict[str, Any]) -> None:
-        """Add to a group, as its user wrote it, what follows from what it says and does not say."""
+        """Add to a group what follows from the keys that its user has written, and from those left out."""
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Raises ValueError or TypeError for an option that is out of range."""
+        """Raise a ValueError or a TypeError for an option that is out of range."""
         groups.non_negative("lr", group["lr"])
         groups.non_negative("weight_decay", group["weight_decay"])
 
@@ -122,10 +122,10 @@ class OptimizerBase(Optimizer):
         """Take one step on every parameter that has a gradient. Gradients are left as they are.
 
         Args:
-            closure: Evaluates the model anew and returns the loss.
+            closure: A function that evaluates the model anew and returns the loss.
 
         Raises:
-            IncompleteStep: see `refuse_incomplete`.
+            IncompleteStep: Where an earlier step on a GPU has left weights as they were; see `refuse_incomplete`.
         """
         loss = None
         self._check_layouts()
@@ -147,7 +147,7 @@ class OptimizerBase(Optimizer):
         return loss
 
     def _backend_of(self, p: Tensor) -> Backend:
-        """What takes a parameter's step."""
+        """Return the backend that takes a parameter's step: the reference where the device's own has no file of the algorithm."""
         if self.fused and Backend.TRITON not in self._backends:
             raise ValueError(f"{type(self).__name__} has no Triton kernels: leave fused=True out.")
         backend = backend_of(
@@ -160,7 +160,7 @@ class OptimizerBase(Optimizer):
         return backend
 
     def _decide(self, buckets: list[Bucket]) -> Guard | None:
-        """Test and clip over all gradients; None where the step is skipped and the host may know it."""
+        """Test all gradients and find their clip; return None where the step is skipped and the host may know it."""
         if self._plan.flat:
             if not self._decided:
                 raise RuntimeError(
@@ -196,7 +196,7 @@ class OptimizerBase(Optimizer):
         return Guard(None, torch.tensor(factor, dtype=torch.float64))
 
     def _counted(self, result: Guard) -> Guard | None:
-        """Count the step where it is skipped; None where the host may know that."""
+        """Count the step where it is skipped, and return None then if the host may know that."""
         if result.finite is None:
             return result
         if self.skipped_steps.device != result.finite.device:
@@ -211,17 +211,17 @@ class OptimizerBase(Optimizer):
 
     @abstractmethod
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
-        """A new parameter's state.
+        """Return the state of a parameter before its first step.
 
         Args:
-            group: Its group.
-            weight: What the step is computed on: the local tensor's shape, device and dtype.
+            group: The parameter's group, for its options.
+            weight: A tensor of the shape, device and dtype that the step is computed on: of this rank's share.
             layout: Which layers' elements that tensor holds.
         """
 
     @abstractmethod
     def _update(self, buckets: list[Bucket], decided: Guard) -> None:
-        """Hand the buckets to the kernels."""
+        """Hand the buckets to the backends, which take the step."""
 
     # -- what strategies with flat tensors call ------------------------------------------------------------------------
 
@@ -232,7 +232,8 @@ class OptimizerBase(Optimizer):
         flat tensors in ``param_groups``; every call takes one collective, on all ranks, for the norms of all its layers.
 
         Args:
-            layouts: By flat tensor, 1-D; each layout describes that one tensor, and lists the same layers on all ranks.
+            layouts: The layout of each flat tensor, which is 1-D. It describes that one tensor, and lists the same layers on all
+                ranks.
         """
         for flat, layout in layouts.items():
             assert flat.dim() == 1 and len(layout.tensor_numels) == 1, "a layout of one flat tensor"
@@ -249,7 +250,7 @@ class OptimizerBase(Optimizer):
 
     @torch.no_grad()
     def init_state(self, group: dict[str, Any], flat: Tensor) -> None:
-        """Make the state of a flat tensor of ``group`` now, where it has none, and not at its first step."""
+        """Make the state of a flat tensor of a group now, before its first step, unless it has one."""
         self._check_layouts()
         if not self.state[flat]:
             self.state[flat].update(self._init_state(group, flat, self._plan.flat[flat]))
@@ -259,7 +260,7 @@ class OptimizerBase(Optimizer):
         """Before the first call of a step: test and clip over all gradients together (at most one collective).
 
         Args:
-            gradients: Of every flat tensor: this rank's, with a layout that says where in them gradients are.
+            gradients: This rank's gradients of every flat tensor, each with a layout that says where they lie in it.
         """
         self._check_layouts()
         result = guard(
@@ -281,9 +282,10 @@ class OptimizerBase(Optimizer):
         reset_moments(self)
 
     def refuse_incomplete(self) -> None:
-        """Raises IncompleteStep where a Triton kernel of a step that was taken has left weights as they were. Waits for GPUs.
+        """Raise IncompleteStep where a Triton kernel of an earlier step has left weights as they were. This waits for GPUs.
 
-        ``step()`` asks the same without waiting, of the steps that the device has ended by then; replays of a CUDA graph do not.
+        ``step()`` asks the same without waiting, about the steps that the device has ended by then. Replays of a CUDA graph do
+        not ask.
         """
         for layout in self._plan.layouts():
             for device in layout.gave_up:
@@ -294,9 +296,10 @@ class OptimizerBase(Optimizer):
     # -- torch.optim's contract ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``.
+        """Return torch's dict, with ``skipped_steps`` beside ``state`` and ``param_groups``.
 
-        Of sharded parameters (FSDP2) also in the first group, for torch.distributed.checkpoint keeps only these two.
+        Where parameters are sharded (FSDP2), the count is also in the first group: torch.distributed.checkpoint keeps only these
+        two.
         """
         self.refuse_incomplete()
         found = {**super().state_dict(), "skipped_steps": self.skipped_steps}
@@ -305,9 +308,10 @@ class OptimizerBase(Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict()`` gave, bit for bit: state keeps its own dtype, whatever the parameters'.
+        """Restore every bit of what ``state_dict()`` gave: state keeps its own dtype, whatever the parameters' is.
 
-        Of a sharded run's whole state, blocks of 8-bit codes that ranks have cut in two get one scale, and are quantized anew.
+        In the whole state of a sharded run there may be blocks of 8-bit codes that an edge between ranks had cut in two; those
+        get one scale, and are rounded anew.
         """
         state_dict = {**state_dict, "state": {key: mended(own) for key, own in state_dict["state"].items()}}
         with keep_state_dtypes(self, self._expected_state, self._loaded_state):
@@ -318,12 +322,12 @@ class OptimizerBase(Optimizer):
             self.skipped_steps = torch.as_tensor(skipped).clone()
 
     def _loaded_state(self, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-        """A parameter's state in the form that steps take it in, of one that ``state_dict()`` gave."""
+        """Turn the state of a parameter that ``state_dict()`` gave into the form that steps take it in."""
         refuse_codes(type(self).__name__, p, state)
         return state
 
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-        """A parameter's state as it is before the first step, without memory."""
+        """Return the state that a parameter has before its first step, on the meta device."""
         dtype = compute_dtype(p) if group["master_weights"] else p.dtype
         return self._init_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), self._plan.layout_of(p))
 
@@ -353,7 +357,7 @@ def _squares(bucket: Bucket) -> Tensor:
 
 
 def _total(bucket: Bucket) -> Tensor:
-    """What `guard` has to know of the gradients that kernels take."""
+    """Return what `guard` has to know about the gradients of a bucket that kernels take."""
     if bucket.backend is Backend.CPU:
         return squares_total(_squares(bucket))
     from lightning_scale.optim.backends.triton.sums import gradient_total

@@ -22,24 +22,25 @@ if TYPE_CHECKING:
 
 
 def is_sharded(t: Tensor) -> TypeGuard[DTensor]:
-    """Whether a tensor is a DTensor. (Their package takes long to import; who has one has imported it.)"""
+    """Return whether a tensor is a DTensor. Their package takes long to import, and whoever has one has imported it."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(t, module.DTensor)
 
 
 def local(t: Tensor) -> Tensor:
-    """This rank's own tensor, the same memory; a plain tensor is its own."""
+    """Return this rank's own tensor, which is the same memory; a plain tensor is its own."""
     return t.to_local() if is_sharded(t) else t
 
 
 def sharding(t: Tensor) -> Hashable:
-    """What tensors must have in common to be in one layout; ``None`` for plain ones."""
+    """Return what tensors must have in common to be in one layout: mesh and placements, or None for plain ones."""
     return (t.device_mesh, t.placements) if is_sharded(t) else None
 
 
 def like(p: Tensor, own: Tensor) -> Tensor:
-    """A tensor of this rank's share of a parameter, row for row, as a DTensor of the same sharding, the same memory; itself
-    for a plain parameter.
+    """Return a tensor of this rank's share of a parameter, row for row, as a DTensor of the parameter's sharding.
+
+    It is the same memory. Beside a plain parameter the tensor is returned as it is.
     """
     if not is_sharded(p):
         return own
@@ -55,10 +56,10 @@ def like(p: Tensor, own: Tensor) -> Tensor:
 
 
 def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:
-    """The layout of DTensors of one mesh and placement: at most one run each.
+    """Return the layout of DTensors of one mesh and placement. Each has one run at the most.
 
     Raises:
-        ValueError: for placements that a norm over ranks is not defined on.
+        ValueError: For placements that a norm over ranks is not defined on.
     """
     shares = [share(name, p) for name, p in zip(names, params, strict=True)]
     return Layout(
@@ -70,7 +71,7 @@ def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:
 
 
 def check_rows(name: str, p: Tensor) -> None:
-    """Raises ValueError for a DTensor whose shards are not runs of whole rows."""
+    """Raise a ValueError for a DTensor whose shards are not runs of whole rows."""
     if not is_sharded(p):
         return
     from torch.distributed.tensor import Shard
@@ -84,7 +85,7 @@ def check_rows(name: str, p: Tensor) -> None:
 
 
 def check_gradient(name: str, p: Tensor) -> None:
-    """Raises ValueError for a gradient that is not sharded as its parameter."""
+    """Raise a ValueError for a gradient that is not sharded as its parameter is."""
     if p.grad is not None and sharding(p.grad) != sharding(p):
         raise ValueError(
             f"the gradient of {name!r} is sharded as {_words(p.grad)} and the parameter as {_words(p)}: step on gradients as"
@@ -104,9 +105,10 @@ def _all_reduce(p: Tensor) -> AllReduce | None:
 
 
 def share(name: str, p: Tensor) -> tuple[int, int]:
-    """The first element of this rank's share, counted in the whole parameter (row-major), and how many it has.
+    """Return the first element of this rank's share, counted in the whole parameter row by row, and how many it has.
 
-    What is sharded along rows alone is one run. Of everything else, runs are not needed: only sums over all elements.
+    A parameter that is sharded along its rows alone is one run here. In any other sharding the first element means nothing, and
+    only sums over all elements are asked for.
     """
     assert is_sharded(p)
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -129,15 +131,16 @@ class AllReduce:
     """The sum over the ranks that share the layers.
 
     Args:
-        groups: One a dimension of the mesh that shards; a sum over the one and then over the other is over all.
-        device: Of the tensors that these groups reduce.
+        groups: A process group for each dimension of the mesh that shards. A sum over the one and then over the other is over
+            all ranks.
+        device: The type of the device whose tensors these groups reduce.
     """
 
     groups: tuple[ProcessGroup, ...]
     device: str
 
     def __call__(self, tensor: Tensor) -> None:
-        """Sum in place."""
+        """Replace the tensor's numbers by their sums over the ranks."""
         # Offloaded shards lie on the CPU, where their group (NCCL's) cannot reduce.
         moved = tensor if tensor.device.type == self.device else tensor.to(self.device)
         for group in self.groups:

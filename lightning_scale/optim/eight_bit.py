@@ -1,4 +1,4 @@
-"""What the four 8-bit optimizers share: their state."""
+"""What the four 8-bit optimizers share: state in 8 bits, and its form in checkpoints."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_scale.optim.state.sharded_moments import loaded, saved
 
 
 class EightBitOptimizer(OptimizerBase):
-    """Base of the optimizers with 8-bit moments; see `lightning_scale.optim.state.moments` for what the state holds."""
+    """Base of the optimizers with 8-bit moments. `lightning_scale.optim.state.moments` says what the state holds."""
 
     _in_order: ClassVar[bool] = True
     _eight_bit_from: ClassVar[float] = EIGHT_BIT_FROM
 
     def _new_moments(self, weight: Tensor, layout: Layout, *keys: str) -> dict[str, Tensor]:
-        """The state of a local tensor's moments, zero."""
+        """Return the state of a local tensor's moments before the first step, which are zero."""
         state: dict[str, Tensor] = {}
         for key in keys:
             state |= new_moment(key, weight, layout.layers, layout.runs, self._eight_bit_from)
@@ -33,10 +33,10 @@ class EightBitOptimizer(OptimizerBase):
             check_rows(type(self).__name__, p)
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's, with ``skipped_steps`` beside ``state`` and ``param_groups``.
+        """Return torch's dict, with ``skipped_steps`` beside ``state`` and ``param_groups``.
 
-        Of sharded parameters (FSDP2) also in the first group, for torch.distributed.checkpoint keeps only these two; and
-        their moments in a form that any number of ranks can load.
+        Where parameters are sharded (FSDP2), the count is also in the first group, for torch.distributed.checkpoint keeps only
+        these two, and moments are in a form that any number of ranks can load.
         """
         found = super().state_dict()
         params = [p for group in self.param_groups for p in group["params"]]
@@ -52,5 +52,5 @@ class EightBitOptimizer(OptimizerBase):
 
 
 def new_step(weight: Tensor) -> Tensor:
-    """A parameter's step count, 0."""
+    """Return the step count of a parameter that has taken no step."""
     return torch.zeros((), dtype=torch.float32, device=weight.device)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 
 def non_negative(name: str, value: float | Tensor) -> None:
-    """Raises ValueError unless ``value`` is a finite number of at least 0 (0-d tensors too)."""
+    """Raise a ValueError unless ``value`` is a finite number, or a 0-d tensor, of at least 0."""
     if isinstance(value, Tensor) and value.dim() > 0:
         raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}: give a number or a 0-d tensor.")
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
@@ -23,22 +23,22 @@ def non_negative(name: str, value: float | Tensor) -> None:
 
 
 def positive(name: str, value: float | None) -> None:
-    """Raises ValueError unless ``value`` is None or above 0."""
+    """Raise a ValueError unless ``value`` is None or above 0."""
     if value is not None and not value > 0:
         raise ValueError(f"{name} is {value}: give a number above 0, or None to leave it off.")
 
 
 def fraction(name: str, value: float) -> None:
-    """Raises ValueError unless 0 <= value < 1."""
+    """Raise a ValueError unless 0 <= value < 1."""
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value}: give a number of at least 0 and below 1.")
 
 
 def betas(value: Sequence[float]) -> tuple[float, float]:
-    """The two decay rates as a tuple of floats.
+    """Return the two decay rates of Adam's moments as a tuple of floats.
 
     Raises:
-        ValueError: unless there are two, each in [0, 1).
+        ValueError: Unless there are two, each in [0, 1).
     """
     pair = _pair(value)
     if pair is None:
@@ -49,10 +49,10 @@ def betas(value: Sequence[float]) -> tuple[float, float]:
 
 
 def bounds(name: str, value: Sequence[float] | None) -> tuple[float, float] | None:
-    """A clip's bounds as a tuple, or None.
+    """Return the bounds of a clip as a tuple, or None where there is no clip.
 
     Raises:
-        ValueError: unless 0 <= low <= high.
+        ValueError: Unless 0 <= low <= high.
     """
     if value is None:
         return None
@@ -63,13 +63,13 @@ def bounds(name: str, value: Sequence[float] | None) -> tuple[float, float] | No
 
 
 def bool_or_none(name: str, value: bool | None) -> None:
-    """Raises ValueError unless ``value`` is True, False or None."""
+    """Raise a ValueError unless ``value`` is True, False or None."""
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"{name} is {value!r}: give True or False, or None to leave it to exclude_1d.")
 
 
 def _pair(value: Sequence[float]) -> tuple[float, float] | None:
-    """Two numbers as floats; None for anything else."""
+    """Return two numbers as floats, and None for anything else."""
     try:
         first, second = value
         return float(first), float(second)
@@ -88,12 +88,12 @@ def check_group_keys(group: dict[str, Any], options: Iterable[str], optimizer: s
     """Refuse keys that would silently do nothing, and warn once of those that are no misspelling.
 
     Args:
-        group: As its user wrote it.
-        options: The optimizer's options that a group may have for itself.
-        optimizer: The optimizer's name.
+        group: A parameter group as its user wrote it.
+        options: The names of the options that a group may have for itself.
+        optimizer: The optimizer's name, for the sentences.
 
     Raises:
-        ValueError: for a key that resembles a known one, and for an option of the whole optimizer.
+        ValueError: For a key that resembles a known one, and for an option of the whole optimizer.
     """
     known = (*options, *_EVERY_GROUPS, *_OPTIMIZERS_OWN)
     unused = []
@@ -119,13 +119,13 @@ def check_group_keys(group: dict[str, Any], options: Iterable[str], optimizer: s
 
 
 def names_of(group: dict[str, Any], number: int) -> list[str]:
-    """The names of a group's parameters: the user's, else ``"<group>.<index>"``."""
+    """Return the names of a group's parameters: those that the user gave, else ``"<group>.<index>"``."""
     names: list[str] | None = group.get("param_names")
     return names or [f"{number}.{i}" for i in range(len(group["params"]))]
 
 
 def parameter_names(optimizer: Optimizer) -> dict[int, str]:
-    """The name of each parameter, by ``id``."""
+    """Return the name of each of an optimizer's parameters, by the parameter's ``id``."""
     return {
         id(p): name
         for number, group in enumerate(optimizer.param_groups)

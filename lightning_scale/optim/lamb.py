@@ -20,33 +20,37 @@ from lightning_scale.optim.step_plan import compute_dtype
 class LAMB(LayerwiseOptimizer):
     """LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2).
 
-    With t = 1, 2, ... the parameter's own step count::
+    With t = 1, 2, ... the parameter's own step count, a step computes::
 
         m = β1 m + (1-β1) g;  v = β2 v + (1-β2) g²
         u = m̂ / (√v̂ + ε) + λ w,  m̂ = m / (1-β1^t),  v̂ = v / (1-β2^t)
         w ← w - lr · φ(‖w‖)/‖u‖ · u      (ratio 1 where ‖w‖ or ‖u‖ is 0)
 
+    The ratio's norms are those of the whole layer, also where ranks share it. On CPUs the float32 updates of as many small
+    layers as have a million elements together (4 MB), or of one larger layer, wait in memory between the two passes of a
+    step, and where ranks share the layers those of all of a rank's share. The optimizer keeps that memory.
+
     Args:
-        params: Parameters, parameter groups, or ``named_parameters()``.
-        lr: Learning rate, a number or a 0-d tensor.
-        betas: Decay rates β1, β2 of the moments.
-        eps: ε.
-        weight_decay: λ.
-        bias_correction: Divide the moments by 1-β^t; ``False``: m̂ = m, v̂ = v.
-        weight_norm_clip: φ's bounds (low, high) on ‖w‖; ``None``: φ(x) = x.
-        trust_ratio_clip: Bounds (low, high) on the ratio.
+        params: Parameters, parameter groups, or ``named_parameters()``, whose names ``layer_stats()`` then has.
+        lr: The learning rate, a number or a 0-d tensor.
+        betas: The decay rates β1 and β2 of the two moments.
+        eps: ε, which is added to the root of the second moment.
+        weight_decay: λ, the weight decay inside of the update.
+        bias_correction: Whether the moments are divided by 1-β^t; with ``False`` m̂ = m and v̂ = v.
+        weight_norm_clip: The bounds (low, high) that φ keeps ‖w‖ in; with ``None`` φ(x) = x.
+        trust_ratio_clip: The bounds (low, high) that the ratio is kept in; ``None`` for none.
         max_grad_norm: First scale all gradients so that their global L2 norm is at most this (NVLAMB).
-        exclude_1d: Parameters of one dimension or fewer (biases, norms) get no weight decay and ratio 1, unless their
+        exclude_1d: Give parameters of one dimension or fewer (biases, norms) no weight decay and the ratio 1, unless their
             group says ``weight_decay`` or ``layer_adaptation`` itself.
-        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and step those.
-        skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
-            ``skipped_steps``.
-        maximize: Step uphill.
-        fused: How a step is computed. ``None``: by Triton kernels for float32, bfloat16 and float16 parameters on CUDA
-            devices, where they agree with plain torch operations on a small problem that is tried first; by kernels that
-            Inductor compiles once for this machine's CPU, with 2^23 elements and more in all parameters; else by plain
-            torch operations. ``True``: by Triton kernels, or an error. ``False``: by plain torch operations.
-            ``docs/optimizers.md`` says what each moves, and where it has been run.
+        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and take the steps on those.
+        skip_nonfinite: Leave out a step with a NaN or Inf in any gradient: weights and state stay as they were, and
+            ``skipped_steps`` counts it.
+        maximize: Step up the gradient, not down.
+        fused: How a step on float32, bfloat16 and float16 parameters is computed. ``None``: on CUDA devices by Triton's
+            kernels, where they agree with the reference on a small problem that is tried first; on CPUs by numba's, which
+            are compiled once for a machine; else by the reference, which is written in plain torch and takes everything.
+            ``True``: by Triton's kernels, or an error. ``False``: by the reference. ``docs/optimizers.md`` says how many
+            bytes each of them moves, and where it has been run.
 
     Raises:
         ValueError: for an argument out of range.
@@ -111,15 +115,15 @@ class LAMB8bit(EightBitOptimizer, LAMB):
 
     The ratio's ‖u‖ is that of the whole layer's unrounded u. The state takes 2.03 bytes for each element of a parameter
     (two codes, and two float32 scales for 256 elements). Parameters of fewer than 4,096 elements, and float64 ones, keep
-    the moments that LAMB keeps. A step's own memory is that of about ten float32 pieces of at most 2^18 elements
-    (whole tensors where they are not contiguous).
+    the moments that LAMB keeps.
 
-    Two passes of Triton kernels move 26 bytes an element of a float32 parameter (twice w, g and two codes
-    read; then w and the codes written), 16 of a bfloat16 one; no float32 moment ever is in memory. Codes are the plain
-    operations' bit for bit; norms are summed in float64 in both.
+    On a GPU two passes of Triton's kernels move 26 bytes for each element of a float32 parameter (w, g and two codes are read
+    twice, and w and the codes written once) and 16 of a bfloat16 one. On CPUs the updates wait in float32, as LAMB's do.
+    The moments themselves are never in memory in float32. Steps of different backends agree to float32's rounding, and a code
+    may differ by one where a number lies within 4 units in the last place of the border between two codes.
 
     Args:
-        params: As all that follows, LAMB's.
+        params: As every argument after it, LAMB's.
     """
 
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:

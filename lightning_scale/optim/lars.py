@@ -31,30 +31,30 @@ class LARS(LayerwiseOptimizer):
         m = μ m + (1-μ) (g + λ w);  w ← w - lr · η φ(‖w‖)/‖m‖ · m
 
     Args:
-        params: Parameters, parameter groups, or ``named_parameters()``.
-        lr: Learning rate, a number or a 0-d tensor.
-        momentum: μ.
-        weight_decay: λ.
-        trust_coefficient: η; ``None``: 0.001 for "gradient", 1 for "momentum".
-        eps: ε ("gradient" only).
-        nesterov: w ← w - (lr · d + μ buf).
-        lr_in_momentum: ``False`` keeps lr outside: buf = μ buf + d; w ← w - lr · buf. The same while lr is constant,
-            different under a schedule.
-        trust_norm: Which norm the ratio divides by.
-        weight_norm_clip: φ's bounds (low, high) on the ‖w‖ that the ratio multiplies by; ``None``: φ(x) = x.
-        trust_ratio_clip: Bounds (low, high) on the ratio.
+        params: Parameters, parameter groups, or ``named_parameters()``, whose names ``layer_stats()`` then has.
+        lr: The learning rate, a number or a 0-d tensor.
+        momentum: μ, the share of the momentum that each step keeps.
+        weight_decay: λ, which is added to the gradient as λ w.
+        trust_coefficient: η; with ``None`` it is 0.001 for "gradient" and 1 for "momentum".
+        eps: ε, which only "gradient" has.
+        nesterov: Take Nesterov's step, w ← w - (lr · d + μ buf).
+        lr_in_momentum: Whether the momentum has the rate in it. With ``False`` it stays outside, buf = μ buf + d and
+            w ← w - lr · buf, which is the same while lr is constant and another step under a schedule.
+        trust_norm: Which norm the ratio divides by: the gradient's or the momentum's.
+        weight_norm_clip: The bounds (low, high) that φ keeps the numerator's ‖w‖ in; with ``None`` φ(x) = x.
+        trust_ratio_clip: The bounds (low, high) that the ratio is kept in; ``None`` for none.
         max_grad_norm: First scale all gradients so that their global L2 norm is at most this.
-        exclude_1d: Parameters of one dimension or fewer (biases, norms) get no weight decay and ratio 1, unless their
+        exclude_1d: Give parameters of one dimension or fewer (biases, norms) no weight decay and the ratio 1, unless their
             group says ``weight_decay`` or ``layer_adaptation`` itself.
-        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and step those.
-        skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
-            ``skipped_steps``.
-        maximize: Step uphill.
-        fused: How a step is computed. ``None``: by Triton kernels for float32, bfloat16 and float16 parameters on CUDA
-            devices, where they agree with plain torch operations on a small problem that is tried first; by kernels that
-            Inductor compiles once for this machine's CPU, with 2^23 elements and more in all parameters; else by plain
-            torch operations. ``True``: by Triton kernels, or an error. ``False``: by plain torch operations.
-            ``docs/optimizers.md`` says what each moves, and where it has been run.
+        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and take the steps on those.
+        skip_nonfinite: Leave out a step with a NaN or Inf in any gradient: weights and state stay as they were, and
+            ``skipped_steps`` counts it.
+        maximize: Step up the gradient, not down.
+        fused: How a step on float32, bfloat16 and float16 parameters is computed. ``None``: on CUDA devices by Triton's
+            kernels, where they agree with the reference on a small problem that is tried first; on CPUs by numba's, which
+            are compiled once for a machine; else by the reference, which is written in plain torch and takes everything.
+            ``True``: by Triton's kernels, or an error. ``False``: by the reference. ``docs/optimizers.md`` says how many
+            bytes each of them moves, and where it has been run.
 
     Raises:
         ValueError: for an argument out of range, for ``nesterov`` without momentum, and for ``nesterov`` or
@@ -140,15 +140,19 @@ class LARS8bit(EightBitOptimizer, LARS):
 
     A step computes LARS' from the momentum as it is read, and rounds the new one to 8 bits only to keep it. The state
     takes 1.02 bytes for each element of a parameter (a code, and a float32 scale for 256 elements). Parameters of fewer
-    than 4,096 elements, and float64 ones, keep the momentum that LARS keeps. A step's own memory is that of about ten
-    float32 pieces of at most 2^18 elements (whole tensors where they are not contiguous).
+    than 4,096 elements, and float64 ones, keep the momentum that LARS keeps.
 
-    Two passes of Triton kernels move 22 bytes an element of a float32 parameter (w and g read; then w, g
-    and the code read, w and the code written), 12 of a bfloat16 one, and one more for the momentum's norm. Codes are the
-    plain operations' bit for bit; norms are summed in float64 in both.
+    On a GPU two passes of Triton's kernels move 22 bytes for each element of a float32 parameter (w and g are read; then w, g
+    and the code are read, and w and the code written) and 12 of a bfloat16 one, and one byte more with
+    ``trust_norm="momentum"``. With that, float32 momenta wait in memory on CPUs from one pass to the next: those of as many
+    layers as have a million elements together (4 MB), of one larger layer, or, where ranks share the layers, of a rank's whole
+    share. The optimizer keeps that memory. On the gradient's norm a step needs none.
+
+    Steps of different backends agree to float32's rounding, and a code may differ by one where a number lies within 4 units in
+    the last place of the border between two codes.
 
     Args:
-        params: As all that follows, LARS'.
+        params: As every argument after it, LARS'.
     """
 
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:

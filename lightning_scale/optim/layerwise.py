@@ -1,6 +1,6 @@
 """What LARS and LAMB share: which layers adapt and decay, and the statistics of their ratios.
 
-A subclass gives its state and turns buckets into a step; it sees neither devices nor layouts.
+A subclass says what state a parameter has and turns buckets into a step; it sees neither devices nor layouts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class LayerwiseOptimizer(OptimizerBase):
     """Base of the optimizers whose step is scaled layer by layer.
 
     Attributes:
-        skipped_steps: 0-d int64 tensor: steps left out for a NaN or Inf gradient. On the parameters' device; reading it
-            waits for that device.
+        skipped_steps: How many steps were left out for a NaN or Inf gradient, as a 0-d int64 tensor on the parameters'
+            device. To read it waits for that device.
     """
 
     _groups_own: ClassVar[tuple[str, ...]] = ("layer_adaptation",)
@@ -36,16 +36,16 @@ class LayerwiseOptimizer(OptimizerBase):
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; see torch's.
+        """Add a parameter group, as torch does.
 
         A group's own ``weight_decay`` or ``layer_adaptation`` (bool) holds for all of its parameters. Where it says
         nothing, ``exclude_1d=True`` leaves parameters of at most one dimension without decay and with ratio 1. A key
         that is not used brings a warning.
 
         Raises:
-            TypeError: for a group that is no dict, and for an option that is no number.
-            ValueError: for options out of range, misspelled keys, options of the whole optimizer (``max_grad_norm``,
-                ``skip_nonfinite``, ``fused``), and sparse or complex parameters.
+            TypeError: For a group that is no dict, and for an option that is no number.
+            ValueError: For options out of range, for misspelled keys, for options of the whole optimizer
+                (``max_grad_norm``, ``skip_nonfinite``, ``fused``), and for sparse or complex parameters.
         """
         super().add_param_group(param_group)
 
@@ -81,16 +81,17 @@ class LayerwiseOptimizer(OptimizerBase):
 
     @abstractmethod
     def _apply(self, buckets: list[Bucket], decided: Guard) -> list[LayerNorms]:
-        """Hand the buckets to the kernels; return their norms in the same order."""
+        """Hand the buckets to the backends, which take the step, and return their norms in the same order."""
 
     # -- what users ask ------------------------------------------------------------------------------------------------
 
     def layer_stats(self) -> dict[str, LayerStats]:
-        """The norms and the ratio of every parameter that the last step moved.
+        """Return the norms and the ratio of every parameter that the last step moved.
 
         Returns:
-            By name (from ``named_parameters()``, else ``"<group>.<index>"``): 0-d tensors on the parameter's device.
-            Empty before the first step. A skipped step leaves the last one's statistics.
+            A dict by the parameters' names (from ``named_parameters()``, else ``"<group>.<index>"``). The numbers are 0-d
+            tensors on the parameter's device. The dict is empty before the first step, and a skipped step leaves the statistics
+            of the one before.
         """
         return {
             name: LayerStats(*values)
@@ -101,7 +102,7 @@ class LayerwiseOptimizer(OptimizerBase):
         }
 
     def layer_rules(self) -> dict[str, LayerRule]:
-        """How the step of every parameter in `layer_stats` was scaled, in the same order."""
+        """Return how the step of every parameter in `layer_stats` was scaled, in the same order."""
         return {
             name: LayerRule(lr, adapts, clip)
             for names, lr, adapting, clip in self._rules
@@ -110,7 +111,7 @@ class LayerwiseOptimizer(OptimizerBase):
 
 
 def _copy(lr: float | Tensor) -> float | Tensor:
-    """A rate as it is now: schedulers fill tensors anew."""
+    """Return a rate as it is now, for schedulers fill tensors anew."""
     return lr.detach().clone() if isinstance(lr, Tensor) else lr
 
 
@@ -121,7 +122,7 @@ def _unless_skipped(
     norms: LayerNorms,
     before: Mapping[tuple[str, ...], LayerNorms],
 ) -> tuple[tuple[str, ...], LayerNorms]:
-    """The statistics of this step, or of the last one where this one is skipped."""
+    """Return the statistics of this step, or of the last one where this one is skipped."""
     if names not in before:
         return names, norms
     chosen = [torch.where(finite.to(new.device), new, old) for new, old in zip(norms, before[names], strict=True)]
@@ -140,17 +141,17 @@ class LayerStats(NamedTuple):
     weight_norm: Tensor
     """‖w‖ before the step."""
     update_norm: Tensor
-    """The norm the ratio was divided by: ‖u‖ for LAMB, ‖g‖ or ‖m‖ for LARS."""
+    """The norm that the ratio was divided by: ‖u‖ for LAMB, ‖g‖ or ‖m‖ for LARS."""
     trust_ratio: Tensor
-    """The factor used; 1 for parameters without layer adaptation."""
+    """The factor that the step was scaled by; it is 1 for parameters without layer adaptation."""
 
 
 class LayerRule(NamedTuple):
     """How one parameter's last step was scaled: known without waiting for the device."""
 
     lr: float | Tensor
-    """Its group's rate, in the last step that was tried; a 0-d tensor where the user gave one."""
+    """The rate of the parameter's group in the last step that was tried; a 0-d tensor where the user gave one."""
     adapts: bool
-    """Whether it takes a ratio of its own; the ratio is 1 otherwise."""
+    """Whether the parameter takes a ratio of its own; the ratio is 1 otherwise."""
     clip: tuple[float, float] | None
-    """Bounds on its ratio (``trust_ratio_clip``)."""
+    """The bounds that the ratio is kept in (``trust_ratio_clip``)."""

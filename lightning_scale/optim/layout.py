@@ -1,8 +1,7 @@
 """Where each parameter's elements live: runs of parameters inside local tensors.
 
-Everything layer-wise is written once, over runs. A plain parameter is one run; a sharded one has a run in
-each rank's local tensor; a flat partition holds runs of many parameters. A `Layout` describes one parameter group
-of one optimizer, on this rank.
+Everything layer-wise is written once, over runs. A plain parameter is one run, a sharded one has a run in each rank's
+local tensor, and a flat partition holds runs of many parameters. A `Layout` describes the tensors of one bucket on this rank.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ class LayerInfo:
 
     name: str
     numel: int
-    """Elements of the whole parameter, not of this rank's share."""
+    """The elements of the whole parameter, not of this rank's share."""
     ndim: int
-    """Dimensions of the whole parameter, before any flattening."""
+    """The dimensions of the whole parameter, before any flattening."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of elements of one layer inside one local tensor; offsets and length are in elements."""
+    """A run of elements of one layer inside one local tensor: their numbers, and where the run begins in both, in elements."""
 
     layer: int
     tensor: int
@@ -42,14 +41,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Layout:
-    """The runs of one parameter group.
+    """The runs of the tensors that are stepped together.
 
     Args:
-        layers: The group's parameters, in order.
-        runs: This rank's runs. Those of one local tensor follow one another and tile it, padding left out.
-        tensor_numels: Elements of each local tensor.
-        all_reduce: Sums a 1-D float tensor over the ranks that share the layers, in place; ``None`` where every layer
-            lies whole on this rank.
+        layers: The whole parameters, in order.
+        runs: This rank's runs. Those of one local tensor follow one another and fill it, but for padding.
+        tensor_numels: The number of elements of each local tensor.
+        all_reduce: A function that sums a 1-D float tensor over the ranks that share the layers, in place, or ``None`` where
+            every layer lies whole on this rank.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -59,7 +58,7 @@ class Layout:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether each local tensor is exactly one whole layer, so that no view and no sum over runs is needed."""
+        """Whether each local tensor is exactly one whole layer, so that no views and no sums over runs are needed."""
         return len(self.runs) == len(self.layers) == len(self.tensor_numels) and all(
             (s.layer, s.tensor, s.tensor_start, s.length) == (i, i, 0, self.tensor_numels[i])
             and s.length == self.layers[i].numel
@@ -68,11 +67,11 @@ class Layout:
 
     @cached_property
     def cache(self) -> dict[Any, Any]:
-        """What kernels have worked out from this layout, to be used again as long as it lasts."""
+        """Whatever kernels have worked out from this layout, to be used again as long as it lasts."""
         return {}
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What ``make()`` has returned, the first time for this key."""
+        """Return what ``make()`` returned when this key was asked for first."""
         if key not in self.cache:
             self.cache[key] = make()
         found: T = self.cache[key]
@@ -80,22 +79,22 @@ class Layout:
 
     @cached_property
     def gave_up(self) -> dict[torch.device, Tensor]:
-        """Of each device, [1] int32 in memory that the host reads and the device writes: 0, or 1 + a layer whose trust ratio a
-        kernel has waited for in vain."""
+        """A flag for each device, [1] int32 in memory that the host reads and the device writes: 0, or 1 + the number of a layer
+        whose trust ratio a kernel has waited for in vain."""
         return {}
 
     @cached_property
     def captured(self) -> list[Tensor]:
-        """What CUDA graphs read and write of a step's tensors; they are replayed without asking whether these still exist."""
+        """The tensors of a step that CUDA graphs read and write; graphs are replayed without asking whether these still exist."""
         return []
 
     @cached_property
     def copied_by_graphs(self) -> list[tuple[Any, list[Any], Tensor]]:
-        """The host's numbers that CUDA graphs bring to the device at every replay: under which key, the numbers, and where."""
+        """The host's numbers that CUDA graphs bring to a device at every replay: their key, the numbers, and where they lie."""
         return []
 
     def part(self, tensor: int) -> Layout:
-        """What one of the local tensors holds, as a layout of its own."""
+        """Return what one of the local tensors holds, as a layout of its own."""
         if len(self.tensor_numels) == 1:
             return self
         assert all(s.layer == s.tensor for s in self.runs), "of several tensors, each holds one layer"
@@ -103,7 +102,7 @@ class Layout:
         return Layout((self.layers[tensor],), own, (self.tensor_numels[tensor],), self.all_reduce)
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The runs of these local tensors, as views: the tensors themselves where the layout is whole."""
+        """Return the runs of these local tensors as views, which are the tensors themselves where the layout is whole."""
         if self.whole:
             return list(tensors)
         return [
@@ -115,7 +114,7 @@ class Layout:
 
 
 def whole_layout(names: Sequence[str], tensors: Sequence[Tensor]) -> Layout:
-    """The layout of plain parameters: one run each."""
+    """Return the layout of plain parameters, which have one run each."""
     return Layout(
         layers=tuple(LayerInfo(n, t.numel(), t.dim()) for n, t in zip(names, tensors, strict=True)),
         runs=tuple(Run(i, i, 0, 0, t.numel()) for i, t in enumerate(tensors)),

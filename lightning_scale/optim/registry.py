@@ -1,4 +1,4 @@
-"""Every optimizer of this package, once: what tests, benchmarks and ``plan`` go through.
+"""Every optimizer of this package, once, with what a program has to know to go through them all.
 
 A row names the class, the algorithm (the name of its file in each folder of `lightning_scale.optim.backends`), the moments that
 it keeps, the options that make other forms of its kernels, and what its passes read and write.

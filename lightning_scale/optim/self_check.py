@@ -1,6 +1,6 @@
-"""Before Triton kernels are used unasked: do they take the plain step on this device?
+"""Before Triton kernels are used unasked: do they take the reference's step on this device?
 
-Kernels are compiled anew for every GPU, driver and version of Triton. A small problem, solved by both, costs less than a
+Kernels are compiled anew for every GPU, driver and version of Triton. A small problem that both solve costs less than a
 training run that a compiler has got wrong.
 """
 
@@ -30,7 +30,7 @@ _tried: set[tuple[Any, ...]] = set()
 
 @dataclass(frozen=True)
 class Where:
-    """What decides which kernels are compiled, beside the optimizer's options."""
+    """The things that decide which kernels are compiled, beside the optimizer's options."""
 
     device: torch.device
     dtype: torch.dtype
@@ -40,12 +40,12 @@ class Where:
 
 
 def triton_is_right(optimizer: Any, p: Tensor) -> bool:
-    """Whether the optimizer's Triton kernels agree with its plain torch operations where ``p`` lives.
+    """Return whether the optimizer's Triton kernels agree with the reference where a parameter lives.
 
-    Found out once a process for each kind of optimizer and of kernels; if not, one warning says so.
+    This is found out once in a process for each kind of optimizer and of kernels. Where they do not agree, one warning says so.
 
     Args:
-        optimizer: Whose kind and defaults to try.
+        optimizer: The optimizer whose class and defaults are tried.
         p: A parameter with its gradient.
     """
     where = where_of(optimizer, p)
@@ -64,13 +64,13 @@ def triton_is_right(optimizer: Any, p: Tensor) -> bool:
 
 
 def where_of(optimizer: Any, p: Tensor) -> Where:
-    """Of a parameter with its gradient."""
+    """Return what decides about the kernels for a parameter with its gradient."""
     gradient = p.grad.dtype if p.grad is not None else p.dtype
     return Where(p.device, p.dtype, gradient, optimizer._plan.layout_of(p).all_reduce is not None)
 
 
 def _disagreement(optimizer: Any, where: Where) -> str | None:
-    """What went wrong; None where nothing did."""
+    """Return the words for what went wrong, or None where nothing did."""
     try:
         ours = _in_one_launch_or_two(optimizer, where)
         theirs = after_some_steps(optimizer, False, where)
@@ -80,9 +80,9 @@ def _disagreement(optimizer: Any, where: Where) -> str | None:
 
 
 def try_waiting(optimizer: Any, p: Tensor) -> None:
-    """Let LAMB and LARS take two launches where ``p`` lives if waiting inside one fails there; `triton_is_right` does it, too.
+    """Let LAMB and LARS take two launches where a parameter lives, if waiting inside one fails there.
 
-    Raises what the kernels raise.
+    `triton_is_right` does it, too; this is for ``fused=True``, which asks for no proof. It raises what the kernels raise.
     """
     where = where_of(optimizer, p)
     if optimizer._waits and not where.shared and (_kind(optimizer), where.device) not in _tried:
@@ -90,7 +90,7 @@ def try_waiting(optimizer: Any, p: Tensor) -> None:
 
 
 def _in_one_launch_or_two(optimizer: Any, where: Where) -> list[Tensor]:
-    """What the Triton kernels make of the small problem, the second time in two launches if the first one did not end."""
+    """Solve the small problem by Triton kernels, a second time in two launches if waiting inside one did not end."""
     if not where.shared:
         _tried.add((_kind(optimizer), where.device))
     try:
@@ -108,7 +108,7 @@ def _in_one_launch_or_two(optimizer: Any, where: Where) -> list[Tensor]:
 
 
 def _form(optimizer: Any) -> tuple[Any, ...]:
-    """What decides which forms of the kernels the optimizer's own options take."""
+    """Return the options that decide which forms of the kernels an optimizer takes."""
     words = [(key, value) for key, value in optimizer.defaults.items() if isinstance(value, (bool, str))]
     return (
         optimizer.skip_nonfinite,
@@ -119,7 +119,7 @@ def _form(optimizer: Any) -> tuple[Any, ...]:
 
 
 def after_some_steps(optimizer: Any, fused: bool, where: Where) -> list[Tensor]:
-    """Parameters and state of the small problem."""
+    """Solve the small problem, and return its parameters and their state."""
     generator = torch.Generator("cpu").manual_seed(0)
 
     def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -144,7 +144,7 @@ def after_some_steps(optimizer: Any, fused: bool, where: Where) -> list[Tensor]:
 
 
 def _kind(optimizer: Any) -> Any:
-    """The library's own class: a user's may be made with other arguments."""
+    """Return the library's own class, for a user's subclass may be made with other arguments."""
     return next(kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("lightning_scale."))
 
 

@@ -18,34 +18,37 @@ from lightning_scale.optim.layout import Layout
 class SGD8bit(EightBitOptimizer):
     """torch's SGD with momentum, kept in block-wise 8 bits (Dettmers et al. 2021, arXiv 2110.02861).
 
-    With the momentum as it is read::
+    With the momentum as it is read, a step computes::
 
         d = g + λ w;  buf = μ · read(buf₈) + (1 - dampening) d, and buf = d at a parameter's first gradient
         w ← w - lr · buf;  buf₈ = round(buf)
 
     The state takes 1.02 bytes for each element of a parameter (a code, and a float32 scale for 256 elements). Parameters
-    of fewer than 4,096 elements keep a float32 momentum, and float64 ones a float64. A step's own memory is that of about
-    ten float32 pieces of at most 2^18 elements (whole tensors where they are not contiguous). Triton kernels take
-    one pass that moves 14 bytes an element of a float32 parameter (w, g and the code read; w and the code written), 8 of a
-    bfloat16 one.
+    of fewer than 4,096 elements keep a float32 momentum, and float64 ones one in float64.
+
+    The kernels take one pass that moves 14 bytes for each element of a float32 parameter (w, g and the code are read, w and the
+    code written) and 8 of a bfloat16 one; the momentum is never in memory in float32. The reference keeps a few float32
+    tensors of at most 2^18 elements, or of a whole parameter that is not contiguous. Steps of different backends agree to
+    float32's rounding, and a code may differ by one where a number lies within 4 units in the last place of the border between
+    two codes.
 
     Args:
         params: Parameters, parameter groups, or ``named_parameters()``.
-        lr: Learning rate, a number or a 0-d tensor.
-        momentum: μ; with 0 there is no state.
+        lr: The learning rate, a number or a 0-d tensor.
+        momentum: μ, the share of the momentum that each step keeps; with 0 there is no state.
         dampening: How much of each gradient but the first is left out of the momentum.
         weight_decay: λ, added to the gradient.
-        nesterov: w ← w - lr · (d + μ buf).
+        nesterov: Take Nesterov's step, w ← w - lr · (d + μ buf).
         max_grad_norm: First scale all gradients so that their global L2 norm is at most this.
-        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and step those.
-        skip_nonfinite: A step with NaN or Inf in any gradient leaves weights and state as they were, and is counted in
-            ``skipped_steps``.
-        maximize: Step uphill.
-        fused: How a step is computed. ``None``: by Triton kernels for float32, bfloat16 and float16 parameters on CUDA
-            devices, where they agree with plain torch operations on a small problem that is tried first; by kernels that
-            Inductor compiles once for this machine's CPU, with 2^23 elements and more in all parameters; else by plain
-            torch operations. ``True``: by Triton kernels, or an error. ``False``: by plain torch operations.
-            ``docs/optimizers.md`` says what each moves, and where it has been run.
+        master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and take the steps on those.
+        skip_nonfinite: Leave out a step with a NaN or Inf in any gradient: weights and state stay as they were, and
+            ``skipped_steps`` counts it.
+        maximize: Step up the gradient, not down.
+        fused: How a step on float32, bfloat16 and float16 parameters is computed. ``None``: on CUDA devices by Triton's
+            kernels, where they agree with the reference on a small problem that is tried first; on CPUs by numba's, which
+            are compiled once for a machine; else by the reference, which is written in plain torch and takes everything.
+            ``True``: by Triton's kernels, or an error. ``False``: by the reference. ``docs/optimizers.md`` says how many
+            bytes each of them moves, and where it has been run.
 
     Raises:
         ValueError: for an argument out of range, and for ``nesterov`` without momentum or with dampening.

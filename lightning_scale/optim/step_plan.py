@@ -33,10 +33,10 @@ class BucketPlan:
     """Parameters of one group, device and dtype whose step one backend takes.
 
     Args:
-        backend: Which.
-        places: Where they stand in the group.
-        names: Of the layers whose elements they hold.
-        layout: Where their elements lie, with all that backends have worked out from it.
+        backend: The backend that takes their step.
+        places: Where the parameters stand in the group.
+        names: The names of the layers whose elements they hold.
+        layout: Where those elements lie, with everything that backends have worked out from it.
     """
 
     backend: Backend
@@ -46,16 +46,15 @@ class BucketPlan:
 
 
 class StepPlan:
-    """The members of an optimizer's groups, kept as long as the parameters and gradients are of the same kinds.
+    """Sorts an optimizer's parameters into buckets, and remembers how as long as parameters and gradients are of the same kinds.
 
     Args:
         in_order: Whether moments lie in row-major order, whatever the parameters' memory format.
-        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+        eight_bit_from: The number of elements from which on a layer's moments are kept in 8 bits.
 
     Attributes:
-        flat: Where the layers of flat tensors lie that a strategy has put in the parameters' place; they are members by
-            themselves.
-        all_reduce: Given to the layouts of plain parameters, which then take the steps of sharded ones.
+        flat: The layouts of the flat tensors that a strategy has put in the parameters' place. Each is a bucket by itself.
+        all_reduce: A sum over ranks that plain parameters' layouts are given, so that they take the steps of sharded ones.
     """
 
     def __init__(self, in_order: bool, eight_bit_from: float) -> None:
@@ -79,15 +78,15 @@ class StepPlan:
         backend_of: BackendOf,
         fused: bool | None,
     ) -> list[Bucket]:
-        """The buckets of one parameter group; state is made for parameters that have none.
+        """Return the buckets of one parameter group, and make the state of parameters that have none.
 
         Args:
-            group: The group.
-            number: Its place, for the names of unnamed parameters.
-            state: The optimizer's state.
+            group: The parameter group.
+            number: The place of the group, for the names of unnamed parameters.
+            state: The state of all of the optimizer's parameters.
             init_state: Makes a new parameter's state from the group, what the step is computed on, and where its layers lie.
-            backend_of: What takes a parameter's step.
-            fused: The optimizer's option, on which that depends.
+            backend_of: Says which backend takes a parameter's step.
+            fused: The optimizer's option of that name; where it changes, everything is sorted anew.
         """
         params = group["params"]
         if fused != self._fused:
@@ -146,7 +145,7 @@ class StepPlan:
         )
 
     def forget(self) -> None:
-        """Sort anew at the next step."""
+        """Forget how parameters were sorted, so that the next step sorts them anew."""
         for kept in self._known.values():
             for members in kept.values():
                 self._outlive(members)
@@ -154,7 +153,7 @@ class StepPlan:
         self._last.clear()
 
     def _outlive(self, forgotten: list[BucketPlan]) -> None:
-        """Keep of what is forgotten what CUDA graphs read, and the flags that kernels may still set."""
+        """Keep what CUDA graphs read of what is forgotten, and the flags that kernels may still set."""
         for layout in (m.layout for m in forgotten):
             if layout.captured or layout.copied_by_graphs:
                 self._captured.append(layout)
@@ -166,18 +165,18 @@ class StepPlan:
     def members(
         self, slot: int, number: int, group: dict[str, Any], masters: Sequence[bool], backend_of: BackendOf
     ) -> list[BucketPlan]:
-        """The members of one group that have a gradient, in the order of their first ones.
+        """Return how the parameters of one group that have a gradient are put together, in the order of their first ones.
 
         Args:
-            slot: What they are remembered under: strategies with flat tensors step one of them at a time, each time as the
-                first group.
-            number: Which group.
-            group: It.
+            slot: The key that they are remembered under. Strategies with flat tensors step one of them at a time, each time as
+                the first group, so the number of the group would not tell them apart.
+            number: The place of the group, for the names of unnamed parameters.
+            group: The parameter group.
             masters: Whether each of its parameters has a float32 master copy.
-            backend_of: What takes a parameter's step.
+            backend_of: Says which backend takes a parameter's step.
 
         Raises:
-            ValueError: for a parameter or gradient that no backend takes.
+            ValueError: For a parameter or gradient that no backend takes.
         """
         params = group["params"]
         known = self._known.setdefault(slot, OrderedDict())
@@ -191,14 +190,14 @@ class StepPlan:
         return known[key]
 
     def layouts(self) -> Iterator[Layout]:
-        """Of all members that are kept, and those whose flags are."""
+        """Go through the layouts of everything that is remembered, and those whose flags are kept."""
         yield from (*self._captured, *self._flags)
         for kept in self._known.values():
             for members in kept.values():
                 yield from (m.layout for m in members)
 
     def layout_of(self, p: Tensor) -> Layout:
-        """Where one parameter's elements lie, without its name; or the layers of a flat tensor."""
+        """Return where one parameter's elements lie, without its name, or where the layers of a flat tensor do."""
         return self._layout([""], [p])
 
     def _is_flat(self, params: Sequence[Tensor]) -> bool:
@@ -252,7 +251,9 @@ class _LastStep:
         self._params = list(group["params"])
         self._names = group.get("param_names")
         self._without = [g is None for g in grads]
-        self._members, self._buckets = members, buckets
+        # Without the gradients: they would not be freed when the next window begins.
+        self._members, self._buckets = members, [replace(b, grads=[], norms=None, at={}) for b in buckets]
+        self._gradients = [b.grads[0].dtype for b in buckets]
         self._states = [[state[self._params[i]] for i in of.places] for of in members]
         self._entries = [[len(own) for own in bucket.states] for bucket in buckets]
         self._simple = not any(map(is_sharded, self._params)) and all(map(self._is_simple, buckets))
@@ -260,7 +261,7 @@ class _LastStep:
 
     @staticmethod
     def _is_simple(bucket: Bucket) -> bool:
-        """Whether all tensors lie in order, and all state was made."""
+        """Return whether all of a bucket's tensors lie in order, and all of its state was made."""
         tensors = (*bucket.params, *bucket.weights, *(t for own in bucket.states for t in own.values()))
         return (
             bucket.backend is not Backend.REFERENCE and all(bucket.states) and all(map(Tensor.is_contiguous, tensors))
@@ -268,7 +269,7 @@ class _LastStep:
 
     @staticmethod
     def _addresses_of(bucket: Bucket) -> dict[str, Addresses]:
-        """[tensors] of parameters, weights and each kind of state; 0 for none."""
+        """Return the addresses of parameters, weights and each kind of state, an array each; 0 stands where there is none."""
         params = addresses(bucket.params)
         found = {
             "params": params,
@@ -281,7 +282,7 @@ class _LastStep:
     def again(
         self, group: dict[str, Any], grads: Sequence[Tensor | None], state: MutableMapping[Tensor, dict[str, Tensor]]
     ) -> list[Bucket] | None:
-        """The buckets of this step; ``None`` where anything but the gradients is another than at the last one."""
+        """Return the buckets of this step, or None where anything but the gradients is another than at the last one."""
         if not (
             self._simple
             and group["master_weights"] == self._masters
@@ -292,10 +293,11 @@ class _LastStep:
         ):
             return None
         found = []
-        each = zip(self._members, self._buckets, self._states, self._entries, self._addresses, strict=True)
-        for members, bucket, states, entries, known in each:
+        each = zip(
+            self._members, self._buckets, self._gradients, self._states, self._entries, self._addresses, strict=True
+        )
+        for members, bucket, dtype, states, entries, known in each:
             its = [g for i in members.places if (g := grads[i]) is not None]
-            dtype = bucket.grads[0].dtype
             if not (
                 all(map(operator.is_, [state[self._params[i]] for i in members.places], states))
                 and [len(own) for own in states] == entries
@@ -319,7 +321,7 @@ def _kind(p: Tensor, master: bool) -> Hashable:
 
 
 def refuse_unsupported(p: Tensor) -> None:
-    """Raises ValueError for a parameter or gradient that the kernels do not take."""
+    """Raise a ValueError for a complex or sparse parameter or gradient, which no backend takes."""
     if p.is_complex():
         raise ValueError("complex parameters are not supported: give torch.view_as_real() of them.")
     if p.layout != torch.strided or (p.grad is not None and p.grad.layout != torch.strided):
@@ -327,12 +329,12 @@ def refuse_unsupported(p: Tensor) -> None:
 
 
 def compute_dtype(t: Tensor) -> torch.dtype:
-    """What steps are computed in."""
+    """Return the dtype that the steps of a tensor are computed in."""
     return torch.float64 if t.dtype == torch.float64 else torch.float32
 
 
 def _master(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Tensor]], p: Tensor) -> bool:
-    """Whether there is a float32 copy, which is made where it is wanted."""
+    """Return whether a parameter has a float32 master copy, which is made here where it is wanted."""
     if p.dtype == compute_dtype(p):
         return False
     own = state[p]
@@ -342,17 +344,17 @@ def _master(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Tenso
 
 
 def _of_elements(t: Tensor, p: Tensor, key: str) -> bool:
-    """Whether a state tensor has an element for each of a local tensor's; scales may be as many by chance."""
+    """Return whether a state tensor has an element for each of a local tensor's; scales may be as many by chance."""
     return t.shape == p.shape and not of_blocks(key)
 
 
 def _row_major(p: Tensor, t: Tensor) -> Tensor:
-    """A tensor whose elements lie in order: itself, or a copy."""
+    """Return the tensor itself where its elements lie in row-major order, else a copy of it."""
     return t.contiguous()
 
 
 def _lying_as(p: Tensor, t: Tensor) -> Tensor:
-    """A tensor of the parameter's shape with its strides: itself, or a copy; others as they are."""
+    """Return a tensor of the parameter's shape with the parameter's strides, itself or a copy, and other tensors as they are."""
     if t.stride() == p.stride() or t.shape != p.shape:
         return t
     return torch.empty_like(p, dtype=t.dtype).copy_(t)

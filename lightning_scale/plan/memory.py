@@ -14,14 +14,18 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
+from lightning_scale.optim.backends.cut import GROUP
 from lightning_scale.plan.configuration import BUCKET_ELEMENTS, STRATEGIES, Configured, Machine
 from lightning_scale.plan.formatting import size, table
-from lightning_scale.plan.optimizer_state import KINDS, keeps_master, named_like, state_bytes, with_dtype
+from lightning_scale.plan.optimizer_state import KINDS, keeps_master, kept_updates, named_like, state_bytes, with_dtype
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 PERSISTENT_ELEMENTS = 100_000
 """DeepSpeed's ``stage3_param_persistence_threshold``: on stage 3 parameters of so many elements or fewer stay whole."""
+
+SUB_GROUP_ELEMENTS = 1_000_000_000
+"""DeepSpeed's ``sub_group_size``: on stage 3 a rank steps so many elements of its share at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Parts:
     """The float32 copy of low-precision parameters that the step is computed on."""
     buckets: int = 0
     """The buffers that gradients are put into to be sent."""
+    updates: int = 0
+    """The float32 updates that wait between the two passes of a step on a CPU: they are kept from step to step."""
 
     @property
     def total(self) -> int:
@@ -93,8 +99,10 @@ def memory(
     master: bool = False,
     bucket_elements: int = BUCKET_ELEMENTS,
     bucket_view: bool = True,
+    updates: Sequence[Sequence[int]] = (),
+    on_cpu: bool = False,
 ) -> Memory:
-    """Return what rank 0 holds at the end of a backward pass, after its optimizer has made its state.
+    """Return what rank 0 holds at the end of a backward pass, after its optimizer has taken its first step.
 
     Args:
         strategy: One of `STRATEGIES`.
@@ -105,7 +113,43 @@ def memory(
         master: Whether the optimizer keeps a float32 copy of low-precision parameters (not under ZeRO, which has its own).
         bucket_elements: DeepSpeed's ``reduce_bucket_size``.
         bucket_view: DDP's ``gradient_as_bucket_view``; without it, buckets hold a second copy of all gradients.
+        updates: The sizes of the layers whose updates a step on a CPU keeps between its passes, as `kept_updates` gives them.
+        on_cpu: Whether the devices are CPUs. With offload the step is always taken on one.
     """
+    held = _states(strategy, model, moments, ranks, precision, master, bucket_elements, bucket_view)
+    waiting = _waiting(strategy, model, updates, ranks)
+    if strategy.endswith("_offload"):
+        return replace(held, host=replace(held.host, updates=waiting))
+    return replace(held, device=replace(held.device, updates=waiting)) if on_cpu else held
+
+
+def _waiting(strategy: str, model: Shapes, updates: Sequence[Sequence[int]], ranks: int) -> int:
+    """Return the bytes of the updates that wait at once; what other ranks share waits for the norms over all of them."""
+    if strategy.startswith("zero"):
+        share = -(-model.trained_numel // ranks)
+        return 4 * (min(share, SUB_GROUP_ELEMENTS) if strategy[4] == "3" else share) if updates else 0
+    if strategy.startswith("fsdp2"):
+        return 4 * _own_rows(model, ranks) if updates else 0
+    largest = 0
+    for sizes in updates:
+        together = 0
+        for numel in sizes:
+            together += numel
+            largest = max(largest, together)
+            together = together if together < GROUP else 0
+    return 4 * largest
+
+
+def _states(
+    strategy: str,
+    model: Shapes,
+    moments: Sequence[int],
+    ranks: int,
+    precision: str,
+    master: bool,
+    bucket_elements: int,
+    bucket_view: bool,
+) -> Memory:
     low = parameter_bytes(strategy, precision)
     if strategy == "ddp":
         own = model.trained_numel
@@ -122,12 +166,22 @@ def memory(
 
 
 def _fsdp2(model: Shapes, moments: Sequence[int], ranks: int, low: int, master: bool) -> Parts:
-    """Count rank 0's rows of dimension 0, which are not fewer than any other rank's."""
-    parts = [-(-shape[0] // ranks) / max(shape[0], 1) if shape else 1.0 for shape in model.trained]
-    own = round(sum(part * math.prod(shape) for part, shape in zip(parts, model.trained, strict=True)))
-    state = round(sum(part * m for part, m in zip(parts, moments, strict=True)))
+    own = _own_rows(model, ranks)
+    state = round(sum(part * m for part, m in zip(_parts_of_rows(model, ranks), moments, strict=True)))
     frozen = -(-model.frozen // ranks)
     return Parts(low * (own + frozen), low * own, state, 4 * own if master and low < 4 else 0)
+
+
+def _own_rows(model: Shapes, ranks: int) -> int:
+    """Count the elements of rank 0's rows of dimension 0, which are not fewer than any other rank's."""
+    return round(
+        sum(part * math.prod(shape) for part, shape in zip(_parts_of_rows(model, ranks), model.trained, strict=True))
+    )
+
+
+def _parts_of_rows(model: Shapes, ranks: int) -> list[float]:
+    """Return which part of each parameter lies at rank 0."""
+    return [-(-shape[0] // ranks) / max(shape[0], 1) if shape else 1.0 for shape in model.trained]
 
 
 def _split(model: Shapes, moments: Sequence[int], ranks: int) -> Parts:
@@ -190,10 +244,12 @@ def by_strategy(shapes: Shapes, optimizer: Optimizer, found: Configured, machine
     """Return each rank's memory under every strategy with the run's own optimizer; empty where its state is not known."""
     kept = {}
     for strategy in STRATEGIES:
-        moments = state_bytes(with_dtype(optimizer, _stepped_dtype(strategy, found.precision)))
+        stepped = with_dtype(optimizer, _stepped_dtype(strategy, found.precision))
+        updates = kept_updates(stepped)
+        moments = state_bytes(stepped)
         if moments is None:
             return {}
-        kept[strategy] = _memory(strategy, shapes, moments, found, machine, master=keeps_master(optimizer))
+        kept[strategy] = _memory(strategy, shapes, moments, updates, found, machine, master=keeps_master(optimizer))
     return kept
 
 
@@ -201,15 +257,18 @@ def by_optimizer(shapes: Shapes, found: Configured, machine: Machine) -> dict[st
     """Return each rank's memory with other optimizers, under every strategy."""
     kept: dict[str, dict[str, Memory]] = {}
     for kind, make in KINDS.items():
-        moments = {
-            dtype: state_bytes(make(named_like(shapes.trained, dtype)))
+        made = {
+            dtype: make(named_like(shapes.trained, dtype))
             for dtype in {_stepped_dtype(strategy, found.precision) for strategy in STRATEGIES}
         }
+        updates = {dtype: kept_updates(optimizer) for dtype, optimizer in made.items()}
+        moments = {dtype: state_bytes(optimizer) for dtype, optimizer in made.items()}
         kept[kind] = {}
         for strategy in STRATEGIES:
-            own = moments[_stepped_dtype(strategy, found.precision)]
+            dtype = _stepped_dtype(strategy, found.precision)
+            own = moments[dtype]
             assert own is not None, "the optimizers to compare with make their state without memory"
-            kept[kind][strategy] = _memory(strategy, shapes, own, found, machine)
+            kept[kind][strategy] = _memory(strategy, shapes, own, updates[dtype], found, machine)
     return kept
 
 
@@ -219,7 +278,13 @@ def _stepped_dtype(strategy: str, precision: str) -> torch.dtype:
 
 
 def _memory(
-    strategy: str, shapes: Shapes, moments: Sequence[int], found: Configured, machine: Machine, master: bool = False
+    strategy: str,
+    shapes: Shapes,
+    moments: Sequence[int],
+    updates: Sequence[Sequence[int]],
+    found: Configured,
+    machine: Machine,
+    master: bool = False,
 ) -> Memory:
     ranks = machine.ranks // found.replicas if strategy.startswith("fsdp2") else machine.ranks
     return memory(
@@ -231,6 +296,8 @@ def _memory(
         master=master,
         bucket_elements=found.bucket_elements,
         bucket_view=found.bucket_view,
+        updates=updates,
+        on_cpu=not found.gpu,
     )
 
 
@@ -238,7 +305,9 @@ def memory_text(
     shapes: Shapes, own: dict[str, Memory], others: dict[str, dict[str, Memory]], found: Configured, machine: Machine
 ) -> str:
     """Return two tables, by strategy and by optimizer, and a sentence on what they leave out."""
-    header = ["", "parameters", "gradients", "moments", "copy", "buckets", "device", "host, a node"]
+    header = ["", "parameters", "gradients", "moments", "copy", "buckets", "updates", "device", "host, a node"]
+    if found.gpu:  # they wait in registers and caches there
+        header.remove("updates")
     if machine.device_memory is not None:
         header += ["left", "largest model (parameters)"]
     rows = []
@@ -246,6 +315,7 @@ def memory_text(
         device = held.device
         row = [f"{'> ' if strategy == found.strategy else ''}{strategy}"]
         row += [size(n) for n in (device.parameters, device.gradients, device.optimizer, device.master, device.buckets)]
+        row += [] if found.gpu else [size(device.updates)]
         row += [size(device.total), size(held.host.total * machine.ranks_per_node)]
         if machine.device_memory is not None:
             left = machine.device_memory - device.total

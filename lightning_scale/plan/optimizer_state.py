@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_scale import optim
 from lightning_scale.optim.base import OptimizerBase
+from lightning_scale.optim.layerwise import LayerwiseOptimizer
 
 Make = Callable[[list[tuple[str, Tensor]]], Optimizer]
 
@@ -45,6 +46,28 @@ def state_bytes(optimizer: Optimizer) -> list[int] | None:
     except (NotImplementedError, RuntimeError, TypeError):  # it looks into its tensors, or wants a closure
         return None
     return [_bytes(optimizer.state[p]) for _, p in params]
+
+
+def kept_updates(optimizer: Optimizer) -> list[list[int]]:
+    """Return the sizes of the layers whose float32 updates a step on a CPU keeps from its first pass to its second.
+
+    There is a list for every run of layers that are stepped one after the other: those of a group with moments in 8 bits, and
+    then its others. Where the step has one pass, where its norms are known before it, and where the reference takes it, which
+    keeps one layer's update at the most, there are none.
+
+    Args:
+        optimizer: An optimizer with parameters of the dtype that it will step.
+    """
+    if not isinstance(optimizer, LayerwiseOptimizer) or optimizer.fused is False:
+        return []
+    found = []
+    for group in optimizer.param_groups:
+        sizes = [p.numel() for p in group["params"] if p.requires_grad and p.dtype != torch.float64]
+        coded = [n for n in sizes if n >= optimizer._eight_bit_from]
+        # LARS' update is its momentum, which waits in the state unless it is rounded there.
+        if isinstance(optimizer, optim.LAMB) or (group.get("trust_norm") == "momentum" and coded):
+            found += [coded, [n for n in sizes if n < optimizer._eight_bit_from]]
+    return [sizes for sizes in found if sizes]
 
 
 def with_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:

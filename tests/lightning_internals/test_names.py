@@ -200,8 +200,8 @@ def package_classes() -> set[type]:
     return {cls for cls in found if cls.__module__.split(".")[0] == "lightning_scale"}
 
 
-# Of torch's storages, of Python's modules and of named tuples.
-OTHERS = re.compile(r"_cdata|_exit|_current_frames|_fields|_replace|_asdict")
+# Of torch's storages, of numba's kernels, of Python's modules and of named tuples.
+OTHERS = re.compile(r"_cdata|_cache|_exit|_current_frames|_fields|_replace|_asdict")
 ALLOWED = {"overridden", "called", "read", "set"}  # by a subclass, of itself
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,13 @@ def test_every_backend_has_the_algorithm(entry: Entry, backend: str) -> None:
     module = import_module(f"lightning_scale.optim.backends.{backend}.{entry.algorithm}")
     coded = backend == "triton" and entry.eight_bit
     assert callable(getattr(module, f"{entry.algorithm}8bit" if coded else entry.algorithm))
+
+
+@every_entry
+def test_pages_name_it(entry: Entry) -> None:
+    root = Path(__file__).parents[2]
+    assert f".. autoclass:: {entry.name}\n" in (root / "docs/api/optim.rst").read_text()
+    assert f"`{entry.name}" in (root / "docs/optimizers.md").read_text()
 
 
 @every_entry

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lightning_scale import optim
+from lightning_scale.optim.backends.cpu.launch import chunks_of
+from lightning_scale.optim.layout import whole_layout
+from lightning_scale.optim.state.moments import EIGHT_BIT_FROM
 from lightning_scale.plan.memory import Memory, Shapes, largest_model, memory
-from lightning_scale.plan.optimizer_state import KINDS, keeps_master, named_like, state_bytes, with_dtype
+from lightning_scale.plan.optimizer_state import (
+    KINDS,
+    keeps_master,
+    kept_updates,
+    named_like,
+    state_bytes,
+    with_dtype,
+)
 from tests.distributed.launch import run_ranks
 from tests.distributed.zero_runs import needs_deepspeed
 from tests.plan import memory_runs
@@ -21,9 +33,19 @@ GPT2 = Shapes(((50_257, 1600), *(((6400, 1600), (1600, 6400), (4800, 1600), (160
 def planned(strategy: str, optimizer: str, precision: str, ranks: int) -> Memory:
     low = torch.bfloat16 if precision == "bf16-true" else torch.float32
     made = MAKERS[optimizer](named_like(SHAPES, low))
-    moments = state_bytes(made)
+    updates, master, moments = kept_updates(made), keeps_master(made), state_bytes(made)
     assert moments is not None
-    return memory(strategy, Shapes(SHAPES), moments, ranks, precision, master=keeps_master(made), bucket_elements=0)
+    return memory(
+        strategy,
+        Shapes(SHAPES),
+        moments,
+        ranks,
+        precision,
+        master=master,
+        bucket_elements=0,
+        updates=updates,
+        on_cpu=True,
+    )
 
 
 def off(found: int, plan: Memory) -> float:
@@ -50,6 +72,45 @@ def test_zero(tmp_path: Path) -> None:
     for result in run_ranks("tests.plan.memory_runs", "zero", tmp_path, timeout=360):
         errors = {case: off(found, planned(*case.split("/"), 2)) for case, found in result.items()}
         assert max(errors.values()) < 0.01, "\n".join(f"{case}: {error:.4f}" for case, error in errors.items())
+
+
+@pytest.mark.parametrize("optimizer", ["LAMB", "LAMB8bit"])
+@pytest.mark.parametrize(
+    "sizes",
+    [[100], [3_000_000], [4000] * 400, [700_000, 700_000, 700_000], [1_048_576, 100], [5, 2_000_000, 5000, 9] * 3],
+)
+def test_updates_wait_as_the_kernels_group_them(sizes: list[int], optimizer: str) -> None:
+    named = named_like([(n,) for n in sizes], torch.float32)
+    made = MAKERS[optimizer](named)
+    quantized = tuple(optimizer == "LAMB8bit" and n >= EIGHT_BIT_FROM for n in sizes)
+    kept = chunks_of(whole_layout([name for name, _ in named], [p for _, p in named]), quantized).scratch
+    found = memory("ddp", Shapes(tuple((n,) for n in sizes)), sizes, 1, updates=kept_updates(made), on_cpu=True)
+    assert found.device.updates == 4 * kept
+    assert memory("ddp", Shapes(((1,),)), [8], 1, updates=kept_updates(made)).device.updates == 0  # a GPU's
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "waits"),
+    [
+        (optim.LARS, {}, False),
+        (optim.LARS, {"trust_norm": "momentum"}, False),
+        (optim.LARS8bit, {}, False),
+        (optim.LARS8bit, {"trust_norm": "momentum"}, True),
+        (optim.AdamW8bit, {}, False),
+        (optim.LAMB, {"fused": False}, False),
+    ],
+)
+def test_who_keeps_updates(kind: Any, options: dict[str, Any], waits: bool) -> None:
+    """What a step has left in the optimizer's memory, and what the plan says."""
+    params = [torch.nn.Parameter(torch.randn(80, 90)), torch.nn.Parameter(torch.randn(7))]
+    optimizer = kind(params, lr=0.1, **options)
+    assert bool(kept_updates(optimizer)) == waits
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    held = [4 * len(t) for t in optimizer._plan._scratch._held.values()]
+    planned = memory("ddp", Shapes(((80, 90), (7,))), [1, 1], 1, updates=kept_updates(optimizer), on_cpu=True)
+    assert held == ([planned.device.updates] if waits else [])
 
 
 def test_the_textbook_line() -> None:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.quantization import BLOCK, block_count
 
+GROUP = 1 << 20
+"""Elements of small layers that are stepped together on a CPU, both passes one after the other: what a cache holds."""
+
 
 class Chunk(NamedTuple):
     """Some elements of one run; all numbers count elements, but for ``block``."""

@@ -29,25 +29,25 @@ BLOCK = 256
 
 
 def block_count(start: int, length: int) -> int:
-    """How many blocks a run of ``length`` elements has, from element ``start`` of its parameter on."""
+    """Return how many blocks a run of ``length`` elements has, from element ``start`` of its parameter on."""
     return -(-(start % BLOCK + length) // BLOCK) if length else 0
 
 
 def blocks(start: int, length: int) -> list[tuple[int, int]]:
-    """The run's blocks in order: (first element, counted from the run's own, and number of elements)."""
+    """Return the blocks of a run in order: the first element of each, counted from the run's own, and how many it has."""
     edges = [0, *range(BLOCK - start % BLOCK, length, BLOCK), length]
     return [(a, b - a) for a, b in pairwise(edges)] if length else []
 
 
 def to_grid(flat: Tensor, start: int) -> Tensor:
-    """The run's elements as rows of whole blocks, zeros where it has none: a view where no block is cut."""
+    """Return the run's elements as rows of whole blocks, with zeros where it has none. It is a view where no block is cut."""
     before = start % BLOCK if flat.numel() else 0
     after = -(before + flat.numel()) % BLOCK
     return (pad(flat, (before, after)) if before or after else flat).view(-1, BLOCK)
 
 
 def from_grid(grid: Tensor, start: int, length: int) -> Tensor:
-    """The run's elements out of `to_grid`'s rows, 1-D, as a view."""
+    """Return the run's elements out of the rows that `to_grid` made, 1-D, as a view."""
     before = start % BLOCK
     return grid.view(-1)[before : before + length]
 
@@ -58,13 +58,13 @@ _LARGEST = torch.finfo(torch.float32).max
 def quantize(
     values: Tensor, code: Code, start: int = 0, nearest: Callable[[Tensor, Code], Tensor] = nearest_by_arithmetic
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a run.
+    """Round a run of numbers to codes and scales.
 
     Args:
-        values: float32, 1-D: the run's elements.
-        code: Which values the codes stand for.
-        start: The run's first element, counted from its parameter's element 0.
-        nearest: How the nearest code is found; both ways give the same codes.
+        values: The run's elements, float32, 1-D.
+        code: The code, which says what values the 256 codes stand for.
+        start: The number of the run's first element, counted from its parameter's element 0.
+        nearest: The function that finds the nearest code; both that there are give the same.
 
     Returns:
         The codes, uint8, 1-D, and the absmax of each block, float32, 1-D.
@@ -77,22 +77,22 @@ def quantize(
 
 
 def dequantize(codes: Tensor, absmax: Tensor, code: Code, start: int = 0) -> Tensor:
-    """The float32 numbers that `quantize`'s result stands for, in a new 1-D tensor."""
+    """Return the float32 numbers that `quantize`'s result stands for, in a new 1-D tensor."""
     grid = to_grid(codes, start)
     values = code.values(codes.device).index_select(0, grid.reshape(-1).int()).view(grid.shape)
     return from_grid(values.mul_(absmax[:, None]), start, codes.numel())
 
 
 def with_one_scale(codes: Tensor, scales: Tensor, code: Code, start: int) -> tuple[Tensor, Tensor]:
-    """A block whose codes stood beside several scales, rounded anew beside the largest number's.
+    """Round a block whose codes stood beside several scales anew, beside the one that its largest number gives.
 
     Args:
-        codes: uint8, 1-D: the block's elements, or those of them that a share holds.
-        scales: float32, of each element.
-        code: Which values the codes stand for.
-        start: The first element, counted from its parameter's element 0.
+        codes: The codes of the block's elements, or of those of them that a share holds: uint8, 1-D.
+        scales: The scale of each element, float32.
+        code: The code, which says what values the 256 codes stand for.
+        start: The number of the first element, counted from its parameter's element 0.
 
     Returns:
-        As `quantize`.
+        The codes and the scale, as `quantize` returns them.
     """
     return quantize(code.values(codes.device).index_select(0, codes.int()) * scales, code, start)

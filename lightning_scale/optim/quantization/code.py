@@ -17,26 +17,26 @@ class Code:
     """A map from 256 codes to float32 values in [-1, 1] (signed) or [0, 1].
 
     Args:
-        signed: For first moments and momentum; unsigned for second moments, which are never negative.
+        signed: Whether there are negative values: for first moments and momentum, but not for second moments.
     """
 
     signed: bool
 
     @property
     def zero(self) -> int:
-        """The code of 0."""
+        """The code that stands for 0."""
         return 127 if self.signed else 0
 
     def parts(self, decade: int) -> int:
-        """n_i: how many values of one sign lie in a decade."""
+        """Return how many values of one sign lie in a decade (n_i)."""
         return int(2 ** (decade if self.signed else decade + 1))
 
     def values(self, device: torch.device | str = "cpu") -> Tensor:
-        """The 256 values, float32, ascending."""
+        """Return the 256 values, float32, ascending."""
         return _values(self, torch.device(device))
 
     def thresholds(self, device: torch.device | str = "cpu") -> Tensor:
-        """255 float32 numbers, ascending: the code of x is how many of them are below x.
+        """Return 255 float32 numbers, ascending: the code of x is how many of them are below x.
 
         Threshold i is the largest float32 that still belongs to code i: with M the exact middle of values i and i+1, the
         largest float32 <= M where M > 0, and the largest < M where M < 0. So the code is the nearest to x exactly, and
@@ -76,20 +76,20 @@ def _thresholds(code: Code, device: torch.device) -> Tensor:
 
 
 def nearest_by_search(x: Tensor, code: Code) -> Tensor:
-    """The code of each element, by search in the table: the definition.
+    """Return the code of each element, found by search in the table, which defines it.
 
     Args:
-        x: float32, any shape.
-        code: The code.
+        x: Numbers of any shape, float32.
+        code: The code, which has the table.
 
     Returns:
-        uint8, of the same shape.
+        The codes, uint8, in the same shape.
     """
     return torch.bucketize(x, code.thresholds(x.device), out_int32=True).to(torch.uint8)
 
 
 def nearest_by_arithmetic(x: Tensor, code: Code) -> Tensor:
-    """As `nearest_by_search`, without a search: a guess from seven lines, then one step up or down.
+    """Return what `nearest_by_search` does, without a search: a guess from seven lines, then one step up or down.
 
     Within decade i the magnitudes' places are linear: |x| · 10^(6-i) · n_i/0.9 + b_i. The lines meet at the decades'
     ends and get flatter, so the least of the seven is the right one. Rounded down, it is off by one at most (by float32's
@@ -114,7 +114,7 @@ def nearest_by_arithmetic(x: Tensor, code: Code) -> Tensor:
 
 @cache
 def _lines(code: Code) -> tuple[tuple[float, float], ...]:
-    """(slope, offset) of each decade's places."""
+    """Return the slope and the offset of the line that each decade's places lie on."""
     lines = []
     for i in range(DECADES):
         n = code.parts(i)
@@ -125,7 +125,7 @@ def _lines(code: Code) -> tuple[tuple[float, float], ...]:
 
 @cache
 def _beside(code: Code, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each code the threshold below and above it; at the ends NaN, on whose other side no number lies."""
+    """Return the thresholds below and above each code; at the ends they are NaN, which no number lies beyond."""
     thresholds = code.thresholds(device)
     end = thresholds.new_full((1,), torch.nan)
     return torch.cat([end, thresholds]), torch.cat([thresholds, end])

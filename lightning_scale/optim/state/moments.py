@@ -1,8 +1,8 @@
 """Moments as they stand in ``optimizer.state`` and in checkpoints, in 8 bits or not.
 
 Whether a layer's moment is kept in 8 bits depends on the whole layer's size alone (`EIGHT_BIT_FROM` elements and more),
-never on the share of it that lies here; and never where the parameter is float64. Of one local tensor, with ``key`` one
-of "exp_avg", "exp_avg_sq" and "momentum_buffer":
+never on the share of it that lies here; a float64 parameter's never is. One local tensor has these entries, where ``key`` is
+"exp_avg", "exp_avg_sq" or "momentum_buffer":
 
 =================  ==================================================================================================
 key                uint8 codes in the local tensor's shape, contiguous: block after block in row-major order, whatever
@@ -35,7 +35,7 @@ CODES: dict[str, Code] = {"exp_avg": SIGNED, "exp_avg_sq": UNSIGNED, "momentum_b
 
 
 def store(target: Tensor, values: Tensor, finite: Tensor | None) -> None:
-    """Write into ``target``, rounded to its dtype; nothing changes, bit for bit, where ``finite`` is a False."""
+    """Write values into ``target``, rounded to its dtype; where ``finite`` holds False, every bit stays as it is."""
     values = values.to(target.dtype).view(target.shape)
     target.copy_(values if finite is None else torch.where(finite, values, target))
 
@@ -48,11 +48,11 @@ class PlainMoment:
     """A view of the state: 1-D, or of a tensor that is not contiguous the whole of it, in its own shape."""
 
     def part(self, offset: int, length: int) -> PlainMoment:
-        """A run of elements."""
+        """Return a run of the elements."""
         return self if length == self.values.numel() else PlainMoment(self.values[offset : offset + length])
 
     def read(self) -> Tensor:
-        """The numbers, 1-D: read only."""
+        """Return the numbers, 1-D; they may be the state itself, so they are not to be changed."""
         return self.values.reshape(-1)
 
     def write(self, values: Tensor, finite: Tensor | None) -> None:
@@ -65,15 +65,15 @@ class QuantizedMoment:
     """A run's moment, or a piece of it, in 8 bits."""
 
     codes: Tensor
-    """uint8, 1-D, a view of the state."""
+    """The codes of the elements: uint8, 1-D, a view of the state."""
     absmax: Tensor
-    """float32, of each block, 1-D, a view of the state."""
+    """The scale of each block: float32, 1-D, a view of the state."""
     code: Code
     start: int
-    """The first element, counted from its layer's element 0."""
+    """The number of the first element, counted from the layer's element 0."""
 
     def part(self, offset: int, length: int) -> QuantizedMoment:
-        """A run of elements that starts and ends with a block or with the run."""
+        """Return some of the elements; they must start and end where a block or the whole run does."""
         if length == len(self.codes):
             return self
         start = self.start + offset
@@ -84,7 +84,7 @@ class QuantizedMoment:
         )
 
     def read(self) -> Tensor:
-        """The numbers, 1-D float32, in new memory."""
+        """Return the numbers that the codes stand for, 1-D float32, in new memory."""
         return dequantize(self.codes, self.absmax, self.code, self.start)
 
     def write(self, values: Tensor, finite: Tensor | None) -> None:
@@ -99,32 +99,32 @@ Moment = PlainMoment | QuantizedMoment
 
 @dataclass(frozen=True)
 class StoredMoment:
-    """One kind of moment as it stands in the state, one tensor or none for each local tensor: what Triton kernels take."""
+    """One kind of moment as it stands in the state, with one tensor or none for each local tensor, as Triton's take it."""
 
     values: list[Tensor | None]
-    """Codes; of a local tensor of small layers alone their elements, in compute dtype."""
+    """The codes, or, where a local tensor holds small layers alone, their elements in compute dtype."""
     scales: list[Tensor | None]
-    """The blocks' absmax."""
+    """The scale (absmax) of each block."""
     small: list[Tensor | None]
-    """The small layers' elements beside large ones."""
+    """The elements of small layers that lie beside large ones."""
     quantized: Callable[[LayerInfo], bool]
-    """Which layers are in 8 bits."""
+    """Says whether a layer's moments are in 8 bits."""
     checked: Callable[[], StoredMoment]
-    """The same, laid out as it must be; raises ValueError where dtypes or sizes are others."""
+    """Returns the same, laid out as it must be, and raises a ValueError where dtypes or sizes are others."""
 
 
 def absmax_key(key: str) -> str:
-    """Where the blocks' scales stand."""
+    """Return the key that the scales of a moment's blocks stand under."""
     return f"{key}_absmax"
 
 
 def of_blocks(key: str) -> bool:
-    """Whether a state tensor holds the blocks' scales."""
+    """Return whether a key of the state is one of blocks' scales."""
     return any(key == absmax_key(moment) for moment in CODES)
 
 
 def small_key(key: str) -> str:
-    """Where the small layers' elements of a mixed partition stand."""
+    """Return the key that a mixed partition's small layers' elements stand under."""
     return f"{key}_small"
 
 
@@ -135,14 +135,14 @@ def new_moment(
     runs: Sequence[Run],
     eight_bit_from: float = EIGHT_BIT_FROM,
 ) -> dict[str, Tensor]:
-    """The state of a moment that is zero.
+    """Return the state of a moment that is zero.
 
     Args:
-        key: Which moment.
-        weight: The local tensor: shape, device and dtype.
-        layers: The layout's.
-        runs: The layout's, those of this local tensor.
-        eight_bit_from: From which size of a layer on its moment is kept in 8 bits.
+        key: The moment's key in the state.
+        weight: A tensor of the local tensor's shape, device and dtype.
+        layers: The layers of the layout.
+        runs: The runs of the layout that lie in this local tensor.
+        eight_bit_from: The number of elements from which on a layer's moment is kept in 8 bits.
     """
     compute = torch.promote_types(weight.dtype, torch.float32)
     quantized = [s for s in runs if in_eight_bits(layers[s.layer], compute, eight_bit_from)]
@@ -162,7 +162,7 @@ def new_moment(
 
 
 def in_eight_bits(layer: LayerInfo, compute: torch.dtype, eight_bit_from: float = EIGHT_BIT_FROM) -> bool:
-    """Whether a layer's moments are kept in 8 bits."""
+    """Return whether a layer's moments are kept in 8 bits."""
     return layer.numel >= eight_bit_from and compute == torch.float32
 
 
@@ -173,17 +173,17 @@ def moments(
     compute: torch.dtype,
     eight_bit_from: float = EIGHT_BIT_FROM,
 ) -> list[Moment]:
-    """One kind of moment of every run.
+    """Return one kind of moment of every run, as views of the state.
 
     Args:
-        key: Which moment.
-        layout: Where the layers' elements live.
+        key: The moment's key in the state.
+        layout: The layout that says where the layers' elements lie.
         states: The state of each local tensor.
         compute: The dtype that steps are computed in.
-        eight_bit_from: As at `new_moment`.
+        eight_bit_from: The number of elements from which on a layer's moment is kept in 8 bits.
 
     Raises:
-        ValueError: for a state of other dtypes or sizes, as another optimizer's state_dict has them.
+        ValueError: For a state of other dtypes or sizes, as another optimizer's state_dict has them.
     """
     found: list[Moment] = []
     blocks = [0] * len(states)  # how far each tensor's absmax and small elements have been given away
@@ -221,7 +221,7 @@ def stored_moment(
     compute: torch.dtype,
     eight_bit_from: float = EIGHT_BIT_FROM,
 ) -> StoredMoment:
-    """One kind of moment of whole local tensors; arguments as at `moments`, whose errors come from its ``checked``."""
+    """Return one kind of moment of whole local tensors. It takes what `moments` takes, whose errors come from its ``checked``."""
 
     def checked() -> StoredMoment:
         moments(key, layout, states, compute, eight_bit_from)
@@ -233,7 +233,7 @@ def stored_moment(
 
 
 def _contiguous(state: dict[str, Tensor], key: str, dtype: torch.dtype, layer: LayerInfo) -> Tensor:
-    """A state tensor as it belongs, 1-D; what a checkpoint brought in another memory format is laid out anew."""
+    """Return a state tensor as it belongs, 1-D; what a checkpoint brought in another memory format is laid out anew."""
     value = _of_dtype(state, key, dtype, layer)
     if not value.is_contiguous():
         value = state[key] = value.contiguous()

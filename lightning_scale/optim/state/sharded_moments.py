@@ -27,17 +27,17 @@ from lightning_scale.optim.state.moments import CODES, absmax_key
 
 
 def codes_key(key: str) -> str:
-    """Where a moment's codes stand."""
+    """Return the key that a moment's codes stand under in a saved state."""
     return f"{key}_codes"
 
 
 def scales_key(key: str) -> str:
-    """Where its scales stand."""
+    """Return the key that a moment's scales stand under in a saved state."""
     return f"{key}_scales"
 
 
 def saved(p: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of one parameter as it is saved: as it is, unless the parameter is sharded and a moment is in 8 bits."""
+    """Return the state of one parameter in the form that is saved: another one where it is sharded and a moment is in 8 bits."""
     found = dict(state)
     for key in CODES:
         absmax = state.get(absmax_key(key))
@@ -49,10 +49,10 @@ def saved(p: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loaded(p: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of one parameter as its steps take it, of a saved one.
+    """Return the state of one parameter in the form that its steps take, from a saved one.
 
     Raises:
-        ValueError: for tensors of another parameter's shape.
+        ValueError: For tensors of another parameter's shape.
     """
     found = dict(state)
     for key, code in CODES.items():
@@ -70,7 +70,7 @@ def loaded(p: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_codes(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
-    """Raises ValueError for the saved state of an 8-bit optimizer, which another would take for no state at all."""
+    """Raise a ValueError for the saved state of an 8-bit optimizer, which another would take for no state at all."""
     if any(codes_key(key) in state for key in CODES):
         raise ValueError(
             f"the state of a parameter of shape {tuple(p.shape)} in this state_dict is in 8 bits, and {name} keeps it in full"
@@ -87,7 +87,7 @@ def _check(p: Tensor, codes: Tensor, scales: Tensor, rows: Rows) -> None:
 
 
 def _share(p: Tensor, codes: Tensor, absmax: Tensor) -> tuple[Tensor, Tensor]:
-    """This rank's rows of a whole parameter's codes, and their blocks' scales."""
+    """Return this rank's rows of a whole parameter's codes, and the scales of their blocks."""
     if is_sharded(codes) or codes.shape != p.shape:
         return codes, absmax
     rows = rows_of(p)
@@ -100,9 +100,9 @@ class Rows:
     """A run of whole rows of a parameter.
 
     Args:
-        first: The first one's number.
-        count: How many.
-        length: Elements of a row, 1 or more.
+        first: The number of the first row.
+        count: How many rows there are.
+        length: How many elements a row has, 1 or more.
     """
 
     first: int
@@ -111,17 +111,17 @@ class Rows:
 
     @property
     def start(self) -> int:
-        """The first element, counted from the parameter's element 0."""
+        """The number of the first element, counted from the parameter's element 0."""
         return self.first * self.length
 
     @property
     def blocks(self) -> int:
-        """How many blocks, or parts of blocks, they have."""
+        """How many blocks, or parts of blocks, the rows have."""
         return block_count(self.start, self.count * self.length)
 
 
 def rows_of(p: Tensor) -> Rows:
-    """The rows of a parameter (of one dimension and more, with elements) that lie on this rank."""
+    """Return the rows of a parameter that lie on this rank. It has elements, and one dimension or more."""
     length = p.numel() // p.shape[0]
     if not is_sharded(p):
         return Rows(0, p.shape[0], length)
@@ -130,12 +130,12 @@ def rows_of(p: Tensor) -> Rows:
 
 
 def columns(length: int) -> int:
-    """How many blocks a row of ``length`` elements touches at most, wherever rows begin in the grid."""
+    """Return how many blocks a row of ``length`` elements touches at most, wherever rows begin in the grid."""
     return -(-(BLOCK - gcd(length, BLOCK) + length) // BLOCK)
 
 
 def by_row(absmax: Tensor, rows: Rows) -> Tensor:
-    """[blocks] scales of a share as [rows, columns]."""
+    """Write the scales of a share's blocks, 1-D, row by row: [rows, columns]."""
     if not rows.count:
         return absmax.new_zeros(0, columns(rows.length))
     block, touched = _touched(rows, absmax.device)
@@ -143,16 +143,16 @@ def by_row(absmax: Tensor, rows: Rows) -> Tensor:
 
 
 def by_block(scales: Tensor, codes: Tensor, rows: Rows, code: Code) -> tuple[Tensor, Tensor]:
-    """The codes and [blocks] scales of a share, whatever the shares were that its rows come from.
+    """Return the codes and the scales of a share's blocks, whatever the shares were that its rows come from.
 
     Where the rows of a block have one scale, which they do unless another share ended there, codes and scale are as they
     were. Else the block's numbers are read, and rounded anew with one scale.
 
     Args:
-        scales: [rows, columns] float32.
-        codes: uint8, 1-D: of all the rows' elements.
-        rows: Which.
-        code: Of the moment.
+        scales: The scales row by row, [rows, columns] float32.
+        codes: The codes of all the rows' elements, uint8, 1-D.
+        rows: The rows that the share has.
+        code: The code that the moment is kept in.
 
     Returns:
         The codes (the same tensor where none changed) and the scales.
@@ -177,7 +177,7 @@ def by_block(scales: Tensor, codes: Tensor, rows: Rows, code: Code) -> tuple[Ten
 
 
 def _touched(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
-    """[rows, columns]: which of the share's blocks stands where, and whether its row touches it."""
+    """Return which of the share's blocks stands where in [rows, columns], and whether its row touches it."""
     start = torch.arange(rows.first, rows.first + rows.count, device=device) * rows.length
     block = (start // BLOCK)[:, None] + torch.arange(columns(rows.length), device=device)
     touched = block <= ((start + rows.length - 1) // BLOCK)[:, None]

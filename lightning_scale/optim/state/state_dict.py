@@ -18,18 +18,18 @@ def keep_state_dtypes(
     expected: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
     taken: Callable[[Tensor, dict[str, Any]], dict[str, Any]],
 ) -> Iterator[None]:
-    """Within, ``optimizer.load_state_dict`` keeps each state tensor's dtype, and refuses another optimizer's state.
+    """Within this context ``optimizer.load_state_dict`` keeps each state tensor's dtype, and refuses another optimizer's state.
 
     torch casts floating-point parameters' state to the parameter's dtype: float32 moments of a bfloat16 parameter would
     lose half their bits, and 8-bit codes would become floats. Other hooks see and may change what is loaded as always.
 
     Args:
-        optimizer: Whose.
-        expected: The state that it would make for a parameter of one of its groups, of this rank's share.
-        taken: A parameter's state in the form that it works with, of a loaded one.
+        optimizer: The optimizer that is about to load a state.
+        expected: Returns the state that it would make for this rank's share of a parameter, from the group and the parameter.
+        taken: Turns a loaded state of a parameter into the form that steps take.
 
     Raises:
-        ValueError: (from ``load_state_dict``, before anything is loaded) for state of other dtypes or shapes.
+        ValueError: (From ``load_state_dict``, before anything is loaded) for state of other dtypes or shapes.
     """
     loaded: dict[str, Any] = {}
 

@@ -32,12 +32,13 @@ STEP = "step"
 
 
 def kinds(layout: Layout, state: dict[str, Tensor], eight_bit_from: float) -> dict[str, list[Moment]]:
-    """Of each kind of state that has elements, what each run holds, as views.
+    """Return what each run holds of every kind of state that has elements, as views.
 
     Args:
-        layout: Of this one tensor.
-        state: Its state: tensors of its own size, moments as `lightning_scale.optim.state.moments` keeps them, and ``step``.
-        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+        layout: The layout of one local tensor.
+        state: The tensor's state: tensors of its own size, moments as `lightning_scale.optim.state.moments` keeps them, and
+            ``step``.
+        eight_bit_from: The number of elements from which on a layer's moments are in 8 bits.
     """
     beside = {STEP} | {of(key) for key in CODES for of in (absmax_key, small_key)}
     found: dict[str, list[Moment]] = {}
@@ -58,11 +59,11 @@ CUT_ABSMAX = "{}_cut_absmax"
 
 @dataclass(frozen=True)
 class Scales:
-    """Runs in order; one begins with every block.
+    """The scales of a layer, as runs of elements that have one scale each. At least one run begins with every block.
 
     Args:
-        starts: int64, 1-D: each run's first element, counted in the layer.
-        absmax: float32, 1-D: each run's scale.
+        starts: The first element of each run, counted in the layer: int64, 1-D, ascending.
+        absmax: The scale of each run: float32, 1-D.
     """
 
     starts: Tensor
@@ -70,11 +71,11 @@ class Scales:
 
     @property
     def cut(self) -> Tensor:
-        """Which runs begin inside a block."""
+        """Which of the runs begin inside a block."""
         return self.starts % BLOCK != 0
 
     def entries(self, key: str) -> dict[str, Tensor]:
-        """As a layer's whole state has them; see the module."""
+        """Return the entries that a layer's whole state has for them; the module says which."""
         found = {absmax_key(key): self.absmax[~self.cut]}
         if self.cut.any():
             found[CUT_STARTS.format(key)] = self.starts[self.cut]
@@ -82,22 +83,22 @@ class Scales:
         return found
 
     def at(self, elements: Tensor) -> Tensor:
-        """The scale of each element (int64, 1-D)."""
+        """Return the scale of each of these elements (their numbers: int64, 1-D)."""
         return self.absmax[torch.searchsorted(self.starts, elements, right=True) - 1]
 
 
 def from_shards(places: Sequence[tuple[int, int]], absmax: Sequence[Tensor]) -> Scales:
-    """The runs of pieces that follow one another.
+    """Return the scales of pieces that follow one another.
 
     Args:
-        places: (first element, length) of each.
-        absmax: Of each, the scale of every block that it has elements of.
+        places: The first element and the length of each piece.
+        absmax: For each piece, the scale of every block that it has elements of.
     """
     return _merged(torch.cat([_starts(*place) for place in places]), torch.cat([a.cpu() for a in absmax]))
 
 
 def from_state(absmax: Tensor, cut_starts: Tensor | None, cut_absmax: Tensor | None) -> Scales:
-    """The runs of a layer's whole state; see the module."""
+    """Return the scales that a layer's whole state has; the module says how it keeps them."""
     starts = torch.arange(len(absmax), dtype=torch.int64) * BLOCK
     if cut_starts is None or cut_absmax is None:
         return Scales(starts, absmax.cpu())
@@ -107,11 +108,11 @@ def from_state(absmax: Tensor, cut_starts: Tensor | None, cut_absmax: Tensor | N
 
 
 def from_rows(scales: Tensor, length: int) -> Scales:
-    """The runs of a layer whose scales are written row by row (see `lightning_scale.optim.state.sharded_moments`).
+    """Return the scales of a layer that are written row by row (see `lightning_scale.optim.state.sharded_moments`).
 
     Args:
-        scales: [rows, columns] float32.
-        length: Elements of a row.
+        scales: The scales, [rows, columns] float32.
+        length: How many elements a row has.
     """
     rows, columns = scales.shape
     row = torch.arange(rows, dtype=torch.int64)[:, None] * length
@@ -121,14 +122,14 @@ def from_rows(scales: Tensor, length: int) -> Scales:
 
 
 def _starts(start: int, length: int) -> Tensor:
-    """The first element of each block, or part of one, that these elements lie in."""
+    """Return the first element of each block, or part of one, that these elements lie in."""
     first = start // BLOCK
     starts = torch.arange(first, first + block_count(start, length), dtype=torch.int64) * BLOCK
     return starts.clamp_(min=start)
 
 
 def _merged(starts: Tensor, absmax: Tensor) -> Scales:
-    """Without the cuts whose two sides have one scale."""
+    """Return the scales without the cuts whose two sides have one scale."""
     same = torch.zeros_like(starts, dtype=torch.bool)
     same[1:] = (starts[1:] % BLOCK != 0) & (absmax[1:] == absmax[:-1])
     return Scales(starts[~same], absmax[~same])
@@ -139,11 +140,11 @@ class Shard:
     """What one rank holds of a layer's state: a run of its elements.
 
     Args:
-        start: The first one, counted in the layer, row-major.
-        length: How many.
-        values: 1-D of that length, on the CPU: moments, master weights; in 8 bits their codes.
-        scales: Of the values in 8 bits, by the same key: float32, of each block that the run has elements of.
-        numbers: What has no elements: the step count.
+        start: The number of the first element, counted in the layer row by row.
+        length: How many elements there are.
+        values: Moments and master weights by key, 1-D of that length, on the CPU; codes where they are in 8 bits.
+        scales: For values in 8 bits, by the same key, the scale of each block that the run has elements of: float32.
+        numbers: State that has no elements, which is the step count.
     """
 
     start: int
@@ -154,12 +155,12 @@ class Shard:
 
 
 def shards(layout: Layout, state: Mapping[str, Tensor], eight_bit_from: float) -> list[tuple[str, Shard]]:
-    """A local tensor's state, by the names of the layers that have elements in it; copies.
+    """Return copies of a local tensor's state, with the names of the layers that have elements in it.
 
     Args:
-        layout: Of this one tensor.
-        state: Its state.
-        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+        layout: The layout of one local tensor.
+        state: The tensor's state.
+        eight_bit_from: The number of elements from which on a layer's moments are in 8 bits.
     """
     held = kinds(layout, dict(state), eight_bit_from)
     numbers = {STEP: _kept(state[STEP])} if STEP in state else {}
@@ -183,15 +184,15 @@ def _kept(t: Tensor) -> Tensor:
 
 
 def whole(name: str, shape: Sequence[int], parts: Sequence[Shard]) -> dict[str, Tensor]:
-    """A layer's whole state, as an unsharded run keeps it; see the module on blocks that were cut.
+    """Return a layer's whole state, as an unsharded run keeps it; the module says what becomes of blocks that were cut.
 
     Args:
-        name: The layer's, for errors.
-        shape: Its shape.
-        parts: Of all ranks, in any order; those of replicas may be there more than once.
+        name: The layer's name, for errors.
+        shape: The layer's shape.
+        parts: What all ranks hold of it, in any order. Replicas may bring the same part more than once.
 
     Raises:
-        ValueError: where elements are missing, or ranks disagree on what state there is.
+        ValueError: Where elements are missing, or ranks disagree on what state there is.
     """
     ordered = _tiling(name, torch.Size(shape).numel(), parts)
     first = ordered[0]
@@ -207,7 +208,7 @@ def whole(name: str, shape: Sequence[int], parts: Sequence[Shard]) -> dict[str, 
 
 
 def _tiling(name: str, numel: int, parts: Sequence[Shard]) -> list[Shard]:
-    """Each place once, in order."""
+    """Return the parts in order, each place once."""
     if numel == 0:
         return list(parts[:1]) or _missing(name, 0, numel)
     by_start = {p.start: p for p in parts if p.length}
@@ -233,13 +234,13 @@ def fill(
     quantized anew, with the scale of all of their elements that lie here.
 
     Args:
-        layout: Of this one tensor.
-        state: Its state, as the optimizer makes it before the first step: changed in place.
-        wholes: Each layer's whole state, by name.
-        eight_bit_from: From which size of a layer on its moments are in 8 bits.
+        layout: The layout of one local tensor.
+        state: The tensor's state, as the optimizer makes it before the first step. It is changed in place.
+        wholes: The whole state of each layer, by name.
+        eight_bit_from: The number of elements from which on a layer's moments are in 8 bits.
 
     Raises:
-        ValueError: where a layer is missing, or has not the kinds of state, the sizes and the dtypes that belong here.
+        ValueError: Where a layer is missing, or has not the kinds of state, the sizes and the dtypes that belong here.
     """
     here = [(s, layout.layers[s.layer]) for s in layout.runs]
     for _, layer in here:
@@ -260,7 +261,7 @@ def fill(
 
 
 def _code(moment: QuantizedMoment, codes: Tensor, scales: Scales) -> None:
-    """Codes and scales of a run; of blocks with several scales anew."""
+    """Write the codes and scales of a run, and round blocks in which several scales meet anew."""
     start, length = moment.start, len(codes)
     moment.codes.copy_(codes)
     firsts = torch.tensor([start + first for first, _ in blocks(start, length)], dtype=torch.int64)
@@ -320,7 +321,7 @@ def _entry_number(layer: LayerInfo, whole: Mapping[str, Tensor]) -> Tensor:
 
 
 def mended(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer's whole state with one scale a block, for a run where layers are whole; itself where it has that."""
+    """Return a layer's whole state with one scale for each block, for a run where layers are whole."""
     beside = {form.format(key) for key in CODES for form in (CUT_STARTS, CUT_ABSMAX)}
     own = {key: value for key, value in state.items() if key not in beside}
     if len(own) < len(state):
@@ -333,7 +334,7 @@ def mended(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_blocks(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A layer's whole state as `fill` takes it, of one whose scales are written row by row (`saved_moments`)."""
+    """Return a layer's whole state as `fill` takes it, from one whose scales are written row by row (`sharded_moments`)."""
     found = dict(state)
     for key in CODES:
         codes, scales = found.pop(codes_key(key), None), found.pop(scales_key(key), None)

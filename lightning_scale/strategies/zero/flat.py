@@ -89,6 +89,7 @@ def shares_of(layout: Layout, pieces: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def pieces_layout(pieces: Sequence[Tensor], all_reduce: Callable[[Tensor], None] | None) -> Layout:
-    """A layout of tensors whose layers do not matter: all of their elements."""
+    """A layout of tensors whose layers do not matter: all of their elements, as if they were one layer."""
     numels = tuple(t.numel() for t in pieces)
-    return Layout((), tuple(Run(0, i, 0, 0, n) for i, n in enumerate(numels)), numels, all_reduce)
+    everything = LayerInfo("", sum(numels), 1)
+    return Layout((everything,), tuple(Run(0, i, 0, 0, n) for i, n in enumerate(numels)), numels, all_reduce)

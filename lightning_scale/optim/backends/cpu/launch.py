@@ -21,14 +21,12 @@ from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Addresses, Bucket, FirstPass, Guard, LayerNorms, addresses
 from lightning_scale.optim.backends.cpu import elements
-from lightning_scale.optim.backends.cut import cut
+from lightning_scale.optim.backends.cut import GROUP, cut
 from lightning_scale.optim.backends.norms import ratio_by_numpy
 from lightning_scale.optim.layout import Layout
 
 CHUNK = 1 << 15
 """Elements of a chunk. Layers are cut at multiples of it, wherever their elements live, so that sums add the same numbers."""
-GROUP = 1 << 20
-"""Elements of small layers that are stepped together, both passes one after the other: what a cache holds."""
 
 Column = NDArray[np.int64]
 
