@@ -50,7 +50,7 @@ def _run(run: Run) -> str:
         f"## Set {asked['parameters']}: {run.elements:,} elements in {run.tensors:,} tensors, {asked['dtype']}",
         f"A copy of {asked['copy_mib']} MiB moves {copied.median / 1e9:.3g} GB/s (read and written;"
         f" {copied.min / 1e9:.3g}–{copied.max / 1e9:.3g}).{disturbed}",
-        _table(_COLUMNS, [_cells(row) for row in run.rows if row.status != MISSING]),
+        markdown_table(_COLUMNS, [_cells(row) for row in run.rows if row.status != MISSING]),
         _missing([row for row in run.rows if row.status == MISSING]),
         _notes(run.rows),
     ]
@@ -126,10 +126,11 @@ def _targets(targets: Sequence[TargetRow]) -> str:
         ]
         for t in targets
     ]
-    return "## Targets\n\n" + _table(("× AdamW", "must", "goal", "measured", "reached"), cells)
+    return "## Targets\n\n" + markdown_table(("× AdamW", "must", "goal", "measured", "reached"), cells)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, in columns that are as wide as their widest cell."""
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:
