@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from benchmarks import first_step
 from benchmarks.measure.spread import Spread
-from lightning_scale.optim.backends.choice import has_cpu_kernels
 
-needs_numba = pytest.mark.skipif(not has_cpu_kernels(), reason="needs numba")
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 
 
 @needs_numba

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import optimizers
 from benchmarks.contestants import everyone
 from benchmarks.contestants.contestant import Contestant, NotAvailable
 from benchmarks.contestants.imports import load, load_file
@@ -282,6 +283,31 @@ def test_state_counts_every_storage_once() -> None:
     shared = torch.zeros(16)
     optimizer.state[p] = {"a": shared, "b": shared[:4], "c": {"inner": [torch.zeros(2, dtype=torch.uint8)]}, "step": 3}
     assert state_bytes(optimizer) == 64 + 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sets"),
+    [
+        ([], {"cpu": (30, 100.0), "small": (100, 25.0), "many": (100, 25.0)}),
+        (["--set", "cpu"], {"cpu": (30, 150.0)}),
+        (["--parameters", "small", "--seconds", "9"], {"small": (100, 9.0)}),
+        (["--set", "many", "tiny", "--rounds", "2"], {"many": (2, 30.0), "tiny": (2, 120.0)}),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_what_the_command_asks_for_on_a_cpu(
+    options: list[str], sets: dict[str, Any], report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Settings] = []
+
+    def instead(settings: list[Settings], **_: Any) -> Report:
+        asked.extend(settings)
+        return report
+
+    monkeypatch.setattr(optimizers, "run", instead)
+    optimizers.main(["--device", "cpu", *options])
+    assert {s.parameters: (s.rounds, s.seconds) for s in asked} == sets
+    assert {(s.device, s.threads, s.least) for s in asked} == {("cpu", 2, 3)}
 
 
 @pytest.mark.parametrize("command", [["-m", "benchmarks.optimizers"], ["benchmarks/optimizers.py"]])
