@@ -68,7 +68,7 @@ def deepspeed_adam(flat: nn.Parameter, threads: int) -> Step:
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # what it is linked with reads this when it is loaded
     # ninja may be installed beside this Python alone.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     adam = load("deepspeed.ops.adam").DeepSpeedCPUAdam
     try:
         step: Step = adam([flat], lr=_LR, betas=BETAS, eps=EPS["AdamW"], weight_decay=WEIGHT_DECAY).step
