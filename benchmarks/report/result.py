@@ -80,6 +80,8 @@ class TargetRow:
     measured: float | None = None
     by: str = ""
     """Whose it is: the quickest right one of that optimizer that tests the gradients."""
+    disturbed: bool = False
+    """Whether others used so much of the cores meanwhile that the ratio says nothing."""
 
 
 @dataclass(frozen=True)

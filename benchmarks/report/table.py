@@ -122,11 +122,19 @@ def _targets(targets: Sequence[TargetRow]) -> str:
             f"{t.must:g}",
             f"{t.goal:g}",
             "unmeasured" if t.measured is None else f"{t.measured:.2f} ({t.by})",
-            "-" if t.measured is None else "goal" if t.measured <= t.goal else "must" if t.measured <= t.must else "no",
+            _reached(t),
         ]
         for t in targets
     ]
     return "## Targets\n\n" + markdown_table(("× AdamW", "must", "goal", "measured", "reached"), cells)
+
+
+def _reached(target: TargetRow) -> str:
+    if target.measured is None:
+        return "-"
+    if target.disturbed:
+        return "disturbed by others"
+    return "goal" if target.measured <= target.goal else "must" if target.measured <= target.must else "no"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -239,6 +239,18 @@ def test_a_target_takes_the_quickest_right_one(report: Report) -> None:
     assert all(t.measured is None for t in compare([as_if(parameters="cpu", threads=1)], avx512=True))
 
 
+@pytest.mark.parametrize(("share", "said"), [(None, "goal"), (0.01, "goal"), (0.5, "disturbed by others")])
+def test_a_target_counts_on_a_quiet_machine_alone(report: Report, share: float | None, said: str) -> None:
+    settings = {**report.runs[0].settings, "parameters": "cpu", "threads": 2}
+    lamb = row(report, "LAMB fused=None")
+    assert lamb.ratio is not None
+    quick = replace(lamb, ratio=replace(lamb.ratio, median=1.0))
+    seen = replace(report.runs[0], settings=settings, others_share_of_cores=share, rows=[quick])
+    found = compare([seen], avx512=True)
+    (line,) = [x for x in markdown(replace(report, targets=found)).splitlines() if x.startswith("| LAMB on cpu, cpu ")]
+    assert line.split("|")[-2].strip() == said
+
+
 @pytest.mark.parametrize(("avx512", "numbers"), [(True, (3.5, 2.5)), (False, (5.0, 3.5))])
 def test_a_target_that_depends_on_the_processor(report: Report, avx512: bool, numbers: tuple[float, float]) -> None:
     found = compare([], avx512)
