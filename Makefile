@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 
-.PHONY: demo study comparisons test test-slow test-oldest faults lint types bench gpu kernels triton-versions docs clean
+.PHONY: demo study comparisons test test-slow test-oldest faults lint types bench first-step offloaded gpu kernels triton-versions docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,8 @@ help:
 	@echo "make test-oldest   make test with the oldest torch, Lightning and other packages that are allowed; PYTHON=python3.10"
 	@echo "make faults   a training killed 20 times under each strategy, and every other fault: an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
+	@echo "make first-step   seconds of LAMB's first step in a fresh process, with and without compiled kernels; a minute"
+	@echo "make offloaded   a step of ZeRO-2's offloaded LAMB beside DeepSpeed's CPU Adam, which is compiled first; two minutes"
 	@echo "make gpu    on a GPU, by the machine's own Python: its tests, steps, benchmarks, constants: 8 minutes; GPU=... adds options"
 	@echo "make kernels  what the compilers of three versions of Triton make of the kernels, as a table: ten minutes, no GPU"
 	@echo "make docs   these pages and the API reference as HTML, in build/docs; a broken link is an error"
@@ -75,9 +77,15 @@ faults: test_faults = tests/faults tests/checkpoints tests/callbacks/test_resume
 faults: $(VENV)/.dev $(VENV)/.deepspeed
 	$(PYTEST) -m "not gpu" $(test_faults) $(TEST)
 
-# Without a GPU the parameters of the set "cpu", on two threads; with one, BERT-large's.
+# Without a GPU the parameters of the sets "cpu", "small" and "many", on two threads; with one, BERT-large's.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.optimizers $(BENCH)
+
+first-step: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.first_step $(BENCH)
+
+offloaded: $(VENV)/.dev $(VENV)/.deepspeed
+	$(BIN)/python -m benchmarks.offloaded $(BENCH)
 
 # By the Python that has the machine's torch and Triton: nothing is installed. GPU=--rehearse does the same on a CPU.
 GPU_PYTHON ?= python3

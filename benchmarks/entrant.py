@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.contestants.contestant import Contestant, NotAvailable
 from benchmarks.equations.hyper import TIMED
-from benchmarks.measure.check import judge, trace
+from benchmarks.measure.check import Verdict, judge, trace
 from benchmarks.measure.launches import kernels, triton_launches
 from benchmarks.measure.memory import peak_extra_bytes, state_bytes
 from benchmarks.measure.race import Lane, warm_up
@@ -32,12 +32,35 @@ class Entrant:
     lane: Lane | None = None
 
 
+class Checks:
+    """What became of everyone's check, which is the same whatever set of parameters is measured.
+
+    Args:
+        device: Where they step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known: dict[tuple[str, torch.dtype], tuple[Verdict, Verdict | None, bool]] = {}
+
+    def of(self, contestant: Contestant, dtype: torch.dtype) -> tuple[Verdict, Verdict | None, bool]:
+        """How far it is from what it claims, then from what it is thought to compute instead; whether it writes gradients."""
+        key = (contestant.name, dtype)
+        if key not in self._known:
+            seen = trace(contestant.make, contestant.claims.rate, SETS["tiny"], self._device, dtype)
+            verdict = judge(seen, contestant.claims)
+            instead = judge(seen, contestant.instead) if contestant.instead and not verdict.right else None
+            self._known[key] = verdict, instead, seen.writes_gradients
+        return self._known[key]
+
+
 def enter(
     contestant: Contestant,
     parameters: Sequence[nn.Parameter],
     prepare: Callable[[bool], Callable[[], object]],
     settings: Settings,
     stopwatch: Stopwatch,
+    checked: Checks,
     *,
     always: bool = False,
 ) -> Entrant:
@@ -49,6 +72,7 @@ def enter(
         prepare: Given whether its step changes the gradients, makes what is to be done before every step.
         settings: The run's.
         stopwatch: Measures.
+        checked: Keeps what the check found.
         always: Whether it takes part in every round.
     """
     row = Row(
@@ -63,7 +87,7 @@ def enter(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _enter(row, contestant, parameters, prepare, settings, stopwatch, always)
+            return _enter(row, contestant, parameters, prepare, settings, stopwatch, checked, always)
     except NotAvailable as reason:
         said = f"not available: {reason}" if contestant.package == "lightning_scale" else str(reason)
         return Entrant(replace(row, reason=said))
@@ -81,17 +105,16 @@ def _enter(
     prepare: Callable[[bool], Callable[[], object]],
     settings: Settings,
     stopwatch: Stopwatch,
+    checked: Checks,
     always: bool,
 ) -> Entrant:
     device = torch.device(settings.device)
     dtype = parameters[0].dtype
     refuse(contestant, settings, dtype)
-    seen = trace(contestant.make, contestant.claims.rate, SETS["tiny"], device, dtype)
-    verdict = judge(seen, contestant.claims)
-    instead = judge(seen, contestant.instead) if contestant.instead and not verdict.right else None
+    verdict, instead, writes_gradients = checked.of(contestant, dtype)
 
     optimizer = contestant.make(parameters, TIMED * contestant.claims.rate)
-    lane = Lane(row.name, _step(optimizer), prepare(seen.writes_gradients), always)
+    lane = Lane(row.name, _step(optimizer), prepare(writes_gradients), always)
     steps = warm_up(lane, stopwatch)
     elements = sum(p.numel() for p in parameters)
     form = settings.dtype if dtype == settings.torch_dtype else "float32"
@@ -102,7 +125,7 @@ def _enter(
             status=MEASURED if verdict.right else WRONG,
             check=verdict,
             instead=instead,
-            writes_gradients=seen.writes_gradients,
+            writes_gradients=writes_gradients,
             bytes_per_element=bytes_per_element(row.traffic, form, tests_finite=row.tests_finite),
             least_bytes_per_element=least_bytes_per_element(row.traffic, form),
             state_bytes_per_element=state_bytes(optimizer) / elements,

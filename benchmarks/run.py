@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from torch import nn
 from benchmarks.contestants import everyone
 from benchmarks.contestants.contestant import Contestant
 from benchmarks.contestants.of_torch import BASELINE
-from benchmarks.entrant import Entrant, enter
+from benchmarks.entrant import Checks, Entrant, enter
 from benchmarks.measure.environment import environment, gpu_clocks
 from benchmarks.measure.others import Others
 from benchmarks.measure.race import Lane, Results, race, warm_up
@@ -22,7 +23,7 @@ from benchmarks.measure.spread import Spread, ratios, spread
 from benchmarks.measure.stopwatch import Stopwatch, stopwatch_for
 from benchmarks.parameter_sets import SETS
 from benchmarks.parameter_sets.filled import filled
-from benchmarks.report.result import Report, Row
+from benchmarks.report.result import Report, Row, Run
 from benchmarks.report.targets import compare
 from benchmarks.settings import Settings
 
@@ -30,7 +31,7 @@ COPY = "copy"
 
 
 def run(
-    settings: Settings,
+    settings: Settings | Sequence[Settings],
     contestants: Sequence[Contestant] | None = None,
     stopwatch: Stopwatch | None = None,
     say: Callable[[str], object] = lambda line: None,
@@ -38,49 +39,71 @@ def run(
     """Measure, and report.
 
     Args:
-        settings: What is asked for.
+        settings: What is asked for; or of several sets of parameters, which are measured one after the other on one device.
         contestants: Who; all where not given. The baseline takes part in any case.
         stopwatch: The device's where not given.
         say: Told how far it is.
     """
-    device = torch.device(settings.device)
+    asked = [settings] if isinstance(settings, Settings) else list(settings)
+    device = torch.device(asked[0].device)
     stopwatch = stopwatch or stopwatch_for(device)
-    chosen = _chosen(everyone() if contestants is None else contestants, settings.only)
-    with _threads(settings.threads):
+    who, checked = everyone() if contestants is None else contestants, Checks(device)
+    with _threads(asked[0].threads):
         where = environment(device, [c.package for c in everyone()])
-        shapes, dtype = SETS[settings.parameters], settings.torch_dtype
-        parameters = filled(shapes, device, dtype)
-        plain = parameters if dtype == torch.float32 else filled(shapes, device, torch.float32)
-        before = _Before(settings)
-
-        entrants: list[Entrant] = []
-        for contestant in chosen:
-            own = plain if contestant.name == BASELINE else parameters
-            ready = enter(contestant, own, before.of(own), settings, stopwatch, always=contestant.name == BASELINE)
-            say(f"{contestant.name}: {ready.row.reason or _checked(ready.row)}")
-            entrants.append(ready)
-        lanes = [_copy_lane(settings), *(e.lane for e in entrants if e.lane is not None)]
-        warm_up(lanes[0], stopwatch)
-        say(f"{len(lanes)} in turn, about {settings.seconds:.0f} s or {settings.rounds} rounds")
-        others = Others()
-        results = race(lanes, stopwatch, rounds=settings.rounds, least=settings.least, seconds=settings.seconds)
-        where["others_share_of_cores"] = others.share()
+        runs = []
+        for one in asked:
+            assert (one.device, one.threads) == (asked[0].device, asked[0].threads)
+            runs.append(_run(one, _chosen(who, one.only), checked, stopwatch, say))
+            gc.collect()  # everyone's state
         if device.type == "cuda":
             where["driver_and_clocks_after"] = gpu_clocks()
+    return Report(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        environment=where,
+        baseline=BASELINE,
+        runs=runs,
+        targets=compare(runs, where["avx512"]),
+    )
+
+
+def _run(
+    settings: Settings,
+    chosen: Sequence[Contestant],
+    checked: Checks,
+    stopwatch: Stopwatch,
+    say: Callable[[str], object],
+) -> Run:
+    """On one set of parameters."""
+    device = torch.device(settings.device)
+    shapes, dtype = SETS[settings.parameters], settings.torch_dtype
+    parameters = filled(shapes, device, dtype)
+    plain = parameters if dtype == torch.float32 else filled(shapes, device, torch.float32)
+    before = _Before(settings)
+
+    say(f"set {settings.parameters}")
+    entrants: list[Entrant] = []
+    for contestant in chosen:
+        baseline = contestant.name == BASELINE
+        own = plain if baseline else parameters
+        ready = enter(contestant, own, before.of(own), settings, stopwatch, checked, always=baseline)
+        say(f"{contestant.name}: {ready.row.reason or _checked(ready.row)}")
+        entrants.append(ready)
+    lanes = [_copy_lane(settings), *(e.lane for e in entrants if e.lane is not None)]
+    warm_up(lanes[0], stopwatch)
+    say(f"{len(lanes)} in turn, about {settings.seconds:.0f} s or {settings.rounds} rounds")
+    others = Others()
+    results = race(lanes, stopwatch, rounds=settings.rounds, least=settings.least, seconds=settings.seconds)
+    share = others.share()
 
     elements = sum(p.numel() for p in parameters)
     copied = spread([2 * settings.copy_mib * 2**20 / s for s in _seconds(results, COPY) if s is not None])
-    rows = [_timed(entrant.row, results, copied, elements) for entrant in entrants]
-    return Report(
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    return Run(
         settings=asdict(settings),
-        environment=where,
         elements=elements,
         tensors=len(parameters),
-        baseline=BASELINE,
         copy_bytes_per_second=copied,
-        rows=rows,
-        targets=compare(settings, rows),
+        others_share_of_cores=share,
+        rows=[_timed(entrant.row, results, copied, elements) for entrant in entrants],
     )
 
 

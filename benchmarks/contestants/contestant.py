@@ -29,7 +29,8 @@ class Contestant:
         claims: What it says that it computes.
         make: Makes it; imports its package. Raises NotAvailable with a sentence where that cannot be.
         instead: What it computes where that is another thing, as far as it is known; checked too.
-        fused: The library's own option, for its own optimizers.
+        fused: The library's own option, for its own optimizers: None for Triton's kernels on CUDA devices and numba's on CPUs,
+            False for the reference in plain torch, True for Triton's kernels or none.
         tests_finite: Whether a step looks at every gradient for NaN and Inf.
         master: Whether it can keep float32 copies of bfloat16 parameters.
         note: A sentence for the reader.

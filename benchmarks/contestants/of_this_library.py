@@ -1,4 +1,4 @@
-"""This library's optimizers: every choice of ``fused``, with and without the non-finite test."""
+"""This library's optimizers, as its registry has them: every choice of ``fused``, with and without the non-finite test."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from benchmarks.contestants.contestant import Contestant, Make, NotAvailable
 from benchmarks.contestants.groups import groups
 from benchmarks.equations.hyper import BETAS, EPS, MOMENTUM, TRUST_COEFFICIENT, WEIGHT_DECAY
 from benchmarks.equations.rules import ADAMW, LAMB, LARS, LARS_MOMENTUM, SGD, Rule
+from benchmarks.rows import ROWS
+from lightning_scale.optim.layerwise import LayerwiseOptimizer
+from lightning_scale.optim.registry import Entry
 
-_LAMB = {"betas": BETAS, "eps": EPS["LAMB"], "weight_decay": WEIGHT_DECAY}
-_LARS = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "trust_coefficient": TRUST_COEFFICIENT, "eps": EPS["LARS"]}
-_MOMENTUM = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "trust_norm": "momentum"}
-_KINDS: list[tuple[str, str, Rule, dict[str, Any]]] = [
-    ("LAMB", "LAMB", LAMB, _LAMB),
-    ("LARS", "LARS", LARS, _LARS),
-    ("LARS on the momentum", "LARS", LARS_MOMENTUM, _MOMENTUM),
-    ("LAMB8bit", "LAMB8bit", LAMB.in_8_bits(), _LAMB),
-    ("LARS8bit", "LARS8bit", LARS.in_8_bits(), _LARS),
-    ("AdamW8bit", "AdamW8bit", ADAMW.in_8_bits(), {"betas": BETAS, "eps": EPS["AdamW"]}),
-    ("SGD8bit", "SGD8bit", SGD.in_8_bits(), {"momentum": MOMENTUM}),
-]
-# What users get unless they write something else; then the others. The test costs the same whatever takes the step.
-_FORMS: list[tuple[bool | None, bool]] = [(None, True), (None, False), (False, True), (True, True), (True, False)]
+# By algorithm and form: the equation that is claimed, and the numbers that it has.
+_CLAIMS: dict[tuple[str, str], tuple[Rule, dict[str, Any]]] = {
+    ("lamb", ""): (LAMB, {"betas": BETAS, "eps": EPS["LAMB"]}),
+    ("lars", ""): (LARS, {"momentum": MOMENTUM, "trust_coefficient": TRUST_COEFFICIENT, "eps": EPS["LARS"]}),
+    ("lars", "momentum"): (LARS_MOMENTUM, {"momentum": MOMENTUM}),
+    ("adamw", ""): (ADAMW, {"betas": BETAS, "eps": EPS["AdamW"]}),
+    ("sgd", ""): (SGD, {"momentum": MOMENTUM}),
+}
+# What users get unless they write something else (None: Triton's kernels on CUDA devices, numba's on CPUs); then the reference
+# in plain torch (False), and Triton's kernels or an error (True). The test costs the same whatever takes the step.
+_FUSED: list[tuple[bool | None, bool]] = [(None, True), (None, False), (False, True), (True, True), (True, False)]
 
 
 def contestants() -> list[Contestant]:
@@ -36,27 +36,34 @@ def contestants() -> list[Contestant]:
             name=f"{name} fused={fused}{'' if tests else ', no test'}",
             package="lightning_scale",
             traffic=name,
-            claims=rule,
-            make=_make(kind, options | {"fused": fused, "skip_nonfinite": tests}),
+            claims=_rule(entry, form),
+            make=_make(entry, form, fused=fused, skip_nonfinite=tests),
             fused=fused,
             tests_finite=tests,
             master=True,
         )
-        for name, kind, rule, options in _KINDS
-        for fused, tests in _FORMS
+        for name, (entry, form) in ROWS.items()
+        for fused, tests in _FUSED
     ]
 
 
-def _make(kind: str, options: dict[str, Any]) -> Make:
-    def make(parameters: Sequence[nn.Parameter], lr: float) -> Any:
-        import lightning_scale.optim
+def _rule(entry: Entry, form: str) -> Rule:
+    rule, _ = _CLAIMS[entry.algorithm, form]
+    return rule.in_8_bits() if entry.eight_bit else rule
 
-        own = dict(options)
+
+def _make(entry: Entry, form: str, **asked: Any) -> Make:
+    _, numbers = _CLAIMS[entry.algorithm, form]
+
+    def make(parameters: Sequence[nn.Parameter], lr: float) -> Any:
+        own = entry.every_form()[form] | numbers | asked | {"lr": lr}
         if any(p.dtype == torch.bfloat16 for p in parameters):
             own["master_weights"] = True
-        grouped = kind in ("AdamW8bit", "SGD8bit")  # which decay every parameter unless its group says not
+        # What is not layer-wise decays every parameter unless its group says not.
+        layerwise = issubclass(entry.kind, LayerwiseOptimizer)
+        kind: Any = entry.kind
         try:
-            return getattr(lightning_scale.optim, kind)(groups(parameters) if grouped else parameters, lr=lr, **own)
+            return kind(parameters, weight_decay=WEIGHT_DECAY, **own) if layerwise else kind(groups(parameters), **own)
         except ValueError as error:
             if own["fused"]:
                 raise NotAvailable(str(error)) from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.contestants.contestant import Contestant
 from benchmarks.gpu.bench import Bench, Options, each_apart, in_one_line, milliseconds
+from lightning_scale.optim.registry import REGISTRY
 
 NAMES = ("LAMB fused=True", "LARS fused=True", "AdamW8bit fused=True", "LAMB8bit fused=True")
 _KERNELS = "lightning_scale.optim.backends.triton"
@@ -50,18 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def trials(name: str) -> list[Trial]:
     """What is tried with an optimizer's kernels; the quickest to try first."""
-    if "8bit" in name:
+    entry = REGISTRY[name.partition(" ")[0]]
+    if entry.eight_bit:
         chunks = [Trial("chunk", f"2^{k}", {"chunks.QUANTIZED_CHUNK": _to(1 << k)}) for k in (12, 13, 14, 11, 15)]
         pairs = ((1, 1), (1, 2), (2, 2), (2, 1), (4, 4), (4, 2))
         return chunks + [
             Trial("warps, rows", f"{w}, {r}", {"launch.WARPS": _to(w), "launch.ROWS": _to(r)}) for w, r in pairs
         ]
-    own = name.partition(" ")[0].lower()
     return [
         *(Trial("lag", f"2^{k}", {"turns.order_of.__defaults__": _to((1 << k,))}) for k in (20, 19, 21, 18, 22)),
-        *(Trial("chunk", f"2^{k}", {f"{own}.ORDERED_CHUNK": _to(1 << k)}) for k in (12, 11, 13, 14)),
-        *(Trial("warps", f"{w}", {f"{own}.launch": partial(_with_warps, w)}) for w in (8, 2)),
-        *(Trial("block", f"{b}", {f"{own}.block": _to(lambda b=b: b)}) for b in (2048, 512, 4096)),
+        *(Trial("chunk", f"2^{k}", {f"{entry.algorithm}.ORDERED_CHUNK": _to(1 << k)}) for k in (12, 11, 13, 14)),
+        *(Trial("warps", f"{w}", {f"{entry.algorithm}.launch": partial(_with_warps, w)}) for w in (8, 2)),
+        *(Trial("block", f"{b}", {f"{entry.algorithm}.block": _to(lambda b=b: b)}) for b in (2048, 512, 4096)),
     ]
 
 

@@ -15,14 +15,9 @@ from pathlib import Path
 from benchmarks.gpu.session import ROOT, Stage
 
 NAMES = ("versions", "tests", "steps", "checks", "float32", "bf16", "constants")
-# A rehearsal has some rows alone, for in Triton's interpreter a step takes half a second.
-_REHEARSED = {
-    "steps": ("LAMB fused=True", "LARS fused=True", "*8bit fused=True"),
-    "checks": ("SGD8bit fused=True",),
-    "constants": ("LAMB fused=True", "AdamW8bit fused=True", "--seconds=16"),
-}
+# Of the benchmark in float32 and with bf16-master; there with all optimizers in 8 bits.
 _FLOAT32 = ("torch AdamW*", "* fused=True", "LAMB* fused=True, no test", "timm Lamb", "torchao*")
-_BF16 = ("LAMB fused=True*", "LARS fused=True", "LAMB8bit fused=True*", "[ALS]*8bit fused=True")
+_BF16 = ("LAMB fused=True*", "LARS fused=True", "LAMB8bit fused=True*")
 _UNINDENTED = r"\S"
 _NOT_WELL = r"- .*: fails: |\| ✗"
 _PYTESTS_LAST_LINE = r"(=+ )?.*\d+ (passed|failed|skipped|errors?)\b.* in [\d.]+s"
@@ -36,6 +31,18 @@ def stages(folder: Path, work: Path, rehearse: bool) -> list[Stage]:
         work: A folder for what is not kept.
         rehearse: Whether a CPU and small tensors stand in for the GPU and BERT-large's.
     """
+    # Here, for this module is read before it is known whether this Python has torch.
+    from benchmarks.rows import simplest
+    from lightning_scale.optim.registry import REGISTRY
+
+    eight_bit = tuple(f"{entry.name} fused=True" for entry in REGISTRY.values() if entry.eight_bit)
+    # A rehearsal has some rows alone, for in Triton's interpreter a step takes half a second.
+    one = (f"{simplest().name} fused=True",)
+    rehearsed = {
+        "steps": ("LAMB fused=True", "LARS fused=True", *eight_bit),
+        "checks": one,
+        "constants": ("LAMB fused=True", "AdamW8bit fused=True", "--seconds=16"),
+    }
     device, parameters = ("cpu", "tiny") if rehearse else ("cuda", "bert-large")
     where = ("--device", device, "--set", parameters)
 
@@ -43,12 +50,12 @@ def stages(folder: Path, work: Path, rehearse: bool) -> list[Stage]:
         return [sys.executable, "-m", f"benchmarks.{name}", *options]
 
     def timed(name: str) -> Callable[[float], list[str]]:
-        names = _REHEARSED[name] if rehearse else ()
+        names = rehearsed[name] if rehearse else ()
         return lambda limit: module(f"gpu.{name}", *where, "--seconds", f"{0.9 * limit:.0f}", *names)
 
     def benchmark(name: str, share: float, only: Sequence[str], dtype: str) -> Stage:
         def command(limit: float) -> list[str]:
-            names = ("SGD8bit fused=True",) if rehearse else only
+            names = one if rehearse else only
             size = ("--rounds", "1", "--least", "1") if rehearse else ("--rounds", "60", "--flush", f"{_flush()}")
             # Before the steps that are timed, everything is compiled and checked.
             much = ("--dtype", dtype, "--seconds", f"{0.3 * limit:.0f}", *size, "--output", f"{work / name}")
@@ -63,7 +70,7 @@ def stages(folder: Path, work: Path, rehearse: bool) -> list[Stage]:
         Stage("steps", "steps.txt", 100, timed("steps"), _UNINDENTED),
         Stage("checks", "steps.txt", 55, timed("checks"), _UNINDENTED),
         benchmark("float32", 90, _FLOAT32, "float32"),
-        benchmark("bf16", 50, _BF16, "bf16-master"),
+        benchmark("bf16", 50, (*_BF16, *eight_bit), "bf16-master"),
         Stage("constants", "constants.txt", 40, timed("constants"), _UNINDENTED),
     ]
 

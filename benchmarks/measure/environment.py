@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 _ROOT = Path(__file__).parents[2]
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def environment(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def environment(device: torch.device, packages: Iterable[str]) -> dict[str, Any]
         "cuda": torch.version.cuda if cuda else None,
         "driver_and_clocks": gpu_clocks() if cuda else None,
         "cpu": cpu_model(),
+        "avx512": has_avx512(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -36,13 +38,23 @@ def environment(device: torch.device, packages: Iterable[str]) -> dict[str, Any]
 
 def cpu_model() -> str:
     """The processor's name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def has_avx512() -> bool:
+    """Whether the processor's flags name AVX-512; False where there are none to be read."""
+    return "avx512f" in _cpuinfo("flags").split()
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first core; nothing elsewhere."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+        for line in _CPUINFO.read_text().splitlines():
+            if line.startswith(field):
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def gpu_clocks() -> str | None:

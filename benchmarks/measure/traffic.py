@@ -1,17 +1,15 @@
-"""How many bytes an algorithm must move for each element of a parameter."""
+"""How many bytes an algorithm must move for each element of a parameter: ``python -m benchmarks.measure.traffic`` prints a table.
+
+What this library's optimizers read and write is in its registry; here stand those of torch that it has none of.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-
-@dataclass(frozen=True)
-class Pass:
-    """One run over all elements: what it reads and writes, of w(eights), g(radients), and the moments m and v."""
-
-    reads: str
-    writes: str
+from benchmarks.rows import ROWS
+from lightning_scale.optim.registry import Pass
 
 
 @dataclass(frozen=True)
@@ -42,20 +40,9 @@ FLOAT32 = Sizes(weight_read=4, weight_written=4, gradient=4, moment=4)
 BFLOAT16_MASTER = Sizes(weight_read=4, weight_written=6, gradient=2, moment=4)
 SIZES = {"float32": FLOAT32, "bf16-master": BFLOAT16_MASTER}
 
-# A ratio needs whole norms before the first weight moves, so what is layer-wise takes two passes unless a layer's elements
-# stay in a cache between them; the second pass computes the update again, where writing and reading it would cost more.
-# Moments in 8 bits are written by the second pass, from the moments before they are rounded.
-PASSES: dict[str, tuple[Pass, ...]] = {
-    "AdamW": (Pass("wgmv", "wmv"),),
-    "SGD": (Pass("wgm", "wm"),),
-    "LAMB": (Pass("wgmv", "mv"), Pass("wmv", "w")),
-    "LARS": (Pass("wg", ""), Pass("wgm", "wm")),
-    "LARS on the momentum": (Pass("wgm", "m"), Pass("wm", "w")),
-    "AdamW8bit": (Pass("wgmv", "wmv"),),
-    "SGD8bit": (Pass("wgm", "wm"),),
-    "LAMB8bit": (Pass("wgmv", ""), Pass("wgmv", "wmv")),
-    "LARS8bit": (Pass("wg", ""), Pass("wgm", "wm")),
-}
+_OF_TORCH: dict[str, tuple[Pass, ...]] = {"AdamW": (Pass("wgmv", "wmv"),), "SGD": (Pass("wgm", "wm"),)}
+PASSES = _OF_TORCH | {name: entry.passes_of(form) for name, (entry, form) in ROWS.items()}
+"""By the name of a row. Where a kernel finds in a cache what its first pass left there, it moves less."""
 
 
 def bytes_per_element(algorithm: str, dtype: str = "float32", *, tests_finite: bool = False) -> float:
@@ -80,5 +67,20 @@ def _once(letters: Iterable[str]) -> str:
 
 def _sizes(algorithm: str, dtype: str) -> Sizes:
     sizes = SIZES[dtype]
-    moment = 1.0 if "8bit" in algorithm else sizes.moment
-    return Sizes(sizes.weight_read, sizes.weight_written, sizes.gradient, moment)
+    in_8_bits = algorithm in ROWS and ROWS[algorithm][0].eight_bit
+    return replace(sizes, moment=1.0) if in_8_bits else sizes
+
+
+def table() -> str:
+    """As Markdown: the passes, and the bytes of both precisions with the least that there can be."""
+    lines = ["| | passes | float32 | least | bf16-master | least |", "|---|---|---|---|---|---|"]
+    for name, passes in PASSES.items():
+        shown = "; ".join(f"{p.reads} → {p.writes}" if p.writes else p.reads for p in passes)
+        numbers = [f(name, dtype) for dtype in SIZES for f in (bytes_per_element, least_bytes_per_element)]
+        lines.append(f"| {name} | {shown} | " + " | ".join(f"{n:g}" for n in numbers) + " |")
+    tests = [f"+{sizes.gradient:g}" for sizes in SIZES.values()]
+    return "\n".join([*lines, "| the test for NaN and Inf | g | " + " | | ".join(tests) + " | |"])
+
+
+if __name__ == "__main__":
+    print(table())

@@ -26,21 +26,31 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
 
 def figure_of(report: Mapping[str, Any]) -> Figure:
-    """Everyone's time beside the baseline's, and the state that everyone keeps."""
-    rows = [row for row in report["rows"] if row["ratio"] is not None]
-    figure = Figure(figsize=(11, 1.4 + _ROW * len(rows)), layout="constrained")
-    times, state = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    _times(times, rows)
+    """Everyone's time beside the baseline's, and the state that everyone keeps: a pair of panels for each set of parameters."""
+    runs = report.get("runs", [report])  # files from before there were several sets are one run
+    rows = [[row for row in run["rows"] if row["ratio"] is not None] for run in runs]
+    heights = [_ROW * len(own) + 0.8 for own in rows]
+    figure = Figure(figsize=(11, 0.8 + sum(heights)), layout="constrained")
+    panels = figure.subplots(len(runs), 2, sharey="row", squeeze=False, width_ratios=(3, 1), height_ratios=heights)
+    for run, own, (times, state) in zip(runs, rows, panels, strict=True):
+        _times(times, own)
+        asked = run["settings"]
+        times.set_title(
+            f"{asked['parameters']}: {run['elements']:,} elements in {run['tensors']:,} tensors, {asked['dtype']}",
+            fontsize=9,
+            loc="left",
+        )
+        state.barh(range(len(own)), [row["state_bytes_per_element"] for row in own], color=[_color(row) for row in own])
+        for axis in (times, state):
+            axis.grid(axis="x", alpha=0.3)
+    times, state = panels[-1]
     times.set_xlabel(f"time of a step / {report['baseline']}'s, median and smallest to largest")
-    state.barh(range(len(rows)), [row["state_bytes_per_element"] for row in rows], color=[_color(row) for row in rows])
     state.set_xlabel("bytes of state / element")
-    for axis in (times, state):
-        axis.grid(axis="x", alpha=0.3)
-    where, asked = report["environment"], report["settings"]
-    wrong = "; ✗ does not compute what it is named after" if any(row["status"] == WRONG for row in rows) else ""
+    wrong = (
+        "; ✗ does not compute what it is named after" if any(r["status"] == WRONG for own in rows for r in own) else ""
+    )
     figure.suptitle(
-        f"Optimizer steps on {where['device']}, {asked['parameters']}: {report['elements']:,} elements in"
-        f" {report['tensors']} tensors, {asked['dtype']}, {report['date'][:10]}\n"
+        f"Optimizer steps on {report['environment']['device']}, {report['date'][:10]}\n"
         f"orange: this library; blue: torch; grey: others{wrong}",
         fontsize=10,
     )

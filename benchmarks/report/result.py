@@ -38,7 +38,7 @@ class Row:
         extra_bytes_per_element: That a step holds beside, at most; on CUDA.
         kernels: Launched by a step; on CUDA.
         triton_launches: Of them, those that this library counts itself.
-        warm_up_steps: Until nothing was compiled any more.
+        warm_up_steps: Until they no longer got quicker.
     """
 
     name: str
@@ -75,23 +75,44 @@ class TargetRow:
     optimizer: str
     must: float
     goal: float
+    note: str = ""
+    """What the numbers depend on beside."""
     measured: float | None = None
     by: str = ""
     """Whose it is: the quickest right one of that optimizer that tests the gradients."""
+    disturbed: bool = False
+    """Whether others used so much of the cores meanwhile that the ratio says nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured on one set of parameters.
+
+    Args:
+        settings: What was asked for.
+        elements: Of the set.
+        tensors: Of the set.
+        copy_bytes_per_second: Of the copy that bandwidths are compared with.
+        others_share_of_cores: What others used of the cores' time meanwhile; None where it is not known.
+        rows: Everyone's.
+    """
+
+    settings: dict[str, Any]
+    elements: int
+    tensors: int
+    copy_bytes_per_second: Spread
+    others_share_of_cores: float | None
+    rows: list[Row]
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run's."""
+    """A whole command's: one set of parameters after the other, on the same machine."""
 
     date: str
-    settings: dict[str, Any]
     environment: dict[str, Any]
-    elements: int
-    tensors: int
     baseline: str
-    copy_bytes_per_second: Spread
-    rows: list[Row] = field(default_factory=list)
+    runs: list[Run]
     targets: list[TargetRow] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.measure.check import Verdict
 from benchmarks.measure.spread import Spread
-from benchmarks.report.result import MISSING, WRONG, Report, Row, TargetRow
+from benchmarks.report.result import MISSING, WRONG, Report, Row, Run, TargetRow
 
 _COLUMNS = (
     "optimizer",
@@ -27,32 +27,34 @@ _COLUMNS = (
 
 def markdown(report: Report) -> str:
     """All of it."""
-    parts = [
-        _heading(report),
-        _table(_COLUMNS, [_cells(row) for row in report.rows if row.status != MISSING]),
-        _missing([row for row in report.rows if row.status == MISSING]),
-        _notes(report.rows),
-        _targets(report.targets),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join([_heading(report), *map(_run, report.runs), _targets(report.targets)]) + "\n"
 
 
 def _heading(report: Report) -> str:
-    where, asked = report.environment, report.settings
+    where = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
     interpreter = " Triton kernels ran in its interpreter: their times mean nothing." * where["triton_interpreter"]
     clocks = f" Clocks: {'; '.join(where['driver_and_clocks'].splitlines())}." if where["driver_and_clocks"] else ""
-    others = where["others_share_of_cores"]
-    disturbed = "" if others is None else f" Others used {others:.0%} of the cores' time meanwhile."
-    copied = report.copy_bytes_per_second
     return (
         f"# Optimizer steps, {report.date}\n\n"
-        f"{where['device']} ({where['device_type']}; {where['cpu']}, {where['cores']} cores, {where['threads']} threads;"
-        f" {where['system']}). Set {asked['parameters']}: {report.elements:,} elements in {report.tensors} tensors,"
-        f" {asked['dtype']}. Python {where['python']}, {versions}, commit {where['commit']}.{interpreter}{clocks}{disturbed}\n\n"
-        f"A copy of {asked['copy_mib']} MiB moves {copied.median / 1e9:.3g} GB/s (read and written;"
-        f" {copied.min / 1e9:.3g}–{copied.max / 1e9:.3g}). Ratios are to {report.baseline} of the same round; medians."
+        f"{where['device']} ({where['device_type']}; {where['cpu']}{', AVX-512' if where['avx512'] else ''},"
+        f" {where['cores']} cores, {where['threads']} threads; {where['system']}). Python {where['python']}, {versions},"
+        f" commit {where['commit']}.{interpreter}{clocks} Ratios are to {report.baseline} of the same round; medians."
     )
+
+
+def _run(run: Run) -> str:
+    asked, copied, others = run.settings, run.copy_bytes_per_second, run.others_share_of_cores
+    disturbed = "" if others is None else f" Others used {others:.0%} of the cores' time meanwhile."
+    parts = [
+        f"## Set {asked['parameters']}: {run.elements:,} elements in {run.tensors:,} tensors, {asked['dtype']}",
+        f"A copy of {asked['copy_mib']} MiB moves {copied.median / 1e9:.3g} GB/s (read and written;"
+        f" {copied.min / 1e9:.3g}–{copied.max / 1e9:.3g}).{disturbed}",
+        markdown_table(_COLUMNS, [_cells(row) for row in run.rows if row.status != MISSING]),
+        _missing([row for row in run.rows if row.status == MISSING]),
+        _notes(run.rows),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _cells(row: Row) -> list[str]:
@@ -116,18 +118,27 @@ def _notes(rows: Sequence[Row]) -> str:
 def _targets(targets: Sequence[TargetRow]) -> str:
     cells = [
         [
-            f"{t.optimizer} on {t.device}, {t.parameters}",
+            f"{t.optimizer} on {t.device}, {t.parameters}{f' ({t.note})' if t.note else ''}",
             f"{t.must:g}",
             f"{t.goal:g}",
             "unmeasured" if t.measured is None else f"{t.measured:.2f} ({t.by})",
-            "-" if t.measured is None else "goal" if t.measured <= t.goal else "must" if t.measured <= t.must else "no",
+            _reached(t),
         ]
         for t in targets
     ]
-    return "Targets:\n\n" + _table(("× AdamW", "must", "goal", "measured", "reached"), cells)
+    return "## Targets\n\n" + markdown_table(("× AdamW", "must", "goal", "measured", "reached"), cells)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _reached(target: TargetRow) -> str:
+    if target.measured is None:
+        return "-"
+    if target.disturbed:
+        return "disturbed by others"
+    return "goal" if target.measured <= target.goal else "must" if target.measured <= target.must else "no"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, in columns that are as wide as their widest cell."""
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:

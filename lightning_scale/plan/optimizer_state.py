@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_scale import optim
 from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
+from lightning_scale.optim.registry import REGISTRY, Entry
 
 Make = Callable[[list[tuple[str, Tensor]]], Optimizer]
+
+
+def _of_registry(entry: Entry) -> Make:
+    return lambda named: entry.kind(named, **{"lr": 0.1, **entry.options})  # type: ignore[call-arg]
+
 
 KINDS: dict[str, Make] = {
     "SGD, momentum": lambda named: torch.optim.SGD([p for _, p in named], lr=0.1, momentum=0.9),
     "AdamW": lambda named: torch.optim.AdamW([p for _, p in named], lr=0.1),
-    "LARS": lambda named: optim.LARS(named, lr=0.1),
-    "LAMB": lambda named: optim.LAMB(named, lr=0.1),
-    "SGD8bit": lambda named: optim.SGD8bit(named, lr=0.1, momentum=0.9),
-    "LARS8bit": lambda named: optim.LARS8bit(named, lr=0.1),
-    "AdamW8bit": lambda named: optim.AdamW8bit(named, lr=0.1),
-    "LAMB8bit": lambda named: optim.LAMB8bit(named, lr=0.1),
+    **{name: _of_registry(entry) for name, entry in REGISTRY.items()},
 }
 """The optimizers that a plan compares."""
 

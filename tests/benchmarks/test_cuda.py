@@ -24,14 +24,14 @@ def test_a_run_on_a_device(dtype: str) -> None:
     settings = Settings(parameters="tiny", device="cuda", dtype=dtype, rounds=5, seconds=20, copy_mib=64, flush_mib=64)
     chosen = [c for c in everyone() if c.package in ("torch", "lightning_scale")]
     report = run(settings, chosen)
-    for row in report.rows:
+    for row in report.runs[0].rows:
         if row.status == "missing":
             assert row.reason.startswith("not available") or "master weights" in row.reason, row
             continue
         assert row.status == "measured", row
         assert row.kernels and row.host_seconds and row.extra_bytes_per_element is not None
         assert row.triton_launches is None or row.triton_launches <= row.kernels
-    assert {r.status for r in report.rows if r.name in ("LAMB fused=True", "LARS fused=True")} == {"measured"}
+    assert {r.status for r in report.runs[0].rows if r.name in ("LAMB fused=True", "LARS fused=True")} == {"measured"}
 
 
 class Event:

@@ -22,7 +22,14 @@ def test_bert_large_is_the_model_of_transformers() -> None:
 
 @pytest.mark.parametrize(
     ("name", "tensors", "elements"),
-    [("bert-large", 398, 336_226_108), ("cpu", 64, 50_384_896), ("resnet50", 161, 25_557_032), ("tiny", 6, 40_608)],
+    [
+        ("bert-large", 398, 336_226_108),
+        ("cpu", 64, 50_384_896),
+        ("small", 90, 4_835_648),
+        ("many", 5_000, 680_000),
+        ("resnet50", 161, 25_557_032),
+        ("tiny", 6, 40_608),
+    ],
 )
 def test_how_many_there_are(name: str, tensors: int, elements: int) -> None:
     assert (len(SETS[name]), sum(map(prod, SETS[name]))) == (tensors, elements)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,18 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import optimizers
 from benchmarks.contestants import everyone
 from benchmarks.contestants.contestant import Contestant, NotAvailable
 from benchmarks.contestants.imports import load, load_file
 from benchmarks.contestants.of_torch import BASELINE
 from benchmarks.equations import rules
+from benchmarks.measure.environment import has_avx512
 from benchmarks.measure.memory import state_bytes
 from benchmarks.report.files import write
 from benchmarks.report.result import Report, Row
 from benchmarks.report.table import markdown
-from benchmarks.report.targets import TARGETS, compare
+from benchmarks.report.targets import compare, targets
 from benchmarks.run import run
 from benchmarks.settings import Settings
 from lightning_scale.optim import LAMB
@@ -62,12 +66,13 @@ def report() -> Report:
 
 
 def row(report: Report, name: str) -> Row:
-    return next(r for r in report.rows if r.name == name)
+    return next(r for r in report.runs[0].rows if r.name == name)
 
 
 def test_the_baseline_comes_first_and_its_ratio_is_one(report: Report) -> None:
-    assert report.rows[0].name == report.baseline == BASELINE
-    ratio = report.rows[0].ratio
+    first = report.runs[0].rows[0]
+    assert first.name == report.baseline == BASELINE
+    ratio = first.ratio
     assert ratio is not None and (ratio.min, ratio.median, ratio.max) == (1.0, 1.0, 1.0)
 
 
@@ -93,8 +98,8 @@ def test_what_is_counted(report: Report) -> None:
     assert lamb.state_bytes_per_element == pytest.approx(8.0, abs=0.01)
     assert eight_bit.state_bytes_per_element is not None and 2.0 < eight_bit.state_bytes_per_element < 2.5
     assert lamb.bytes_per_second is not None and lamb.seconds is not None
-    assert lamb.bytes_per_second == pytest.approx(44 * report.elements / lamb.seconds.median)
-    assert lamb.share_of_copy == pytest.approx(lamb.bytes_per_second / report.copy_bytes_per_second.median)
+    assert lamb.bytes_per_second == pytest.approx(44 * report.runs[0].elements / lamb.seconds.median)
+    assert lamb.share_of_copy == pytest.approx(lamb.bytes_per_second / report.runs[0].copy_bytes_per_second.median)
 
 
 @pytest.mark.skipif(not has_triton() or torch.cuda.is_available(), reason="needs Triton's interpreter")
@@ -120,12 +125,21 @@ def test_the_json_has_everything(report: Report, tmp_path: Path) -> None:
     assert table.suffix == ".md" and data.suffix == ".json" and table.stem == data.stem
     assert table.stem.startswith(report.date[:10])
     read = json.loads(data.read_text())
-    assert read.keys() >= {"date", "settings", "environment", "baseline", "copy_bytes_per_second", "rows", "targets"}
-    assert all(set(r) == ROW for r in read["rows"]) and len(read["rows"]) == len(report.rows)
-    assert read["environment"].keys() >= {"device", "cpu", "cores", "threads", "python", "versions", "commit"}
+    assert set(read) == {"date", "environment", "baseline", "runs", "targets"}
+    (one,) = read["runs"]
+    assert set(one) == {
+        "settings",
+        "elements",
+        "tensors",
+        "copy_bytes_per_second",
+        "others_share_of_cores",
+        "rows",
+    }
+    assert all(set(r) == ROW for r in one["rows"]) and len(one["rows"]) == len(report.runs[0].rows)
+    assert read["environment"].keys() >= {"device", "cpu", "avx512", "cores", "threads", "python", "versions", "commit"}
     assert read["environment"]["versions"].keys() >= {"torch", "triton", "timm", "bitsandbytes", "torchao", "apex"}
-    assert set(read["rows"][0]["seconds"]) == {"min", "median", "max", "count"}
-    assert len(read["targets"]) == len(TARGETS)
+    assert set(one["rows"][0]["seconds"]) == {"min", "median", "max", "count"}
+    assert len(read["targets"]) == len(targets(True))
     again, *_ = write(report, tmp_path)
     assert again != table  # nothing is overwritten
 
@@ -138,7 +152,7 @@ def test_the_picture_has_everyone_who_was_measured(report: Report, tmp_path: Pat
     assert f"]({drawn.name})" in table.read_text()
     assert drawn.suffix == ".png" and drawn.read_bytes().startswith(b"\x89PNG")
     times, state = picture.figure_of(report.as_dict()).axes
-    measured = [r for r in report.rows if r.status != "missing"]
+    measured = [r for r in report.runs[0].rows if r.status != "missing"]
     names = [label.get_text() for label in times.get_yticklabels()]
     assert names == [("✗ " if r.status == "wrong" else "") + r.name for r in measured]
     assert "✗ other" in names
@@ -163,17 +177,96 @@ def test_without_matplotlib_there_is_a_table(report: Report, tmp_path: Path, mon
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.fixture(scope="module")
+def several(report: Report) -> Report:
+    """The same of two sets."""
+    (one,) = report.runs
+    return replace(report, runs=[one, replace(one, settings={**one.settings, "parameters": "many"})])
+
+
+def test_a_set_each_has_a_table(several: Report) -> None:
+    table = markdown(several)
+    assert re.findall(r"^## (.*)$", table, flags=re.MULTILINE) == [
+        "Set tiny: 40,608 elements in 6 tensors, float32",
+        "Set many: 40,608 elements in 6 tensors, float32",
+        "Targets",
+    ]
+    assert table.count("| ✗ other") == 2
+
+
+@needs_matplotlib
+def test_a_set_each_has_its_panels(several: Report) -> None:
+    from benchmarks.report import picture
+
+    panels = picture.figure_of(several.as_dict()).axes
+    assert len(panels) == 4
+    assert [axis.get_title("left").partition(":")[0] for axis in panels[::2]] == ["tiny", "many"]
+    before = several.as_dict() | several.as_dict()["runs"][0]
+    del before["runs"]
+    assert len(picture.figure_of(before).axes) == 2  # a file from before there were several sets
+
+
+def test_several_sets_are_measured_one_after_the_other() -> None:
+    settings = [Settings(**{**TINY, "parameters": name}) for name in ("tiny", "many")]  # type: ignore[arg-type]
+    steps: list[Any] = []
+
+    def counted(parameters: Sequence[nn.Parameter], lr: float) -> Any:
+        steps.append([p.shape for p in parameters])
+        return LAMB(parameters, lr=lr)
+
+    seen = run(settings, [contestant("counted", counted)])
+    assert [(r.settings["parameters"], r.tensors) for r in seen.runs] == [("tiny", 6), ("many", 5000)]
+    assert all(r.rows[0].ratio is not None and r.rows[1].seconds is not None for r in seen.runs)
+    assert [len(shapes) for shapes in steps] == [6, 6, 5000]  # it is checked once
+
+
 def test_targets_say_unmeasured_where_they_are(report: Report) -> None:
     assert all(target.measured is None for target in report.targets)  # the set tiny is nobody's target
-    assert markdown(report).count("unmeasured") == len(TARGETS)
+    assert markdown(report).count("unmeasured") == len(targets(True))
 
 
 def test_a_target_takes_the_quickest_right_one(report: Report) -> None:
-    found = compare(Settings(parameters="cpu", threads=2), report.rows)
-    lamb = next(t for t in found if (t.device, t.optimizer) == ("cpu", "LAMB"))
-    assert lamb.by == "LAMB fused=None" and lamb.measured is not None
-    assert all(t.measured is None for t in found if t.device == "cuda")
-    assert all(t.measured is None for t in compare(Settings(parameters="cpu", threads=1), report.rows))
+    (one,) = report.runs
+
+    def as_if(**settings: Any) -> Any:
+        return replace(one, settings={**one.settings, "threads": 2, **settings})
+
+    found = compare([as_if(parameters="cpu"), as_if(parameters="many")], avx512=True)
+    for name in ("cpu", "many"):
+        lamb = next(t for t in found if (t.parameters, t.optimizer) == (name, "LAMB"))
+        assert lamb.by == "LAMB fused=None" and lamb.measured is not None
+    assert all(t.measured is None for t in found if t.device == "cuda" or t.parameters == "small")
+    assert all(t.measured is None for t in compare([as_if(parameters="cpu", threads=1)], avx512=True))
+
+
+@pytest.mark.parametrize(("share", "said"), [(None, "goal"), (0.01, "goal"), (0.5, "disturbed by others")])
+def test_a_target_counts_on_a_quiet_machine_alone(report: Report, share: float | None, said: str) -> None:
+    settings = {**report.runs[0].settings, "parameters": "cpu", "threads": 2}
+    lamb = row(report, "LAMB fused=None")
+    assert lamb.ratio is not None
+    quick = replace(lamb, ratio=replace(lamb.ratio, median=1.0))
+    seen = replace(report.runs[0], settings=settings, others_share_of_cores=share, rows=[quick])
+    found = compare([seen], avx512=True)
+    (line,) = [x for x in markdown(replace(report, targets=found)).splitlines() if x.startswith("| LAMB on cpu, cpu ")]
+    assert line.split("|")[-2].strip() == said
+
+
+@pytest.mark.parametrize(("avx512", "numbers"), [(True, (3.5, 2.5)), (False, (5.0, 3.5))])
+def test_a_target_that_depends_on_the_processor(report: Report, avx512: bool, numbers: tuple[float, float]) -> None:
+    found = compare([], avx512)
+    small = next(t for t in found if (t.parameters, t.optimizer) == ("small", "LAMB8bit"))
+    assert (small.must, small.goal) == numbers
+    row = f"| LAMB8bit on cpu, small ({'with' if avx512 else 'without'} AVX-512)"
+    assert row in markdown(replace(report, targets=found))
+
+
+@pytest.mark.parametrize(("flags", "found"), [("fpu avx2 avx512f avx512bw", True), ("fpu avx2", False), (None, False)])
+def test_the_processors_flags(flags: str | None, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cpuinfo"
+    if flags is not None:
+        path.write_text(f"processor\t: 0\nmodel name\t: one of them\nflags\t\t: {flags}\n")
+    monkeypatch.setattr("benchmarks.measure.environment._CPUINFO", path)
+    assert has_avx512() is found
 
 
 def test_master_weights_leave_out_who_keeps_none() -> None:
@@ -202,6 +295,31 @@ def test_state_counts_every_storage_once() -> None:
     shared = torch.zeros(16)
     optimizer.state[p] = {"a": shared, "b": shared[:4], "c": {"inner": [torch.zeros(2, dtype=torch.uint8)]}, "step": 3}
     assert state_bytes(optimizer) == 64 + 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sets"),
+    [
+        ([], {"cpu": (30, 100.0), "small": (100, 25.0), "many": (100, 25.0)}),
+        (["--set", "cpu"], {"cpu": (30, 150.0)}),
+        (["--parameters", "small", "--seconds", "9"], {"small": (100, 9.0)}),
+        (["--set", "many", "tiny", "--rounds", "2"], {"many": (2, 30.0), "tiny": (2, 120.0)}),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_what_the_command_asks_for_on_a_cpu(
+    options: list[str], sets: dict[str, Any], report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Settings] = []
+
+    def instead(settings: list[Settings], **_: Any) -> Report:
+        asked.extend(settings)
+        return report
+
+    monkeypatch.setattr(optimizers, "run", instead)
+    optimizers.main(["--device", "cpu", *options])
+    assert {s.parameters: (s.rounds, s.seconds) for s in asked} == sets
+    assert {(s.device, s.threads, s.least) for s in asked} == {("cpu", 2, 3)}
 
 
 @pytest.mark.parametrize("command", [["-m", "benchmarks.optimizers"], ["benchmarks/optimizers.py"]])

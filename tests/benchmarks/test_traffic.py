@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from benchmarks.contestants import everyone
-from benchmarks.measure.traffic import PASSES, bytes_per_element, least_bytes_per_element
+from benchmarks.measure.traffic import PASSES, bytes_per_element, least_bytes_per_element, table
+from benchmarks.rows import ROWS
+from lightning_scale.optim.registry import REGISTRY
 
 # LAMB: 16 read and 8 written, then 12 read and 4 written. With master weights g is 2, and 2 more are written with w.
 BY_HAND = {
@@ -41,9 +42,13 @@ def test_every_contestant_has_a_line() -> None:
     assert {c.traffic for c in everyone()} == set(PASSES)
 
 
-def test_the_readme_has_the_same_table() -> None:
-    text = (Path(__file__).parents[2] / "benchmarks/README.md").read_text()
+def test_the_table_has_every_row() -> None:
     rows = re.findall(
-        r"^\| ([\w ]+) \| \w+[^|]*→[^|]*\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, flags=re.MULTILINE
+        r"^\| ([\w ]+) \| \w+[^|]*→[^|]*\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", table(), flags=re.MULTILINE
     )
     assert {name: tuple(map(int, numbers)) for name, *numbers in rows} == BY_HAND
+
+
+def test_every_optimizer_of_the_registry_is_measured() -> None:
+    measured = {(entry.name, form) for entry, form in ROWS.values()}
+    assert measured == {(name, "") for name in REGISTRY} | {("LARS", "momentum")}

@@ -8,25 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, LARS8bit, SGD8bit
+from lightning_scale.optim.registry import REGISTRY
+
+CLIPPED: dict[str, dict[str, Any]] = {
+    "LAMB-uphill": {"max_grad_norm": 0.5},
+    "LARS-nesterov": {"max_grad_norm": 1.0},
+    "LARS8bit-momentum": {"max_grad_norm": 1.0},
+    "LAMB8bit-uphill": {"max_grad_norm": 0.5},
+}
+"""Forms that are tried with a clip."""
+
+
+def _maker(kind: Any, fixed: dict[str, Any]) -> Callable[..., Any]:
+    return lambda p, **o: kind(p, **{**fixed, **o})
+
 
 KINDS: dict[str, Callable[..., Any]] = {
-    "LAMB": lambda p, **o: LAMB(p, **o),
-    "LAMB-uncorrected": lambda p, **o: LAMB(p, bias_correction=False, trust_ratio_clip=(0.01, 0.5), maximize=True, **o),
-    "LAMB-clipped": lambda p, **o: LAMB(p, max_grad_norm=0.5, weight_norm_clip=(0.1, 2.0), **o),
-    "LARS": lambda p, **o: LARS(p, lr=0.1, **o),
-    "LARS-nesterov": lambda p, **o: LARS(p, lr=0.1, nesterov=True, lr_in_momentum=False, max_grad_norm=1.0, **o),
-    "LARS-momentum": lambda p, **o: LARS(p, lr=0.1, trust_norm="momentum", maximize=True, **o),
-    "LAMB8bit": lambda p, **o: LAMB8bit(p, max_grad_norm=0.5, maximize=True, **o),
-    "AdamW8bit": lambda p, **o: AdamW8bit(p, **o),
-    "LARS8bit": lambda p, **o: LARS8bit(p, lr=0.1, **o),
-    "LARS8bit-nesterov": lambda p, **o: LARS8bit(p, lr=0.1, nesterov=True, lr_in_momentum=False, **o),
-    "LARS8bit-momentum": lambda p, **o: LARS8bit(p, lr=0.1, trust_norm="momentum", max_grad_norm=1.0, **o),
-    "SGD8bit": lambda p, **o: SGD8bit(p, lr=0.1, dampening=0.1, **o),
-    "LARS-memoryless": lambda p, **o: LARS(p, lr=0.1, momentum=0.0, **o),
-    "SGD8bit-memoryless": lambda p, **o: SGD8bit(p, lr=0.1, momentum=0.0, **o),
-    "SGD8bit-nesterov": lambda p, **o: SGD8bit(p, lr=0.1, nesterov=True, **o),
+    name: _maker(entry.kind, {**options, **CLIPPED.get(name, {})})
+    for entry in REGISTRY.values()
+    for form, options in entry.every_form().items()
+    for name in ["-".join(filter(None, (entry.name, form)))]
 }
+"""Every form of every optimizer in the registry."""
 # A step rounds about 25 times, and norms add up thousands of squares in another order.
 TOLERANCE = 64 * 2.0**-24
 # Scalars, single elements, nothing, less than a row, rows with and without a rest, several calls, a matrix not contiguous.

@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-OPTIMIZERS = ("LAMB", "LARS", "LAMB8bit", "LARS8bit", "AdamW8bit", "SGD8bit")
+from lightning_scale.optim.backends.bucket import Backend
+from lightning_scale.optim.registry import REGISTRY
+
+OPTIMIZERS = tuple(name for name, entry in REGISTRY.items() if Backend.TRITON in entry.kind._backends)
 PRECISIONS = {
     "float32": (torch.float32, False),
     "bf16-master": (torch.bfloat16, True),
@@ -21,16 +24,7 @@ PRECISIONS = {
 """The dtype of parameters and gradients, and whether there are float32 masters."""
 
 OWN_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "LAMB": {"uncorrected": {"bias_correction": False}, "uphill": {"maximize": True}},
-    "LARS": {
-        "momentum": {"trust_norm": "momentum"},
-        "nesterov": {"nesterov": True, "lr_in_momentum": False},
-        "memoryless": {"momentum": 0.0},
-    },
-    "LAMB8bit": {"uncorrected": {"bias_correction": False}},
-    "LARS8bit": {"momentum": {"trust_norm": "momentum"}, "nesterov": {"nesterov": True, "lr_in_momentum": False}},
-    "AdamW8bit": {"uphill": {"maximize": True}},
-    "SGD8bit": {"nesterov": {"nesterov": True}, "memoryless": {"momentum": 0.0}},
+    name: {form: dict(own.options) for form, own in REGISTRY[name].forms.items()} for name in OPTIMIZERS
 }
 """Options that are compile-time constants of the kernels, beside those of a `Variant`."""
 
