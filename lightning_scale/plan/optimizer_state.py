@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_scale.optim import LAMB
 from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
 from lightning_scale.optim.registry import REGISTRY, Entry
@@ -65,7 +66,7 @@ def kept_updates(optimizer: Optimizer) -> list[list[int]]:
         sizes = [p.numel() for p in group["params"] if p.requires_grad and p.dtype != torch.float64]
         coded = [n for n in sizes if n >= optimizer._eight_bit_from]
         # LARS' update is its momentum, which waits in the state unless it is rounded there.
-        if isinstance(optimizer, optim.LAMB) or (group.get("trust_norm") == "momentum" and coded):
+        if isinstance(optimizer, LAMB) or (group.get("trust_norm") == "momentum" and coded):
             found += [coded, [n for n in sizes if n < optimizer._eight_bit_from]]
     return [sizes for sizes in found if sizes]
 
