@@ -15,7 +15,7 @@ from lightning_scale.optim.backends.cpu.elements import (
     load_gradient,
     store_weight,
 )
-from lightning_scale.optim.backends.cpu.lamb import adam_numbers, update_moments
+from lightning_scale.optim.backends.cpu.lamb import adam_numbers, direction, update_moments
 from lightning_scale.optim.backends.cpu.launch import Launch
 from lightning_scale.optim.backends.cpu.quantization import (
     QUANTUM,
@@ -27,10 +27,20 @@ from lightning_scale.optim.backends.cpu.quantization import (
 
 
 @inlined
-def apply(w, m, v, inverse1, inverse2, eps, kept, lr):  # type: ignore[no-untyped-def]
-    """w = w · (1 - lr λ) - lr · m̂ / (√v̂ + ε)"""
+def apply(w, u, kept, lr):  # type: ignore[no-untyped-def]
+    """w · (1 - lr λ) - lr · u, of one element"""
+    return w * kept - u * lr
+
+
+@inlined
+def update(w, m, v, g, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
+    """The moments, Adam's direction, and the weights of a block."""
+    beta1, rest1, beta2, rest2, eps, _ = numbers
     for i in range(w.size):
-        w[i] = w[i] * kept - m[i] * inverse1 / (np.sqrt(v[i] * inverse2) + eps) * lr
+        new_m, new_v = update_moments(g[i], m[i], v[i], beta1, rest1, beta2, rest2)
+        m[i] = new_m
+        v[i] = new_v
+        w[i] = apply(w[i], direction(new_m, new_v, w[i], inverse1, inverse2, eps, np.float32(0)), kept, lr)
 
 
 @kernel
@@ -38,7 +48,7 @@ def step(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2
     """Of small layers, whose moments are in float32."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, _, _ = chunks
-    beta1, rest1, beta2, rest2, eps, factor = numbers
+    factor = numbers[5]
     w_buffer, g_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for c in range(lo, hi):
         t, moved = tensor[c], at[c] - start[c]
@@ -46,8 +56,7 @@ def step(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2
             b = min(a + BLOCK, stop[c])
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v = floats(m_at[t], a + moved, b + moved), floats(v_at[t], a + moved, b + moved)
-            update_moments(g, m, v, beta1, rest1, beta2, rest2)
-            apply(w, m, v, inverse1[t], inverse2[t], eps, kept[layer[c]], lr)
+            update(w, m, v, g, numbers, inverse1[t], inverse2[t], kept[layer[c]], lr)
             store_weight(w, tensors, kinds, t, a, b)
 
 
@@ -56,7 +65,7 @@ def step_8bit(lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, nu
     """Of layers whose moments are in 8 bits."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, block, lead = chunks
-    beta1, rest1, beta2, rest2, eps, factor = numbers
+    factor = numbers[5]
     w_buffer, g_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
     m_buffer, v_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
     for c in range(lo, hi):
@@ -69,8 +78,7 @@ def step_8bit(lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, nu
             m_scale, v_scale = floats(m_scales[t], k, k + 1), floats(v_scales[t], k, k + 1)
             read_signed(m, m_codes, m_scale[0])
             read_unsigned(v, v_codes, v_scale[0])
-            update_moments(g, m, v, beta1, rest1, beta2, rest2)
-            apply(w, m, v, inverse1[t], inverse2[t], eps, kept[layer[c]], lr)
+            update(w, m, v, g, numbers, inverse1[t], inverse2[t], kept[layer[c]], lr)
             store_weight(w, tensors, kinds, t, a, b)
             write_signed(m_codes, m_scale, m)
             write_unsigned(v_codes, v_scale, v)

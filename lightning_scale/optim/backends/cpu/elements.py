@@ -22,8 +22,8 @@ from numba.core import cgutils
 carray: Any = getattr(numba, "carray")  # noqa: B009
 intrinsic: Any = numba.extending.intrinsic
 
-BLOCK = 1024
-"""Elements of which five float32 arrays lie in a core's first cache."""
+BLOCK = 256
+"""Elements that a kernel takes at a time: few, so that a processor works on one block while the next comes from memory."""
 
 # No fast-math: each operation rounds once. The error model of numpy has no test for a division by zero.
 inlined: Any = njit(error_model="numpy")
@@ -214,3 +214,27 @@ def count(steps, found):  # type: ignore[no-untyped-def]
         step = floats(steps[i], 0, 1)
         step[0] += np.float32(1)
         found[i] = step[0]
+
+
+@kernel
+def finish_layers(begin, end, layer, sums, adapt, bounds, coefficient, lr, found, rate):  # type: ignore[no-untyped-def]
+    """The norms, the trust ratio and the rate of each layer of some chunks, whose sums are added in order.
+
+    found: [3, layers]: ‖w‖, ‖u‖ and coefficient · φ(‖w‖) / ‖u‖, clipped; 1 where a norm is 0 or the layer is excluded.
+    """
+    phi_low, phi_high, low, high = bounds
+    c = begin
+    while c < end:
+        of = layer[c]
+        ww = uu = 0.0
+        while c < end and layer[c] == of:
+            ww += sums[0, c]
+            uu += sums[1, c]
+            c += 1
+        w, u = np.float32(np.sqrt(ww)), np.float32(np.sqrt(uu))
+        ratio = np.float32(1)
+        if adapt[of] and w > 0 and u > 0:
+            ratio = coefficient * min(max(w, phi_low), phi_high) / u
+            ratio = min(max(ratio, low), high)
+        found[0, of], found[1, of], found[2, of] = w, u, ratio
+        rate[of] = ratio * lr

@@ -28,17 +28,25 @@ from lightning_scale.optim.backends.cpu.quantization import (
 
 @inlined
 def update_moments(g, m, v, beta1, rest1, beta2, rest2):  # type: ignore[no-untyped-def]
-    """m = β1 m + (1-β1) g;  v = β2 v + (1-β2) g²"""
-    for i in range(m.size):
-        m[i] = m[i] * beta1 + g[i] * rest1
-        v[i] = v[i] * beta2 + g[i] * rest2 * g[i]
+    """m = β1 m + (1-β1) g;  v = β2 v + (1-β2) g², of one element"""
+    return m * beta1 + g * rest1, v * beta2 + g * rest2 * g
 
 
 @inlined
-def direction(u, m, v, w, inverse1, inverse2, eps, decay):  # type: ignore[no-untyped-def]
-    """u = m̂ / (√v̂ + ε) + λ w, with m̂ = m / (1-β1^t) and v̂ = v / (1-β2^t)"""
+def direction(m, v, w, inverse1, inverse2, eps, decay):  # type: ignore[no-untyped-def]
+    """u = m̂ / (√v̂ + ε) + λ w, with m̂ = m / (1-β1^t) and v̂ = v / (1-β2^t), of one element"""
+    return m * inverse1 / (np.sqrt(v * inverse2) + eps) + w * decay
+
+
+@inlined
+def update(u, m, v, w, g, numbers, inverse1, inverse2, decay):  # type: ignore[no-untyped-def]
+    """Both, of a block. One loop: while an element is computed, the next ones come from memory."""
+    beta1, rest1, beta2, rest2, eps, _ = numbers
     for i in range(u.size):
-        u[i] = m[i] * inverse1 / (np.sqrt(v[i] * inverse2) + eps) + w[i] * decay
+        new_m, new_v = update_moments(g[i], m[i], v[i], beta1, rest1, beta2, rest2)
+        m[i] = new_m
+        v[i] = new_v
+        u[i] = direction(new_m, new_v, w[i], inverse1, inverse2, eps, decay)
 
 
 @inlined
@@ -53,7 +61,7 @@ def measure(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inver
     """The first pass: moments in place; u is kept; Σ w² and Σ u² of each chunk."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, _, _ = chunks
-    beta1, rest1, beta2, rest2, eps, factor = numbers
+    factor = numbers[5]
     w_buffer, g_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for c in range(lo, hi):
         t, moved, kept = tensor[c], at[c] - start[c], place[c] - start[c]
@@ -63,8 +71,7 @@ def measure(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inver
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v = floats(m_at[t], a + moved, b + moved), floats(v_at[t], a + moved, b + moved)
             u = floats(updates[t], a + kept, b + kept)
-            update_moments(g, m, v, beta1, rest1, beta2, rest2)
-            direction(u, m, v, w, inverse1[t], inverse2[t], eps, decay[layer[c]])
+            update(u, m, v, w, g, numbers, inverse1[t], inverse2[t], decay[layer[c]])
             ww += squares(w)
             uu += squares(u)
         sums[0, c] = ww
@@ -78,7 +85,7 @@ def measure_8bit(  # type: ignore[no-untyped-def]
     """As `measure`: moments are read, stepped, and rounded to 8 bits, block by block of the layer's grid."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, block, lead = chunks
-    beta1, rest1, beta2, rest2, eps, factor = numbers
+    factor = numbers[5]
     w_buffer, g_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
     m_buffer, v_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
     for c in range(lo, hi):
@@ -92,8 +99,7 @@ def measure_8bit(  # type: ignore[no-untyped-def]
             m_scale, v_scale = floats(m_scales[t], k, k + 1), floats(v_scales[t], k, k + 1)
             read_signed(m, m_codes, m_scale[0])
             read_unsigned(v, v_codes, v_scale[0])
-            update_moments(g, m, v, beta1, rest1, beta2, rest2)
-            direction(u, m, v, w, inverse1[t], inverse2[t], eps, decay[layer[c]])
+            update(u, m, v, w, g, numbers, inverse1[t], inverse2[t], decay[layer[c]])
             ww += squares(w)
             uu += squares(u)
             write_signed(m_codes, m_scale, m)

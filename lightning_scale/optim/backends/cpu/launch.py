@@ -6,6 +6,7 @@ through a fork, or abort where two threads step at once.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,6 @@ from torch import Tensor
 from lightning_scale.optim.backends.bucket import Addresses, Bucket, FirstPass, Guard, LayerNorms, addresses
 from lightning_scale.optim.backends.cpu import elements
 from lightning_scale.optim.backends.cut import GROUP, cut
-from lightning_scale.optim.backends.norms import ratio_by_numpy
 from lightning_scale.optim.layout import Layout
 
 CHUNK = 1 << 15
@@ -38,13 +38,11 @@ class Group:
     Args:
         begin: The first chunk.
         end: The one after the last.
-        layers: Which layers, 1-D.
         quantized: Whether their moments are in 8 bits.
     """
 
     begin: int
     end: int
-    layers: Column
     quantized: bool
 
 
@@ -109,7 +107,7 @@ def _cut(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
         # Where other ranks hold a share of the layers, the second pass of all of them comes after the first of all.
         full = whole and held >= GROUP and following is not None and following.layer != chunk.layer
         if following is None or following.quantized != chunk.quantized or full:
-            groups.append(Group(first, len(rows), np.unique([row[0] for row in rows[first:]]), chunk.quantized))
+            groups.append(Group(first, len(rows), chunk.quantized))
             first, held = len(rows), 0 if whole else held
     table = np.array(rows, np.int64).reshape(-1, 8).T
     columns = tuple(np.ascontiguousarray(column) for column in table)
@@ -165,17 +163,25 @@ class Launch:
         self.factor = np.float32(-clip if bucket.group["maximize"] else clip)
         self.decays = np.array(bucket.weight_decay, np.float32)
         self._at = dict(known)
+        self._moments: dict[tuple[str, bool], tuple[Addresses, ...]] = {}
         if not known:  # else it was looked at before, and nothing has moved
             for key in bucket.remembers:
                 bucket.check_moment(key)
 
     def moment(self, key: str, quantized: bool) -> tuple[Addresses, ...]:
         """[tensors] addresses of a moment: of its numbers, or of its codes and its scales; 0 where nothing is remembered."""
+        if (key, quantized) not in self._moments:
+            self._moments[key, quantized] = self._moment(key, quantized)
+        return self._moments[key, quantized]
+
+    def _moment(self, key: str, quantized: bool) -> tuple[Addresses, ...]:
         if key not in self.bucket.remembers:
             return (np.zeros(len(self.weights), np.int64),)
         if quantized:
             return self._state(key), self._state(f"{key}_absmax")
         # Beside codes stand small layers' numbers in a tensor of their own.
+        if not any(f"{key}_small" in state for state in self.bucket.states):
+            return (self._state(key),)
         small = self._state(f"{key}_small")
         return (np.where(small != 0, small, self._state(key)),)
 
@@ -251,14 +257,12 @@ def two_passes(
         return FirstPass(torch.from_numpy(np.sqrt(_by_layer(chunks.layer, chunks.sums, layers))), move)
     found = np.zeros((3, layers), np.float32)
     found[2] = 1
-    adapt = bucket.trust.adapt.numpy()
+    adapt, trust = bucket.trust.adapt.numpy(), bucket.trust
+    bounds = float32s(*(trust.weight_norm_clip or (0.0, math.inf)), *(trust.clip or (0.0, math.inf)))
+    numbers = (chunks.layer, chunks.sums, adapt, bounds, np.float32(coefficient), lr, found, rate)
     for group in chunks.groups:
         first(group)
-        here = slice(group.begin, group.end)
-        norms = np.sqrt(_by_layer(chunks.layer[here], chunks.sums[:, here], layers)[:, group.layers]).astype(np.float32)
-        ratio = ratio_by_numpy(norms[0], norms[1], adapt[group.layers], norms[1], bucket.trust, coefficient)
-        found[:, group.layers] = *norms, ratio
-        rate[group.layers] = ratio * lr
+        elements.finish_layers(group.begin, group.end, *numbers)
         second(group, rate)
     launch.copy_back()
     return LayerNorms(*torch.from_numpy(found).unbind())
