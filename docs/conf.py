@@ -33,7 +33,7 @@ _PAGES = {
     "While it runs": ["docs/trust_ratios", "docs/noise_scale", "docs/launching", "docs/faults"],
     "Configurations": ["docs/command_line", "callbacks/README", "strategies/README"],
     "Examples and benchmarks": ["examples/*/README", "benchmarks/README", "benchmarks/results/*"],
-    "For contributors": ["docs/architecture", "CONTRIBUTING", "RELEASING"],
+    "For contributors": ["docs/architecture", "CONTRIBUTING", "docs/adding_an_optimizer", "RELEASING"],
     "Reference": ["docs/api/*", "CHANGELOG"],
 }
 """The navigation: it is added to the front page here, for other viewers would show it as code."""
