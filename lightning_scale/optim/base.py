@@ -346,7 +346,9 @@ class OptimizerBase(Optimizer):
 def _count_versions(buckets: list[Bucket]) -> None:
     """Let autograd know that kernels, which write to addresses, have changed the weights."""
     changed = [p for b in buckets if b.backend is not Backend.REFERENCE for p in (*b.params, *b.weights)]
-    torch.autograd.graph.increment_version([p for p in changed if not p.is_inference()])
+    known = [p for p in changed if not p.is_inference()]
+    if known:
+        torch.autograd.graph.increment_version(known)
 
 
 def _squares(bucket: Bucket) -> Tensor:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_scale.optim import LAMB, LAMB8bit, LARS8bit, step_plan
+from lightning_scale.optim import LAMB, LARS, LAMB8bit, LARS8bit, step_plan
 from lightning_scale.optim.backends import choice
 from lightning_scale.optim.backends.cpu import elements, quantization
 from lightning_scale.optim.backends.cpu import launch as launching
@@ -432,11 +432,18 @@ def test_another_optimizers_state_is_refused() -> None:
         (LAMB, "exp_avg_sq", torch.zeros(64, 100, dtype=torch.float64)),
         (LAMB8bit, "exp_avg_absmax", torch.zeros(3)),
         (LARS8bit, "momentum_buffer", torch.zeros(64, 100)),
+        (LAMB, "exp_avg", None),
+        (LAMB, "step", None),
+        (LAMB, "step", torch.zeros((), dtype=torch.int64)),
+        (LARS, "momentum_buffer", None),
     ):
         optimizer = kind([p], lr=0.1)  # type: ignore[operator]
         set_gradients([p], 0)
         optimizer.step()
-        optimizer.state[p][key] = wrong
+        if wrong is None:
+            optimizer.state[p]["another"] = optimizer.state[p].pop(key)
+        else:
+            optimizer.state[p][key] = wrong
         before = bits(p.detach())
         with pytest.raises(ValueError, match=r"load a state_dict"):
             optimizer.step()

@@ -219,8 +219,21 @@ class Bucket:
             for key in self.remembers
         }
 
-    def check_moment(self, key: str) -> None:
-        """Raises ValueError for a state of other dtypes or sizes than this optimizer's."""
+    def check_state(self, needs: Sequence[str]) -> None:
+        """Raises ValueError where a kernel would read or write what is not there: for a state of other dtypes or sizes."""
+        for state, p in zip(self.states, self.params, strict=True):
+            for key in needs:
+                value = state.get(key)
+                there = isinstance(value, Tensor) and value.device == p.device
+                if not there or (key == "step" and (value.dtype, value.numel()) != (torch.float32, 1)):  # type: ignore[union-attr]
+                    raise ValueError(
+                        f"{key} of a parameter of shape {tuple(p.shape)} is missing in the state, or not what belongs there:"
+                        " load a state_dict that the same kind of optimizer gave."
+                    )
+        for key in self.remembers:
+            self._check_moment(key)
+
+    def _check_moment(self, key: str) -> None:
         if self.in_order:
             self.moments_of_runs(key)  # which lays it out in order, too
             return

@@ -87,7 +87,7 @@ def step_8bit(lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, nu
 
 def adamw(bucket: Bucket, guard: Guard) -> None:
     """One AdamW step on a bucket, in place."""
-    launch = Launch(bucket, guard)
+    launch = Launch(bucket, guard, ("step", "exp_avg", "exp_avg_sq"))
     numbers, inverse1, inverse2 = adam_numbers(bucket, launch)
     lr = np.float32(bucket.rate)
     kept = np.float32(1) - lr * launch.decays

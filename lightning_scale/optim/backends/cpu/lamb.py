@@ -145,7 +145,7 @@ def adam_numbers(bucket: Bucket, launch: Launch) -> tuple[tuple[np.float32, ...]
 
 def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     """One LAMB step on a bucket, in place: all of it where no other rank has to be asked."""
-    launch = Launch(bucket, guard)
+    launch = Launch(bucket, guard, ("step", "exp_avg", "exp_avg_sq"))
     numbers, inverse1, inverse2 = adam_numbers(bucket, launch)
     updates = launch.scratch()
 

@@ -135,7 +135,8 @@ def measure_momentum_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, number
 
 def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     """One LARS step on a bucket, in place."""
-    launch = Launch(bucket, guard)
+    remembers = bucket.group["momentum"] != 0 or bucket.group["trust_norm"] == "momentum"
+    launch = Launch(bucket, guard, ("momentum_buffer",) if remembers else ())
     return _on_momentum(bucket, launch) if bucket.group["trust_norm"] == "momentum" else _on_gradient(bucket, launch)
 
 

@@ -121,8 +121,13 @@ PIECE = 8
 class Launch:
     """A bucket's tensors as kernels find them.
 
+    Args:
+        bucket: What is stepped.
+        guard: The clip of this step.
+        needs: What every parameter must have in its state; of moments, only what is named here or there is used.
+
     Raises:
-        ValueError: for a state that is not this optimizer's.
+        ValueError: for a state that is not this optimizer's, before anything is changed.
 
     Attributes:
         weights: What the step is computed on, contiguous where moments lie in row-major order.
@@ -134,7 +139,7 @@ class Launch:
         decays: [layers] float32 λ.
     """
 
-    def __init__(self, bucket: Bucket, guard: Guard) -> None:
+    def __init__(self, bucket: Bucket, guard: Guard, needs: Sequence[str] = ()) -> None:
         self.bucket = bucket
         self.chunks = chunks_of(bucket.layout, bucket.quantized)
         ordered = bucket.in_order
@@ -165,8 +170,7 @@ class Launch:
         self._at = dict(known)
         self._moments: dict[tuple[str, bool], tuple[Addresses, ...]] = {}
         if not known:  # else it was looked at before, and nothing has moved
-            for key in bucket.remembers:
-                bucket.check_moment(key)
+            bucket.check_state(needs)
 
     def moment(self, key: str, quantized: bool) -> tuple[Addresses, ...]:
         """[tensors] addresses of a moment: of its numbers, or of its codes and its scales; 0 where nothing is remembered."""

@@ -11,7 +11,8 @@ from lightning_scale.optim.backends.cpu.launch import Launch
 
 def sgd(bucket: Bucket, guard: Guard) -> None:
     """One SGD step on a bucket, in place."""
-    launch, group = Launch(bucket, guard), bucket.group
+    group = bucket.group
+    launch = Launch(bucket, guard, ("step", "momentum_buffer") if group["momentum"] else ())
     share = np.ones(len(bucket.params), np.float32)
     if bucket.remembers:  # the first gradient goes into the momentum whole
         share = np.where(launch.count_steps() == 1, np.float32(1), np.float32(1 - group["dampening"]))
