@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
+
+import lightning_scale
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_scale"
@@ -48,3 +53,13 @@ def test_folders_import_from_those_above_them_in_the_tour() -> None:
         if place[parts[other]] > place[part]
     }
     assert not up
+
+
+def test_no_package_exports_a_name_that_a_module_beside_it_has() -> None:
+    """Else the name would be the one or the other, depending on what was imported before."""
+    for found in pkgutil.walk_packages(lightning_scale.__path__, "lightning_scale."):
+        if not found.ispkg or found.name.endswith(".triton"):
+            continue
+        package = importlib.import_module(found.name)
+        for module in pkgutil.iter_modules(package.__path__):
+            assert isinstance(vars(package).get(module.name, package), ModuleType), f"{found.name}.{module.name}"
