@@ -193,7 +193,7 @@ class OptimizerBase(Optimizer):
             return Guard()
         norm = math.sqrt(total)
         factor = self.max_grad_norm / (max(norm, self.max_grad_norm) if norm == norm else norm)
-        return Guard(None, torch.tensor(factor, dtype=torch.float64))
+        return Guard(None, torch.tensor(factor, dtype=torch.float64, device="cpu"))
 
     def _counted(self, result: Guard) -> Guard | None:
         """Count the step where it is skipped, and return None then if the host may know that."""

@@ -182,7 +182,9 @@ class Bucket:
     def trust(self) -> TrustRatio:
         """How the layers' ratios are made."""
         if self.device.type == "cpu":
-            adapt = self.layout.once(("adapt", tuple(self.adapts)), lambda: torch.tensor(self.adapts, dtype=torch.bool))
+            adapt = self.layout.once(
+                ("adapt", tuple(self.adapts)), lambda: torch.tensor(self.adapts, dtype=torch.bool, device="cpu")
+            )
         else:
             adapt = constant(self.layout, "adapt", self.adapts, torch.bool, self.device)
         return TrustRatio(adapt, self.group["weight_norm_clip"], self.group["trust_ratio_clip"])

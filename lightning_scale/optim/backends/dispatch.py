@@ -52,7 +52,7 @@ def _is_skipped(bucket: Bucket, guard: Guard) -> bool:
 
 def _nothing(bucket: Bucket) -> FirstPass:
     """Of a step that is left out; other ranks wait for its norms."""
-    return FirstPass(torch.zeros(2, len(bucket.layout.layers), dtype=torch.float64), lambda ratios: None)
+    return FirstPass(torch.zeros(2, len(bucket.layout.layers), dtype=torch.float64, device="cpu"), lambda ratios: None)
 
 
 def one_pass(buckets: Sequence[Bucket], guard: Guard, algorithm: str) -> None:

@@ -145,7 +145,7 @@ def _on_gradient(bucket: Bucket, launch: Launch) -> FirstPass:
     norms = bucket.norms
     if norms is None:
         norms = torch.stack([layer_squares(bucket.layout, t).sqrt() for t in (launch.weights, launch.grads)])
-    clipped = norms * torch.tensor([[1.0], [abs(float(launch.factor))]], dtype=torch.float64)
+    clipped = norms * torch.tensor([[1.0], [abs(float(launch.factor))]], dtype=torch.float64, device="cpu")
     own, buffered = nesterov(bucket)
     outside = 1.0 if group["lr_in_momentum"] else bucket.rate
 
