@@ -41,7 +41,7 @@ except ValueError as error:
 
 def added(root: Path) -> None:
     """Apply the page's blocks to a copy of the repository."""
-    for block in blocks(PAGE, "py"):
+    for block in blocks(PAGE, "py", "text"):
         first, _, text = block.text.partition("\n")
         file, _, after = first.removeprefix("# ").partition(", after: ")
         path = root / file
