@@ -345,10 +345,14 @@ class OptimizerBase(Optimizer):
 
 def _count_versions(buckets: list[Bucket]) -> None:
     """Let autograd know that kernels, which write to addresses, have changed the weights."""
-    changed = [p for b in buckets if b.backend is not Backend.REFERENCE for p in (*b.params, *b.weights)]
-    known = [p for p in changed if not p.is_inference()]
-    if known:
-        torch.autograd.graph.increment_version(known)
+    for b in buckets:
+        if b.backend is Backend.REFERENCE:
+            continue
+        changed = b.weights if b.weights[0] is b.params[0] else [*b.weights, *b.params]
+        try:
+            torch.autograd.graph.increment_version(changed)
+        except RuntimeError:  # some were made in inference mode, and have no versions
+            torch.autograd.graph.increment_version([t for t in changed if not t.is_inference()])
 
 
 def _squares(bucket: Bucket) -> Tensor:

@@ -133,10 +133,10 @@ def adam_numbers(bucket: Bucket, launch: Launch) -> tuple[tuple[np.float32, ...]
     betas = bucket.group["betas"]
     if bucket.group.get("bias_correction", True):
         # Powers by Python: numpy's differ in a last bit with the number of tensors.
-        alike = bool((steps == steps[0]).all()) if len(steps) else True
-        counts = steps[:1].tolist() * len(steps) if alike else steps.tolist()
-        of_count = [{t: 1 / (1 - beta**t) for t in set(counts)} for beta in betas]
-        inverses = [np.array([own[t] for t in counts], np.float32) for own in of_count]
+        if len(steps) and (steps == steps[0]).all():
+            inverses = [np.full(len(steps), 1 / (1 - beta ** float(steps[0])), np.float32) for beta in betas]
+        else:
+            inverses = [np.array([1 / (1 - beta**t) for t in steps.tolist()], np.float32) for beta in betas]
     else:
         inverses = [np.ones(len(steps), np.float32)] * 2
     rests = (betas[0], 1 - betas[0], betas[1], 1 - betas[1], bucket.group["eps"])

@@ -184,7 +184,7 @@ class Launch:
         if quantized:
             return self._state(key), self._state(f"{key}_absmax")
         # Beside codes stand small layers' numbers in a tensor of their own.
-        if not any(f"{key}_small" in state for state in self.bucket.states):
+        if not self.bucket.in_order or not any(f"{key}_small" in state for state in self.bucket.states):
             return (self._state(key),)
         small = self._state(f"{key}_small")
         return (np.where(small != 0, small, self._state(key)),)
@@ -213,6 +213,8 @@ class Launch:
 
     def copy_back(self) -> None:
         """Bring what was written into contiguous copies to where it belongs."""
+        if not self.bucket.in_order:
+            return
         for own, used in ((self.bucket.weights, self.weights), (self.bucket.params, self._params)):
             if used is not own:
                 for target, values in zip(own, used, strict=True):
@@ -280,7 +282,9 @@ def layer_squares(layout: Layout, tensors: Sequence[Tensor], at: Addresses | Non
         tensors: Its local tensors, on CPUs, of one of the kernels' types: dense, or contiguous where they hold runs.
         at: Their addresses, where they are known.
     """
-    layers = max(len(layout.layers), 1 + max((run.layer for run in layout.runs), default=-1))
+    layers = layout.once(
+        "layers named", lambda: max(len(layout.layers), 1 + max((run.layer for run in layout.runs), default=-1))
+    )
     chunks = chunks_of(layout, (False,) * layers)
     sums = np.zeros(chunks.count)
     if chunks.count:
