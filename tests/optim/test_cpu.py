@@ -23,7 +23,7 @@ from lightning_scale.optim.backends.cpu import elements, quantization
 from lightning_scale.optim.backends.cpu import launch as launching
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.quantization import SIGNED, UNSIGNED, Code, nearest_by_search
-from tests.optim.cpu_pairs import KINDS, TOLERANCE, compare, pair, parameters, set_gradients
+from tests.optim.cpu_pairs import KINDS, TOLERANCE, compare, pair, parameters, set_gradients, take_codes
 from tests.optim.kinds import bits
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -55,7 +55,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @every_kind
 def test_twenty_steps(make: Callable[..., Any], launched: list[str]) -> None:
-    """Each layer within 2e-6 of the way that it went, and half a bit of its weights; statistics within rounding."""
+    """Each layer within 2e-6 of the way that it went, and half a bit of its weights; statistics within rounding.
+
+    Codes are compared after each step; the reference then goes on from the kernels' own.
+    """
     ours, theirs, a, b = pair(make)
     way = [0.0] * len(b)
     for step in range(20):
@@ -64,6 +67,7 @@ def test_twenty_steps(make: Callable[..., Any], launched: list[str]) -> None:
         before = [q.detach().clone() for q in b]
         ours.step(), theirs.step()
         way = [far + float((q - w).detach().norm()) for far, q, w in zip(way, b, before, strict=True)]
+        take_codes(ours, theirs, a, b)
     assert launched
     for p, q, far in zip(a, b, way, strict=True):
         assert float((p - q).detach().norm()) <= 2e-6 * far + 2.0**-24 * float(q.detach().norm())
@@ -173,6 +177,37 @@ def test_two_python_threads_step_at_once() -> None:
     assert results[0] == results[1] == results[2] == results[3]
 
 
+@pytest.mark.parametrize("whose", ["torch's", "Python's"])
+@pytest.mark.parametrize("failing", [None, 0, 17])
+def test_every_chunk_is_taken_once(whose: str, failing: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By several threads; an error in one of them is raised when all have come to an end."""
+    if whose == "Python's":
+        monkeypatch.setattr(launching, "_openmp", lambda: None)
+    elif launching._openmp() is None:
+        pytest.skip("torch has no OpenMP that can be found")
+    torch.set_num_threads(3)
+    taken: list[tuple[int, int]] = []
+    threads: set[int] = set()
+    met = threading.Barrier(3)
+
+    def kernel(begin: int, end: int, out: list[tuple[int, int]]) -> None:
+        if threading.get_ident() not in threads:
+            threads.add(threading.get_ident())
+            met.wait(30)
+        out.append((begin, end))
+        if failing is not None and begin <= failing < end:
+            raise ValueError(f"chunk {failing}")
+
+    last = 10 * launching.PIECE + 1
+    if failing is None:
+        launching.spread(kernel, 1, last, taken)
+        assert sorted(i for a, b in taken for i in range(a, b)) == list(range(1, last))
+    else:
+        with pytest.raises(ValueError, match=f"chunk {failing}"):
+            launching.spread(kernel, 0, last, taken)
+    assert len(threads) == 3
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_steps() -> None:
     """With threads of its own; torch's own operations would hang in a child of a process that has used theirs."""
@@ -227,6 +262,15 @@ def test_norms_beyond_float32s_squares(make: Callable[..., Any], scale: float) -
         torch.testing.assert_close(stats.update_norm.double(), g * share, rtol=2e-7, atol=0)
 
 
+def assert_nearest(codes: np.ndarray, x: Tensor, code: Code) -> None:
+    """Nearest, or the next one where x lies within 4 ulp of the threshold between them."""
+    nearest = nearest_by_search(x, code).numpy()
+    other = np.flatnonzero(codes != nearest)
+    assert (np.abs(codes[other].astype(int) - nearest[other]) == 1).all()
+    threshold = code.thresholds().numpy()[np.minimum(codes, nearest)[other]]
+    assert (np.abs(x.numpy()[other].view(np.int32) - threshold.view(np.int32)) <= 4).all()
+
+
 @pytest.mark.parametrize("code", [SIGNED, UNSIGNED], ids=["signed", "unsigned"])
 def test_codes_are_the_nearest(code: Code) -> None:
     """Every 499th float32 in [0, 1], and 65,536 around each threshold; the kernel's own loop, compiled."""
@@ -245,7 +289,7 @@ def test_codes_are_the_nearest(code: Code) -> None:
             codes, scale = np.empty(len(whole), np.uint8), np.empty(1, np.float32)
             write(codes, scale, whole.numpy())
             assert scale[0] == 1
-            assert np.array_equal(codes, nearest_by_search(whole, code).numpy())
+            assert_nearest(codes, whole, code)
 
 
 @pytest.mark.parametrize("special", ["nan", "inf", "-inf", "zero"])

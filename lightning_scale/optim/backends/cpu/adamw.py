@@ -7,6 +7,7 @@ import numpy as np
 from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.backends.cpu.elements import (
     BLOCK,
+    block_memory,
     bytes_at,
     floats,
     inlined,
@@ -49,7 +50,7 @@ def step(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, _, _ = chunks
     factor = numbers[5]
-    w_buffer, g_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    w_buffer, g_buffer = block_memory(), block_memory()
     for c in range(lo, hi):
         t, moved = tensor[c], at[c] - start[c]
         for a in range(start[c], stop[c], BLOCK):
@@ -66,14 +67,14 @@ def step_8bit(lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, nu
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, block, lead = chunks
     factor = numbers[5]
-    w_buffer, g_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
-    m_buffer, v_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
+    w_buffer, g_buffer = block_memory(), block_memory()
+    m_buffer, v_buffer = block_memory(), block_memory()
     for c in range(lo, hi):
         t, moved, k = tensor[c], at[c] - start[c], block[c]
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, v = m_buffer[: b - a], v_buffer[: b - a]
+            m, v = floats(m_buffer, 0, b - a), floats(v_buffer, 0, b - a)
             m_codes, v_codes = bytes_at(m_at[t], a + moved, b + moved), bytes_at(v_at[t], a + moved, b + moved)
             m_scale, v_scale = floats(m_scales[t], k, k + 1), floats(v_scales[t], k, k + 1)
             read_signed(m, m_codes, m_scale[0])

@@ -26,7 +26,7 @@ BLOCK = 256
 """Elements that a kernel takes at a time: few, so that a processor works on one block while the next comes from memory."""
 
 # No fast-math: each operation rounds once. The error model of numpy has no test for a division by zero.
-inlined: Any = njit(error_model="numpy")
+inlined: Any = njit(error_model="numpy", forceinline=True)
 """Decorator of what kernels call."""
 _summing: Any = njit(error_model="numpy", fastmath={"reassoc"})
 
@@ -97,6 +97,19 @@ def _to_half(typing, x):  # type: ignore[no-untyped-def]
     return types.uint16(types.float32), generate
 
 
+@intrinsic
+def block_memory(typing):  # type: ignore[no-untyped-def]
+    """The address of memory for `BLOCK` numbers of float32, as long as the kernel runs."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(ir.FloatType(), BLOCK))
+            memory.align = 64
+        return builder.ptrtoint(memory, ir.IntType(64))
+
+    return types.int64(), generate
+
+
 @inlined
 def floats(address, start, stop):  # type: ignore[no-untyped-def]
     """float32 elements where they lie."""
@@ -119,7 +132,7 @@ def load(address, kind, start, stop, buffer):  # type: ignore[no-untyped-def]
     """Elements as float32: where they lie, or converted into a buffer."""
     if kind == FLOAT32:
         return floats(address, start, stop)
-    x, out = _halves(address, start, stop), buffer[: stop - start]
+    x, out = _halves(address, start, stop), floats(buffer, 0, stop - start)
     if kind == BFLOAT16:
         for i in range(x.size):
             out[i] = as_float(np.uint32(x[i]) << np.uint32(16))
@@ -135,7 +148,7 @@ def load_gradient(address, kind, start, stop, buffer, factor):  # type: ignore[n
     g = load(address, kind, start, stop, buffer)
     if factor == 1:
         return g
-    out = buffer[: stop - start]
+    out = floats(buffer, 0, stop - start)
     for i in range(out.size):
         out[i] = g[i] * factor
     return out
@@ -200,7 +213,7 @@ def sum_squares(lo, hi, addresses, kind, chunks, sums):  # type: ignore[no-untyp
         if kind == FLOAT32:
             sums[c] = _squares_in_memory(floats(addresses[tensor[c]], start[c], stop[c]))
             continue
-        buffer = np.empty(BLOCK, np.float32)
+        buffer = block_memory()
         total = 0.0
         for a in range(start[c], stop[c], BLOCK):
             total += squares(load(addresses[tensor[c]], kind, a, min(a + BLOCK, stop[c]), buffer))

@@ -7,6 +7,7 @@ import numpy as np
 from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms
 from lightning_scale.optim.backends.cpu.elements import (
     BLOCK,
+    block_memory,
     bytes_at,
     floats,
     inlined,
@@ -62,7 +63,7 @@ def measure(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inver
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, _, _ = chunks
     factor = numbers[5]
-    w_buffer, g_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    w_buffer, g_buffer = block_memory(), block_memory()
     for c in range(lo, hi):
         t, moved, kept = tensor[c], at[c] - start[c], place[c] - start[c]
         ww = uu = 0.0
@@ -86,15 +87,15 @@ def measure_8bit(  # type: ignore[no-untyped-def]
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, block, lead = chunks
     factor = numbers[5]
-    w_buffer, g_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
-    m_buffer, v_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
+    w_buffer, g_buffer = block_memory(), block_memory()
+    m_buffer, v_buffer = block_memory(), block_memory()
     for c in range(lo, hi):
         t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
         ww = uu = 0.0
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, v, u = m_buffer[: b - a], v_buffer[: b - a], floats(updates[t], a + kept, b + kept)
+            m, v, u = floats(m_buffer, 0, b - a), floats(v_buffer, 0, b - a), floats(updates[t], a + kept, b + kept)
             m_codes, v_codes = bytes_at(m_at[t], a + moved, b + moved), bytes_at(v_at[t], a + moved, b + moved)
             m_scale, v_scale = floats(m_scales[t], k, k + 1), floats(v_scales[t], k, k + 1)
             read_signed(m, m_codes, m_scale[0])
@@ -117,7 +118,7 @@ def move(lo, hi, tensors, kinds, chunks, updates, at, rate):  # type: ignore[no-
     """
     weights, _, _ = tensors
     layer, tensor, start, stop, _, _, _, _ = chunks
-    buffer = np.empty(BLOCK, np.float32)
+    buffer = block_memory()
     for c in range(hi - 1, lo - 1, -1):
         t, moved = tensor[c], at[c] - start[c]
         for a in range(start[c], stop[c], BLOCK):

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms
 from lightning_scale.optim.backends.cpu.elements import (
     BLOCK,
+    block_memory,
     bytes_at,
     floats,
     inlined,
@@ -48,13 +49,13 @@ def move_by_gradient(lo, hi, tensors, kinds, m_at, chunks, numbers, decay, insid
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, _, _ = chunks
     momentum, own, buffered, outside, factor = numbers
-    w_buffer, g_buffer, m_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    w_buffer, g_buffer, m_buffer = block_memory(), block_memory(), block_memory()
     for c in range(hi - 1, lo - 1, -1):
         t, moved = tensor[c], at[c] - start[c]
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m = m_buffer[: b - a]
+            m = floats(m_buffer, 0, b - a)
             if m_at[t] != 0:
                 m = floats(m_at[t], a + moved, b + moved)
             else:
@@ -69,17 +70,14 @@ def move_by_gradient_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, number
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, block, lead = chunks
     momentum, own, buffered, outside, factor = numbers
-    w_buffer, g_buffer, m_buffer = (
-        np.empty(QUANTUM, np.float32),
-        np.empty(QUANTUM, np.float32),
-        np.empty(QUANTUM, np.float32),
-    )
+    w_buffer, g_buffer, m_buffer = block_memory(), block_memory(), block_memory()
     for c in range(hi - 1, lo - 1, -1):
         t, moved, k = tensor[c], at[c] - start[c], block[c]
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, codes, scale = m_buffer[: b - a], bytes_at(m_at[t], a + moved, b + moved), floats(m_scales[t], k, k + 1)
+            m, codes = floats(m_buffer, 0, b - a), bytes_at(m_at[t], a + moved, b + moved)
+            scale = floats(m_scales[t], k, k + 1)
             read_signed(m, codes, scale[0])
             step(w, m, g, decay[layer[c]], inside[layer[c]], momentum, share[t], own, buffered, outside)
             store_weight(w, tensors, kinds, t, a, b)
@@ -93,7 +91,7 @@ def measure_momentum(lo, hi, tensors, kinds, m_at, chunks, numbers, decay, sums)
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, _, _ = chunks
     momentum, rest, factor = numbers
-    w_buffer, g_buffer = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    w_buffer, g_buffer = block_memory(), block_memory()
     for c in range(lo, hi):
         t, moved = tensor[c], at[c] - start[c]
         ww = mm = 0.0
@@ -114,7 +112,7 @@ def measure_momentum_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, number
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, block, lead = chunks
     momentum, rest, factor = numbers
-    w_buffer, g_buffer = np.empty(QUANTUM, np.float32), np.empty(QUANTUM, np.float32)
+    w_buffer, g_buffer = block_memory(), block_memory()
     for c in range(lo, hi):
         t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
         ww = mm = 0.0

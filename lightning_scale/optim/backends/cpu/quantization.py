@@ -1,37 +1,50 @@
-"""The 8-bit code of a block of 256 inside kernels: exact, one look into a table for each element either way, no search.
+"""The 8-bit code of a block of 256 inside kernels: read by a table, written by arithmetic, without a search.
 
 The tables are global: numba makes them constants of the program, which no store can change, so that loops are vectorized.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_scale.optim.backends.cpu.elements import as_bits, as_float, inlined
-from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED, Code
+from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED
 
 QUANTUM = BLOCK
 """Elements that share a scale."""
 _SIGNED_VALUES, _UNSIGNED_VALUES = SIGNED.values().numpy(), UNSIGNED.values().numpy()
-_ONE, _INFINITE, _LARGEST, _MAGNITUDE = map(np.uint32, (0x3F80, 0x7F800000, 0x7F7FFFFF, 0x7FFFFFFF))
-_HALF, _LOW, _TOP = np.uint32(16), np.uint32(0xFFFF), np.uint32(254)
+_INFINITE, _LARGEST, _MAGNITUDE, _SIGN = map(np.uint32, (0x7F800000, 0x7F7FFFFF, 0x7FFFFFFF, 0x80000000))
+
+# All numbers of the loops are float32: integers would become 64 bits wide.
+_NONE, _ONE, _SIGNED_ZERO = map(np.float32, (0, 1, SIGNED.zero))
+_SIGNED_PARTS, _UNSIGNED_PARTS = np.float32(SIGNED.parts(6)), np.float32(UNSIGNED.parts(6))
+_SIGNED_FIRST, _SIGNED_LAST = SIGNED.thresholds().numpy()[[127, 254]]
+_UNSIGNED_FIRST, _UNSIGNED_LAST = UNSIGNED.thresholds().numpy()[[0, 254]]
+_SIGNED_LEAST, _UNSIGNED_LEAST = np.float32(3e-7), np.float32(2e-7)
+# A little below each power of ten, so that rounding never scales past 1.
+_BELOW_4, _BELOW_2, _BELOW_1, _BELOW_ONE = (np.float32(10.0**-k * (1 - 1e-6)) for k in (4, 2, 1, 0))
+_TIMES_4, _TIMES_2, _TIMES_1 = (np.float32(10.0**k) for k in (4, 2, 1))
+_PARTS_4, _PARTS_2, _PARTS_1 = (np.float32(0.5**k) for k in (4, 2, 1))
+_TENTH, _WIDTH, _FIFTH, _BEFORE = np.float32(0.1), np.float32(1 / 0.9), np.float32(0.2), np.float32(-1)
 
 
-def cells(code: Code) -> NDArray[np.uint32]:
-    """By a magnitude's upper 16 bits: the code << 16, plus what its lower 16 bits must carry over to be above a threshold."""
-    all_thresholds = code.thresholds().numpy()
-    first = (np.arange(int(_ONE) + 1) << 16).astype(np.uint32).view(np.float32)
-    table: NDArray[Any] = np.searchsorted(all_thresholds, first, side="left").astype(np.uint32) << _HALF
-    bits = all_thresholds[all_thresholds >= 0].view(np.uint32)
-    assert len(set(bits >> _HALF)) == len(bits), "two thresholds share their upper bits"
-    table[bits >> _HALF] += _LOW - (bits & _LOW)
-    return table
+@inlined
+def place(x, parts):  # type: ignore[no-untyped-def]
+    """The number n + j of the value that is nearest to x in (0, 1]: the j-th of its decade's n, of which [0.1, 1) has ``parts``.
 
-
-_SIGNED_CELLS, _UNSIGNED_CELLS = cells(SIGNED), cells(UNSIGNED)
+    x is scaled to [0.1, 1), where the decade's n values are the middles of n equal intervals. Only between the last value of
+    a decade and the first of the next one the threshold is no interval's end, but a fifth of an interval above it. x is
+    rounded at most six times on the way, and together by less than 4 ulp, so next to a threshold the value on its other
+    side may be found.
+    """
+    far = x < _BELOW_4
+    x, parts = (x * _TIMES_4, parts * _PARTS_4) if far else (x, parts)
+    far = x < _BELOW_2
+    x, parts = (x * _TIMES_2, parts * _PARTS_2) if far else (x, parts)
+    far = x < _BELOW_1
+    x, parts = (x * _TIMES_1, parts * _PARTS_1) if far else (x, parts)
+    interval = (x - _TENTH) * (parts * _WIDTH)
+    return parts + (_BEFORE if interval < _FIFTH else np.floor(interval))
 
 
 @inlined
@@ -63,9 +76,12 @@ def write_signed(codes, scale, x):  # type: ignore[no-untyped-def]
     scale[0] = absmax(x)
     divisor = scale[0] if scale[0] != 0 else np.float32(1)
     for i in range(x.size):
-        bits = as_bits(x[i] / divisor)
-        code = (_SIGNED_CELLS[min((bits & _MAGNITUDE) >> _HALF, _ONE)] + (bits & _LOW)) >> _HALF
-        codes[i] = code if bits <= _MAGNITUDE else _TOP - min(code, _TOP)
+        y = x[i] / divisor
+        magnitude = as_float(as_bits(y) & _MAGNITUDE)
+        found = place(min(max(magnitude, _SIGNED_LEAST), _BELOW_ONE), _SIGNED_PARTS)
+        found = found if magnitude > _SIGNED_FIRST else _NONE
+        code = as_float(as_bits(found) | as_bits(y) & _SIGN) + _SIGNED_ZERO
+        codes[i] = np.int32(code + _ONE if y > _SIGNED_LAST else code)
 
 
 @inlined
@@ -74,5 +90,7 @@ def write_unsigned(codes, scale, x):  # type: ignore[no-untyped-def]
     scale[0] = absmax(x)
     divisor = scale[0] if scale[0] != 0 else np.float32(1)
     for i in range(x.size):
-        bits = as_bits(x[i] / divisor)
-        codes[i] = (_UNSIGNED_CELLS[min(bits >> _HALF, _ONE)] + (bits & _LOW)) >> _HALF
+        y = x[i] / divisor
+        found = place(min(max(y, _UNSIGNED_LEAST), _BELOW_ONE), _UNSIGNED_PARTS) - _ONE
+        found = found if y > _UNSIGNED_FIRST else _NONE
+        codes[i] = np.int32(found + _ONE if y > _UNSIGNED_LAST else found)
