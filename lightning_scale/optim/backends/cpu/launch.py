@@ -1,16 +1,18 @@
 """What the kernels are launched with: chunks of layers, tensors by address, numbers; and how chunks are spread over threads.
 
-Python's own threads take them, for the kernels let go of the interpreter's lock: a threading layer of numba's would not live
-through a fork, or abort where two threads step at once.
+The kernels let go of the interpreter's lock, so that threads take them: torch's, or Python's own. A threading layer of numba's
+would not live through a fork, or abort where two threads step at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from itertools import count as counter
 from itertools import zip_longest
 from typing import Any
@@ -298,37 +300,70 @@ def _by_layer(layer: NDArray[np.int64], sums: NDArray[np.float64], layers: int) 
     return np.stack([np.bincount(layer, weights=own, minlength=layers) for own in sums])
 
 
+_Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _pool: tuple[ThreadPoolExecutor | None, int] = None, 0
+_forked = False
+
+
+@cache
+def _openmp() -> Callable[..., None] | None:
+    """GOMP_parallel(function, data, threads, flags) of the OpenMP that torch has loaded for itself, or None where it has none.
+
+    torch makes the library's names global, so a look among those finds the library that torch's own operations run by: GCC's,
+    or LLVM's, which has the same function.
+    """
+    try:
+        function = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):  # Windows and macOS
+        return None
+    function.argtypes, function.restype = (_Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    found: Callable[..., None] = function
+    return found
 
 
 def spread(kernel: Any, begin: int, end: int, *args: Any) -> None:
-    """kernel(a, b, *args) over the chunks from begin to end, each once, by as many threads as torch uses."""
-    global _pool
-    pieces = -(-(end - begin) // PIECE)
-    threads = min(torch.get_num_threads(), pieces)
-    if threads <= 1:
+    """kernel(a, b, *args) over the chunks from begin to end, each once, by as many threads as torch uses.
+
+    torch's own threads take them where they can be had: these do not sleep until some milliseconds after a backward pass, and
+    would hold the cores that others need.
+    """
+    pieces, threads = -(-(end - begin) // PIECE), torch.get_num_threads()
+    if min(threads, pieces) <= 1:
         kernel(begin, end, *args)
         return
+    turns = counter()
+    failed: list[BaseException] = []
+
+    def work(_: int | None = None) -> None:
+        try:
+            while (k := next(turns)) < pieces:
+                kernel(begin + k * PIECE, min(begin + (k + 1) * PIECE, end), *args)
+        except BaseException as error:  # no error may pass through OpenMP's frames
+            failed.append(error)
+
+    if not _forked and (parallel := _openmp()) is not None:
+        parallel(_Region(work), None, threads, 0)  # all of them: OpenMP ends those that a smaller team leaves out
+    else:
+        _by_pool(work, min(threads, pieces))
+    if failed:
+        raise failed[0]
+
+
+def _by_pool(work: Callable[[], None], threads: int) -> None:
+    global _pool
     if _pool[1] < threads - 1:
         _pool = ThreadPoolExecutor(threads - 1, "lightning_scale"), threads - 1
-    turns = counter()
-
-    def work() -> None:
-        while (k := next(turns)) < pieces:
-            kernel(begin + k * PIECE, min(begin + (k + 1) * PIECE, end), *args)
-
     assert _pool[0] is not None
-    others: Iterable[Any] = [_pool[0].submit(work) for _ in range(threads - 1)]
+    others = [_pool[0].submit(work) for _ in range(threads - 1)]
     work()
-    for other in others:
-        other.result()
+    wait(others)
 
 
-def _forget() -> None:
-    """A child process has none of the threads."""
-    global _pool
-    _pool = None, 0
+def _after_fork() -> None:
+    """A child process has none of its parent's threads, and GCC's OpenMP would wait for them."""
+    global _pool, _forked
+    _pool, _forked = (None, 0), True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_after_fork)
