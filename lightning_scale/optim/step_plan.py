@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +62,7 @@ class StepPlan:
         self._in_order = in_order
         self._eight_bit_from = eight_bit_from
         self._scratch = Scratch()
-        self._known: dict[int, OrderedDict[Hashable, list[BucketPlan]]] = {}
+        self._known: dict[int, dict[Hashable, list[BucketPlan]]] = {}
         self._last: dict[int, _LastStep] = {}
         self._fused: bool | None = None
         self._captured: list[Layout] = []
@@ -93,7 +92,7 @@ class StepPlan:
             self.forget()
             self._fused = fused
         slot = id(params[0]) if self._is_flat(params) else number
-        grads = [p.grad for p in params]
+        grads = list(map(_grad, params))
         last = self._last.get(slot)
         if last is not None and (again := last.again(group, grads, state)) is not None:
             return again
@@ -179,15 +178,14 @@ class StepPlan:
             ValueError: For a parameter or gradient that no backend takes.
         """
         params = group["params"]
-        known = self._known.setdefault(slot, OrderedDict())
+        known = self._known.setdefault(slot, {})
         names = group.get("param_names")
         key = (names and tuple(names), tuple([_kind(p, master) for p, master in zip(params, masters, strict=True)]))
-        if key not in known:
-            known[key] = self._sorted(params, names_of(group, number), masters, backend_of)
-            if len(known) > _KEPT:
-                self._outlive(known.popitem(last=False)[1])
-        known.move_to_end(key)
-        return known[key]
+        found = known.pop(key, None) or self._sorted(params, names_of(group, number), masters, backend_of)
+        known[key] = found  # the last one now
+        if len(known) > _KEPT:
+            self._outlive(known.pop(next(iter(known))))
+        return found
 
     def layouts(self) -> Iterator[Layout]:
         """Go through the layouts of everything that is remembered, and those whose flags are kept."""
@@ -255,8 +253,8 @@ class _LastStep:
         self._members, self._buckets = members, [replace(b, grads=[], norms=None, at={}) for b in buckets]
         self._gradients = [b.grads[0].dtype for b in buckets]
         self._states = [[state[self._params[i]] for i in of.places] for of in members]
-        self._entries = [[len(own) for own in bucket.states] for bucket in buckets]
         self._simple = not any(map(is_sharded, self._params)) and all(map(self._is_simple, buckets))
+        self._memory = [self._memory_of(bucket) for bucket in buckets if self._simple]
         self._addresses = [self._addresses_of(bucket) for bucket in buckets if self._simple]
 
     @staticmethod
@@ -266,6 +264,12 @@ class _LastStep:
         return (
             bucket.backend is not Backend.REFERENCE and all(bucket.states) and all(map(Tensor.is_contiguous, tensors))
         )
+
+    @staticmethod
+    def _memory_of(bucket: Bucket) -> tuple[list[int], list[int]]:
+        """Return which tensors parameters and state are, and where each begins."""
+        tensors = [*bucket.params, *chain.from_iterable(map(dict.values, bucket.states))]
+        return list(map(id, tensors)), list(map(Tensor.data_ptr, tensors))
 
     @staticmethod
     def _addresses_of(bucket: Bucket) -> dict[str, Addresses]:
@@ -294,23 +298,26 @@ class _LastStep:
             return None
         found = []
         each = zip(
-            self._members, self._buckets, self._gradients, self._states, self._entries, self._addresses, strict=True
+            self._members, self._buckets, self._gradients, self._states, self._memory, self._addresses, strict=True
         )
-        for members, bucket, dtype, states, entries, known in each:
+        for members, bucket, dtype, states, memory, known in each:
             its = [g for i in members.places if (g := grads[i]) is not None]
             if not (
                 all(map(operator.is_, [state[self._params[i]] for i in members.places], states))
-                and [len(own) for own in states] == entries
-                and all(g.dtype is dtype and g.layout is torch.strided for g in its)
+                and self._memory_of(bucket) == memory
+                and set(map(_dtype, its)) == {dtype}
+                and set(map(_layout, its)) == {torch.strided}
                 and all(map(Tensor.is_contiguous, its))
                 and all(map(Tensor.is_contiguous, bucket.params))
             ):
                 return None
-            at = self._addresses_of(bucket)
-            if at.keys() != known.keys() or not all(np.array_equal(at[key], known[key]) for key in known):
-                return None
-            found.append(replace(bucket, group=group, grads=its, norms=None, at={**known, "grads": addresses(its)}))
+            own = replace(bucket, group=group, grads=its, norms=None, at={**known, "grads": addresses(its)})
+            own.remembers, own.quantized = bucket.remembers, bucket.quantized
+            found.append(own)
         return found
+
+
+_grad, _dtype, _layout = map(operator.attrgetter, ("grad", "dtype", "layout"))
 
 
 def _kind(p: Tensor, master: bool) -> Hashable:

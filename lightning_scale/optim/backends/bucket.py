@@ -86,7 +86,7 @@ Addresses = NDArray[np.int64]
 def addresses(tensors: Sequence[Tensor | None]) -> Addresses:
     """[tensors]: where each begins; 0 for none."""
     try:
-        return np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))  # type: ignore[arg-type]
+        return np.array(list(map(Tensor.data_ptr, tensors)), np.int64)  # type: ignore[arg-type]
     except TypeError:
         return np.array([0 if t is None else t.data_ptr() for t in tensors], np.int64)
 
