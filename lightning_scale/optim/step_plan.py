@@ -266,10 +266,10 @@ class _LastStep:
         )
 
     @staticmethod
-    def _memory_of(bucket: Bucket) -> tuple[list[int], list[int]]:
-        """Return which tensors parameters and state are, and where each begins."""
+    def _memory_of(bucket: Bucket) -> tuple[list[str], list[int], list[int]]:
+        """Return what the kinds of state are called, which tensors they and the parameters are, and where each begins."""
         tensors = [*bucket.params, *chain.from_iterable(map(dict.values, bucket.states))]
-        return list(map(id, tensors)), list(map(Tensor.data_ptr, tensors))
+        return [*chain.from_iterable(bucket.states)], list(map(id, tensors)), list(map(Tensor.data_ptr, tensors))
 
     @staticmethod
     def _addresses_of(bucket: Bucket) -> dict[str, Addresses]:
