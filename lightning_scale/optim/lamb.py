@@ -27,7 +27,7 @@ class LAMB(LayerwiseOptimizer):
         w ← w - lr · φ(‖w‖)/‖u‖ · u      (ratio 1 where ‖w‖ or ‖u‖ is 0)
 
     The ratio's norms are those of the whole layer, also where ranks share it. On CPUs the float32 updates of as many small
-    layers as have a million elements together (4 MB), or of one larger layer, wait in memory between the two passes of a
+    layers as have two million elements together (8 MB), or of one larger layer, wait in memory between the two passes of a
     step, and where ranks share the layers those of all of a rank's share. The optimizer keeps that memory.
 
     Args:

@@ -145,7 +145,7 @@ class LARS8bit(EightBitOptimizer, LARS):
     On a GPU two passes of Triton's kernels move 22 bytes for each element of a float32 parameter (w and g are read; then w, g
     and the code are read, and w and the code written) and 12 of a bfloat16 one, and one byte more with
     ``trust_norm="momentum"``. With that, float32 momenta wait in memory on CPUs from one pass to the next: those of as many
-    layers as have a million elements together (4 MB), of one larger layer, or, where ranks share the layers, of a rank's whole
+    layers as have two million elements together (8 MB), of one larger layer, or, where ranks share the layers, of a rank's whole
     share. The optimizer keeps that memory. On the gradient's norm a step needs none.
 
     Steps of different backends agree to float32's rounding, and a code may differ by one where a number lies within 4 units in

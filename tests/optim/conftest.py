@@ -39,10 +39,10 @@ def one_rounding() -> Iterator[None]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that small tensors have several chunks, pieces and groups."""
+    """So that small tensors have several chunks, turns and groups."""
     monkeypatch.setattr(launch, "CHUNK", 1 << 10)
     monkeypatch.setattr(launch, "GROUP", 20_000)
-    monkeypatch.setattr(launch, "PIECE", 2)
+    monkeypatch.setattr(launch, "TURN", 2)
 
 
 @pytest.fixture

@@ -177,35 +177,61 @@ def test_two_python_threads_step_at_once() -> None:
     assert results[0] == results[1] == results[2] == results[3]
 
 
+@elements.kernel
+def count_up(turns: Any, out: np.ndarray) -> None:
+    for c in elements.ascending(turns):
+        out[c] += 1
+
+
+@elements.kernel
+def count_down(turns: Any, out: np.ndarray) -> None:
+    for c in elements.descending(turns):
+        out[c] += 1
+
+
 @pytest.mark.parametrize("whose", ["torch's", "Python's"])
-@pytest.mark.parametrize("failing", [None, 0, 17])
-def test_every_chunk_is_taken_once(whose: str, failing: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By several threads; an error in one of them is raised when all have come to an end."""
+@pytest.mark.parametrize("counting", [count_up, count_down])
+@pytest.mark.parametrize(("begin", "end"), [(1, 500), (0, 3), (7, 7)])
+def test_every_chunk_is_taken_once(
+    whose: str, counting: Callable[..., None], begin: int, end: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By several threads, none before the others are there."""
+    take_threads(whose, monkeypatch)
+    taken = np.zeros(501, np.int64)
+    met = threading.Barrier(3)
+
+    def kernel(turns: Any, out: np.ndarray) -> None:
+        if end > begin:
+            met.wait(30)
+        counting(turns, out)
+
+    launching.spread(kernel, begin, end, taken)
+    assert (taken[begin:end] == 1).all() and taken.sum() == end - begin
+
+
+@pytest.mark.parametrize("whose", ["torch's", "Python's"])
+def test_an_error_in_a_thread_is_raised_when_all_have_ended(whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_threads(whose, monkeypatch)
+    met = threading.Barrier(3)
+    ended: list[int] = []
+
+    def kernel(turns: Any) -> None:
+        if met.wait(30) == 1:
+            raise ValueError("one of three")
+        ended.append(1)
+
+    with pytest.raises(ValueError, match="one of three"):
+        launching.spread(kernel, 0, 9)
+    assert len(ended) == 2
+
+
+def take_threads(whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of torch's, or of Python's own."""
     if whose == "Python's":
         monkeypatch.setattr(launching, "_openmp", lambda: None)
     elif launching._openmp() is None:
         pytest.skip("torch has no OpenMP that can be found")
     torch.set_num_threads(3)
-    taken: list[tuple[int, int]] = []
-    threads: set[int] = set()
-    met = threading.Barrier(3)
-
-    def kernel(begin: int, end: int, out: list[tuple[int, int]]) -> None:
-        if threading.get_ident() not in threads:
-            threads.add(threading.get_ident())
-            met.wait(30)
-        out.append((begin, end))
-        if failing is not None and begin <= failing < end:
-            raise ValueError(f"chunk {failing}")
-
-    last = 10 * launching.PIECE + 1
-    if failing is None:
-        launching.spread(kernel, 1, last, taken)
-        assert sorted(i for a, b in taken for i in range(a, b)) == list(range(1, last))
-    else:
-        with pytest.raises(ValueError, match=f"chunk {failing}"):
-            launching.spread(kernel, 0, last, taken)
-    assert len(threads) == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.quantization import BLOCK, block_count
 
-GROUP = 1 << 20
+GROUP = 1 << 21
 """Elements of small layers that are stepped together on a CPU, both passes one after the other: what a cache holds."""
 
 

@@ -7,9 +7,11 @@ import numpy as np
 from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.backends.cpu.elements import (
     BLOCK,
+    ascending,
     block_memory,
     bytes_at,
     floats,
+    floats_from_memory,
     inlined,
     kernel,
     load,
@@ -45,31 +47,31 @@ def update(w, m, v, g, numbers, inverse1, inverse2, kept, lr):  # type: ignore[n
 
 
 @kernel
-def step(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
+def step(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
     """Of small layers, whose moments are in float32."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, _, _ = chunks
     factor = numbers[5]
     w_buffer, g_buffer = block_memory(), block_memory()
-    for c in range(lo, hi):
+    for c in ascending(turns):
         t, moved = tensor[c], at[c] - start[c]
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, v = floats(m_at[t], a + moved, b + moved), floats(v_at[t], a + moved, b + moved)
+            m, v = floats_from_memory(m_at[t], a + moved, b + moved), floats_from_memory(v_at[t], a + moved, b + moved)
             update(w, m, v, g, numbers, inverse1[t], inverse2[t], kept[layer[c]], lr)
             store_weight(w, tensors, kinds, t, a, b)
 
 
 @kernel
-def step_8bit(lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
+def step_8bit(turns, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
     """Of layers whose moments are in 8 bits."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, block, lead = chunks
     factor = numbers[5]
     w_buffer, g_buffer = block_memory(), block_memory()
     m_buffer, v_buffer = block_memory(), block_memory()
-    for c in range(lo, hi):
+    for c in ascending(turns):
         t, moved, k = tensor[c], at[c] - start[c], block[c]
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
@@ -92,7 +94,7 @@ def adamw(bucket: Bucket, guard: Guard) -> None:
     numbers, inverse1, inverse2 = adam_numbers(bucket, launch)
     lr = np.float32(bucket.rate)
     kept = np.float32(1) - lr * launch.decays
-    for group in launch.chunks.groups:
+    for group in launch.chunks.spans:
         moments = (*launch.moment("exp_avg", group.quantized), *launch.moment("exp_avg_sq", group.quantized))
         launch.run(
             step_8bit if group.quantized else step,

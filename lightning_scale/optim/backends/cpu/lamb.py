@@ -7,9 +7,12 @@ import numpy as np
 from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms
 from lightning_scale.optim.backends.cpu.elements import (
     BLOCK,
+    ascending,
     block_memory,
     bytes_at,
+    descending,
     floats,
+    floats_from_memory,
     inlined,
     kernel,
     load,
@@ -58,20 +61,20 @@ def apply(w, u, rate):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def measure(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, decay, updates, sums):  # type: ignore[no-untyped-def]
+def measure(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, decay, updates, sums):  # type: ignore[no-untyped-def]
     """The first pass: moments in place; u is kept; Σ w² and Σ u² of each chunk."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, _, _ = chunks
     factor = numbers[5]
     w_buffer, g_buffer = block_memory(), block_memory()
-    for c in range(lo, hi):
+    for c in ascending(turns):
         t, moved, kept = tensor[c], at[c] - start[c], place[c] - start[c]
         ww = uu = 0.0
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, v = floats(m_at[t], a + moved, b + moved), floats(v_at[t], a + moved, b + moved)
-            u = floats(updates[t], a + kept, b + kept)
+            m, v = floats_from_memory(m_at[t], a + moved, b + moved), floats_from_memory(v_at[t], a + moved, b + moved)
+            u = floats_from_memory(updates[t], a + kept, b + kept)
             update(u, m, v, w, g, numbers, inverse1[t], inverse2[t], decay[layer[c]])
             ww += squares(w)
             uu += squares(u)
@@ -81,7 +84,7 @@ def measure(lo, hi, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inver
 
 @kernel
 def measure_8bit(  # type: ignore[no-untyped-def]
-    lo, hi, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, numbers, inverse1, inverse2, decay, updates, sums
+    turns, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, numbers, inverse1, inverse2, decay, updates, sums
 ):
     """As `measure`: moments are read, stepped, and rounded to 8 bits, block by block of the layer's grid."""
     weights, _, grads = tensors
@@ -89,13 +92,17 @@ def measure_8bit(  # type: ignore[no-untyped-def]
     factor = numbers[5]
     w_buffer, g_buffer = block_memory(), block_memory()
     m_buffer, v_buffer = block_memory(), block_memory()
-    for c in range(lo, hi):
+    for c in ascending(turns):
         t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
         ww = uu = 0.0
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, v, u = floats(m_buffer, 0, b - a), floats(v_buffer, 0, b - a), floats(updates[t], a + kept, b + kept)
+            m, v, u = (
+                floats(m_buffer, 0, b - a),
+                floats(v_buffer, 0, b - a),
+                floats_from_memory(updates[t], a + kept, b + kept),
+            )
             m_codes, v_codes = bytes_at(m_at[t], a + moved, b + moved), bytes_at(v_at[t], a + moved, b + moved)
             m_scale, v_scale = floats(m_scales[t], k, k + 1), floats(v_scales[t], k, k + 1)
             read_signed(m, m_codes, m_scale[0])
@@ -111,7 +118,7 @@ def measure_8bit(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def move(lo, hi, tensors, kinds, chunks, updates, at, rate):  # type: ignore[no-untyped-def]
+def move(turns, tensors, kinds, chunks, updates, at, rate):  # type: ignore[no-untyped-def]
     """The second pass: w = w - rate · u; backwards, for what was read last is what the cache still holds.
 
     updates: [tensors] addresses of u; at: where in it a chunk begins.
@@ -119,12 +126,12 @@ def move(lo, hi, tensors, kinds, chunks, updates, at, rate):  # type: ignore[no-
     weights, _, _ = tensors
     layer, tensor, start, stop, _, _, _, _ = chunks
     buffer = block_memory()
-    for c in range(hi - 1, lo - 1, -1):
+    for c in descending(turns):
         t, moved = tensor[c], at[c] - start[c]
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
             w = load(weights[t], kinds[0], a, b, buffer)
-            apply(w, floats(updates[t], a + moved, b + moved), rate[layer[c]])
+            apply(w, floats_from_memory(updates[t], a + moved, b + moved), rate[layer[c]])
             store_weight(w, tensors, kinds, t, a, b)
 
 

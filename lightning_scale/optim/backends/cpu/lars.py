@@ -11,9 +11,12 @@ from torch import Tensor
 from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard, LayerNorms
 from lightning_scale.optim.backends.cpu.elements import (
     BLOCK,
+    ascending,
     block_memory,
     bytes_at,
+    descending,
     floats,
+    floats_from_memory,
     inlined,
     kernel,
     load,
@@ -44,20 +47,20 @@ def update_momentum(g, m, w, momentum, rest, decay):  # type: ignore[no-untyped-
 
 
 @kernel
-def move_by_gradient(lo, hi, tensors, kinds, m_at, chunks, numbers, decay, inside, share):  # type: ignore[no-untyped-def]
+def move_by_gradient(turns, tensors, kinds, m_at, chunks, numbers, decay, inside, share):  # type: ignore[no-untyped-def]
     """The whole step where the norms are known. m_at is 0 where nothing is remembered."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, _, _ = chunks
     momentum, own, buffered, outside, factor = numbers
     w_buffer, g_buffer, m_buffer = block_memory(), block_memory(), block_memory()
-    for c in range(hi - 1, lo - 1, -1):
+    for c in descending(turns):
         t, moved = tensor[c], at[c] - start[c]
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m = floats(m_buffer, 0, b - a)
             if m_at[t] != 0:
-                m = floats(m_at[t], a + moved, b + moved)
+                m = floats_from_memory(m_at[t], a + moved, b + moved)
             else:
                 m[:] = np.float32(0)
             step(w, m, g, decay[layer[c]], inside[layer[c]], momentum, share[t], own, buffered, outside)
@@ -65,13 +68,13 @@ def move_by_gradient(lo, hi, tensors, kinds, m_at, chunks, numbers, decay, insid
 
 
 @kernel
-def move_by_gradient_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, numbers, decay, inside, share):  # type: ignore[no-untyped-def]
+def move_by_gradient_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers, decay, inside, share):  # type: ignore[no-untyped-def]
     """As `move_by_gradient`, with a momentum in 8 bits."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, block, lead = chunks
     momentum, own, buffered, outside, factor = numbers
     w_buffer, g_buffer, m_buffer = block_memory(), block_memory(), block_memory()
-    for c in range(hi - 1, lo - 1, -1):
+    for c in descending(turns):
         t, moved, k = tensor[c], at[c] - start[c], block[c]
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
@@ -86,19 +89,19 @@ def move_by_gradient_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, number
 
 
 @kernel
-def measure_momentum(lo, hi, tensors, kinds, m_at, chunks, numbers, decay, sums):  # type: ignore[no-untyped-def]
+def measure_momentum(turns, tensors, kinds, m_at, chunks, numbers, decay, sums):  # type: ignore[no-untyped-def]
     """The first pass on the momentum: it is stepped in place; Σ w² and Σ m² of each chunk."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, _, _, _ = chunks
     momentum, rest, factor = numbers
     w_buffer, g_buffer = block_memory(), block_memory()
-    for c in range(lo, hi):
+    for c in ascending(turns):
         t, moved = tensor[c], at[c] - start[c]
         ww = mm = 0.0
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m = floats(m_at[t], a + moved, b + moved)
+            m = floats_from_memory(m_at[t], a + moved, b + moved)
             update_momentum(g, m, w, momentum, rest, decay[layer[c]])
             ww += squares(w)
             mm += squares(m)
@@ -107,19 +110,19 @@ def measure_momentum(lo, hi, tensors, kinds, m_at, chunks, numbers, decay, sums)
 
 
 @kernel
-def measure_momentum_8bit(lo, hi, tensors, kinds, m_at, m_scales, chunks, numbers, decay, updates, sums):  # type: ignore[no-untyped-def]
+def measure_momentum_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers, decay, updates, sums):  # type: ignore[no-untyped-def]
     """As `measure_momentum`; m is kept as it is before it is rounded to 8 bits."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, block, lead = chunks
     momentum, rest, factor = numbers
     w_buffer, g_buffer = block_memory(), block_memory()
-    for c in range(lo, hi):
+    for c in ascending(turns):
         t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
         ww = mm = 0.0
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, codes = floats(updates[t], a + kept, b + kept), bytes_at(m_at[t], a + moved, b + moved)
+            m, codes = floats_from_memory(updates[t], a + kept, b + kept), bytes_at(m_at[t], a + moved, b + moved)
             scale = floats(m_scales[t], k, k + 1)
             read_signed(m, codes, scale[0])
             update_momentum(g, m, w, momentum, rest, decay[layer[c]])
@@ -163,7 +166,7 @@ def nesterov(bucket: Bucket) -> tuple[float, float]:
 
 def move_all(launch: Launch, numbers: tuple[float, ...], inside: np.ndarray, share: np.ndarray) -> None:
     """A step in one pass over all chunks: of LARS, where the norms are known, or of SGD."""
-    for group in launch.chunks.groups:
+    for group in launch.chunks.spans:
         moment = launch.moment("momentum_buffer", group.quantized)
         launch.run(
             move_by_gradient_8bit if group.quantized else move_by_gradient,

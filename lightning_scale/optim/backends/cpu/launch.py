@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
-from itertools import count as counter
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
 import numpy as np
@@ -57,6 +56,7 @@ class Chunks:
             tensor it begins; where in the memory that keeps updates; its first block's number among the tensor's scales; and how
             many elements of that block come before it.
         groups: In order.
+        spans: The same, joined where neighbours' moments are alike, for what takes one pass.
         scratch: Elements of the memory that keeps updates.
         used: Local tensors that have chunks, 1-D.
         sums: [2, C] float64: what kernels sum over each chunk.
@@ -64,6 +64,7 @@ class Chunks:
 
     columns: tuple[Column, ...]
     groups: tuple[Group, ...]
+    spans: tuple[Group, ...]
     scratch: int
     used: Column
     sums: NDArray[np.float64]
@@ -113,11 +114,13 @@ def _cut(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
             first, held = len(rows), 0 if whole else held
     table = np.array(rows, np.int64).reshape(-1, 8).T
     columns = tuple(np.ascontiguousarray(column) for column in table)
-    return Chunks(columns, tuple(groups), scratch, np.unique(columns[1]), np.zeros((2, len(rows))))
+    alike = [list(own) for _, own in groupby(groups, lambda group: group.quantized)]
+    spans = [Group(own[0].begin, own[-1].end, own[0].quantized) for own in alike]
+    return Chunks(columns, tuple(groups), tuple(spans), scratch, np.unique(columns[1]), np.zeros((2, len(rows))))
 
 
-PIECE = 8
-"""Chunks that a thread takes at a time."""
+TURN = 16
+"""Chunks that a thread draws at a time, at most."""
 
 
 class Launch:
@@ -322,29 +325,29 @@ def _openmp() -> Callable[..., None] | None:
 
 
 def spread(kernel: Any, begin: int, end: int, *args: Any) -> None:
-    """kernel(a, b, *args) over the chunks from begin to end, each once, by as many threads as torch uses.
+    """kernel(turns, *args) over the chunks from begin to end, by as many threads as torch uses, which draw them.
 
     torch's own threads take them where they can be had: these do not sleep until some milliseconds after a backward pass, and
     would hold the cores that others need.
     """
-    pieces, threads = -(-(end - begin) // PIECE), torch.get_num_threads()
-    if min(threads, pieces) <= 1:
-        kernel(begin, end, *args)
+    threads = torch.get_num_threads()
+    drawn = np.zeros(1, np.int64)
+    turns = (drawn.ctypes.data, begin, end, min(max((end - begin) // (16 * threads), 1), TURN))
+    if min(threads, end - begin) <= 1:
+        kernel(turns, *args)
         return
-    turns = counter()
     failed: list[BaseException] = []
 
     def work(_: int | None = None) -> None:
         try:
-            while (k := next(turns)) < pieces:
-                kernel(begin + k * PIECE, min(begin + (k + 1) * PIECE, end), *args)
+            kernel(turns, *args)
         except BaseException as error:  # no error may pass through OpenMP's frames
             failed.append(error)
 
     if not _forked and (parallel := _openmp()) is not None:
         parallel(_Region(work), None, threads, 0)  # all of them: OpenMP ends those that a smaller team leaves out
     else:
-        _by_pool(work, min(threads, pieces))
+        _by_pool(work, threads)
     if failed:
         raise failed[0]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_scale.optim.backends.cpu.elements import as_bits, as_float, inlined
+from lightning_scale.optim.backends.cpu.elements import as_bits, as_float, inlined, wide_vectors
 from lightning_scale.optim.quantization import BLOCK, SIGNED, UNSIGNED
 
 QUANTUM = BLOCK
@@ -50,6 +50,7 @@ def place(x, parts):  # type: ignore[no-untyped-def]
 @inlined
 def absmax(x):  # type: ignore[no-untyped-def]
     """The largest magnitude, NaN where one is; Inf counts as the largest finite number. (By bits, which ascend with it.)"""
+    wide_vectors()
     top = np.uint32(0)
     for i in range(x.size):
         top = max(top, as_bits(x[i]) & _MAGNITUDE)
@@ -59,6 +60,7 @@ def absmax(x):  # type: ignore[no-untyped-def]
 @inlined
 def read_signed(out, codes, scale):  # type: ignore[no-untyped-def]
     """A block of first moments or momentum."""
+    wide_vectors()
     for i in range(codes.size):
         out[i] = _SIGNED_VALUES[codes[i]] * scale
 
@@ -66,6 +68,7 @@ def read_signed(out, codes, scale):  # type: ignore[no-untyped-def]
 @inlined
 def read_unsigned(out, codes, scale):  # type: ignore[no-untyped-def]
     """A block of second moments."""
+    wide_vectors()
     for i in range(codes.size):
         out[i] = _UNSIGNED_VALUES[codes[i]] * scale
 
@@ -73,6 +76,7 @@ def read_unsigned(out, codes, scale):  # type: ignore[no-untyped-def]
 @inlined
 def write_signed(codes, scale, x):  # type: ignore[no-untyped-def]
     """Round a block to the nearest codes, and store its scale."""
+    wide_vectors()
     scale[0] = absmax(x)
     divisor = scale[0] if scale[0] != 0 else np.float32(1)
     for i in range(x.size):
@@ -87,6 +91,7 @@ def write_signed(codes, scale, x):  # type: ignore[no-untyped-def]
 @inlined
 def write_unsigned(codes, scale, x):  # type: ignore[no-untyped-def]
     """As `write_signed`, of numbers that are never negative."""
+    wide_vectors()
     scale[0] = absmax(x)
     divisor = scale[0] if scale[0] != 0 else np.float32(1)
     for i in range(x.size):
