@@ -156,6 +156,23 @@ def test_the_same_bits_for_any_number_of_threads(make: Callable[..., Any]) -> No
     assert results[0] == results[1] == results[2] == results[3]
 
 
+@pytest.mark.parametrize("kind", ["LAMB", "LAMB8bit", "LARS8bit-momentum"])
+@pytest.mark.parametrize("odd", [False, True])
+def test_updates_that_are_stored_past_the_cache(kind: str, odd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as without, in whole lines and where layers begin inside of one."""
+    results = []
+    for limit in (launching.CACHE, 0):
+        monkeypatch.setattr(launching, "CACHE", limit)
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(n)) for n in (48 * 160, *([7, 6001] if odd else []), 70 * 128, 4096 + 16)]
+        optimizer = KINDS[kind](params, exclude_1d=False)
+        for step in range(2):
+            set_gradients(params, step)
+            optimizer.step()
+        results.append((bits([p.detach() for p in params]), bits(optimizer)))
+    assert results[0] == results[1]
+
+
 def test_two_python_threads_step_at_once() -> None:
     torch.set_num_threads(2)
     results: dict[int, Any] = {}

@@ -134,6 +134,19 @@ def _prefetch(typing, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def _store_past_cache(typing, target, source):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        line = ir.VectorType(ir.FloatType(), 16).as_pointer()
+        store = builder.store(
+            builder.load(builder.inttoptr(args[1], line), align=64), builder.inttoptr(args[0], line), align=64
+        )
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), generate
+
+
+@intrinsic
 def _draw(typing, counter, number):  # type: ignore[no-untyped-def]
     """Add to the int64 at an address, as no two threads can at once, and return what it was."""
 
@@ -176,12 +189,40 @@ def floats(address, start, stop):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def floats_from_memory(address, start, stop):  # type: ignore[no-untyped-def]
-    """As `floats`; a processor that sees no further than the end of a page is told what comes next."""
+def prefetch(address, start, stop):  # type: ignore[no-untyped-def]
+    """Ask for the block of float32 after this one. By itself a processor sees no further than the end of a page.
+
+    It waits for about sixteen lines at a time: kernels ask for one tensor's block between two loops, not for all at once.
+    """
     if stop - start == BLOCK:
         for byte in range(0, 4 * BLOCK, 64):
             _prefetch(address + 4 * stop + byte)
+
+
+@inlined
+def floats_from_memory(address, start, stop):  # type: ignore[no-untyped-def]
+    """As `floats`, with the next block asked for."""
+    prefetch(address, start, stop)
     return floats(address, start, stop)
+
+
+@inlined
+def kept_floats(address, start, stop, past_cache, buffer):  # type: ignore[no-untyped-def]
+    """Where updates are computed that wait for the second pass: where they wait, or in a buffer that `keep` stores."""
+    return floats(buffer, 0, stop - start) if past_cache else floats_from_memory(address, start, stop)
+
+
+@inlined
+def keep(address, start, stop, past_cache, buffer):  # type: ignore[no-untyped-def]
+    """Store updates past the cache where it cannot hold them until they are needed: it would read all lines only to fill them."""
+    if not past_cache:
+        return
+    target, size = address + 4 * start, 4 * (stop - start)
+    if target % 64 == 0 and size % 64 == 0:
+        for byte in range(0, size, 64):
+            _store_past_cache(target + byte, buffer + byte)
+    else:
+        floats(address, start, stop)[:] = floats(buffer, 0, stop - start)
 
 
 @inlined

@@ -14,9 +14,12 @@ from lightning_scale.optim.backends.cpu.elements import (
     floats,
     floats_from_memory,
     inlined,
+    keep,
+    kept_floats,
     kernel,
     load,
     load_gradient,
+    prefetch,
     squares,
     store_weight,
 )
@@ -61,48 +64,62 @@ def apply(w, u, rate):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def measure(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, decay, updates, sums):  # type: ignore[no-untyped-def]
+def measure(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, decay, updates, past_cache, sums):  # type: ignore[no-untyped-def]
     """The first pass: moments in place; u is kept; Σ w² and Σ u² of each chunk."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, _, _ = chunks
     factor = numbers[5]
-    w_buffer, g_buffer = block_memory(), block_memory()
+    w_buffer, g_buffer, u_buffer = block_memory(), block_memory(), block_memory()
     for c in ascending(turns):
         t, moved, kept = tensor[c], at[c] - start[c], place[c] - start[c]
         ww = uu = 0.0
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, v = floats_from_memory(m_at[t], a + moved, b + moved), floats_from_memory(v_at[t], a + moved, b + moved)
-            u = floats_from_memory(updates[t], a + kept, b + kept)
+            m, v = floats(m_at[t], a + moved, b + moved), floats(v_at[t], a + moved, b + moved)
+            u = kept_floats(updates[t], a + kept, b + kept, past_cache, u_buffer)
             update(u, m, v, w, g, numbers, inverse1[t], inverse2[t], decay[layer[c]])
+            prefetch(m_at[t], a + moved, b + moved)
             ww += squares(w)
+            prefetch(v_at[t], a + moved, b + moved)
             uu += squares(u)
+            keep(updates[t], a + kept, b + kept, past_cache, u_buffer)
         sums[0, c] = ww
         sums[1, c] = uu
 
 
 @kernel
 def measure_8bit(  # type: ignore[no-untyped-def]
-    turns, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, numbers, inverse1, inverse2, decay, updates, sums
+    turns,
+    tensors,
+    kinds,
+    m_at,
+    m_scales,
+    v_at,
+    v_scales,
+    chunks,
+    numbers,
+    inverse1,
+    inverse2,
+    decay,
+    updates,
+    past_cache,
+    sums,
 ):
     """As `measure`: moments are read, stepped, and rounded to 8 bits, block by block of the layer's grid."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, block, lead = chunks
     factor = numbers[5]
     w_buffer, g_buffer = block_memory(), block_memory()
-    m_buffer, v_buffer = block_memory(), block_memory()
+    m_buffer, v_buffer, u_buffer = block_memory(), block_memory(), block_memory()
     for c in ascending(turns):
         t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
         ww = uu = 0.0
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, v, u = (
-                floats(m_buffer, 0, b - a),
-                floats(v_buffer, 0, b - a),
-                floats_from_memory(updates[t], a + kept, b + kept),
-            )
+            m, v = floats(m_buffer, 0, b - a), floats(v_buffer, 0, b - a)
+            u = kept_floats(updates[t], a + kept, b + kept, past_cache, u_buffer)
             m_codes, v_codes = bytes_at(m_at[t], a + moved, b + moved), bytes_at(v_at[t], a + moved, b + moved)
             m_scale, v_scale = floats(m_scales[t], k, k + 1), floats(v_scales[t], k, k + 1)
             read_signed(m, m_codes, m_scale[0])
@@ -110,6 +127,7 @@ def measure_8bit(  # type: ignore[no-untyped-def]
             update(u, m, v, w, g, numbers, inverse1[t], inverse2[t], decay[layer[c]])
             ww += squares(w)
             uu += squares(u)
+            keep(updates[t], a + kept, b + kept, past_cache, u_buffer)
             write_signed(m_codes, m_scale, m)
             write_unsigned(v_codes, v_scale, v)
             a, b, k = b, min(b + QUANTUM, stop[c]), k + 1
@@ -162,7 +180,7 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
         launch.run(
             measure_8bit if group.quantized else measure,
             group, launch.tensors, launch.kinds, *moments, launch.chunks.columns, numbers, inverse1, inverse2, launch.decays,
-            updates, launch.chunks.sums,
+            updates, launch.chunks.past_cache(group), launch.chunks.sums,
         )  # fmt: skip
 
     def second(group: Group, rate: np.ndarray) -> None:

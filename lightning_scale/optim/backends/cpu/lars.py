@@ -18,9 +18,12 @@ from lightning_scale.optim.backends.cpu.elements import (
     floats,
     floats_from_memory,
     inlined,
+    keep,
+    kept_floats,
     kernel,
     load,
     load_gradient,
+    prefetch,
     squares,
     store_weight,
 )
@@ -101,8 +104,9 @@ def measure_momentum(turns, tensors, kinds, m_at, chunks, numbers, decay, sums):
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m = floats_from_memory(m_at[t], a + moved, b + moved)
+            m = floats(m_at[t], a + moved, b + moved)
             update_momentum(g, m, w, momentum, rest, decay[layer[c]])
+            prefetch(m_at[t], a + moved, b + moved)
             ww += squares(w)
             mm += squares(m)
         sums[0, c] = ww
@@ -110,24 +114,26 @@ def measure_momentum(turns, tensors, kinds, m_at, chunks, numbers, decay, sums):
 
 
 @kernel
-def measure_momentum_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers, decay, updates, sums):  # type: ignore[no-untyped-def]
+def measure_momentum_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers, decay, updates, past_cache, sums):  # type: ignore[no-untyped-def]
     """As `measure_momentum`; m is kept as it is before it is rounded to 8 bits."""
     weights, _, grads = tensors
     layer, tensor, start, stop, at, place, block, lead = chunks
     momentum, rest, factor = numbers
-    w_buffer, g_buffer = block_memory(), block_memory()
+    w_buffer, g_buffer, u_buffer = block_memory(), block_memory(), block_memory()
     for c in ascending(turns):
         t, moved, kept, k = tensor[c], at[c] - start[c], place[c] - start[c], block[c]
         ww = mm = 0.0
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
             w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
-            m, codes = floats_from_memory(updates[t], a + kept, b + kept), bytes_at(m_at[t], a + moved, b + moved)
+            m = kept_floats(updates[t], a + kept, b + kept, past_cache, u_buffer)
+            codes = bytes_at(m_at[t], a + moved, b + moved)
             scale = floats(m_scales[t], k, k + 1)
             read_signed(m, codes, scale[0])
             update_momentum(g, m, w, momentum, rest, decay[layer[c]])
             ww += squares(w)
             mm += squares(m)
+            keep(updates[t], a + kept, b + kept, past_cache, u_buffer)
             write_signed(codes, scale, m)
             a, b, k = b, min(b + QUANTUM, stop[c]), k + 1
         sums[0, c] = ww
@@ -186,7 +192,7 @@ def _on_momentum(bucket: Bucket, launch: Launch) -> FirstPass | LayerNorms:
         moment = launch.moment("momentum_buffer", group.quantized)
         common = (launch.tensors, launch.kinds, *moment, chunks.columns, numbers, launch.decays)
         if group.quantized:
-            launch.run(measure_momentum_8bit, group, *common, updates, chunks.sums)
+            launch.run(measure_momentum_8bit, group, *common, updates, chunks.past_cache(group), chunks.sums)
         else:
             launch.run(measure_momentum, group, *common, chunks.sums)
 

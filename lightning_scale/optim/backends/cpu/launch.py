@@ -69,6 +69,11 @@ class Chunks:
     used: Column
     sums: NDArray[np.float64]
 
+    def past_cache(self, group: Group) -> bool:
+        """Return whether a group's updates are more than a cache holds until the second pass needs them."""
+        last = group.end - 1
+        return bool(self.place[last] - self.place[group.begin] >= CACHE)
+
     @property
     def layer(self) -> Column:
         return self.columns[0]
@@ -105,7 +110,7 @@ def _cut(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
     for chunk, following in zip_longest(chunks, chunks[1:]):
         begin, end = chunk.start, chunk.start + chunk.length
         rows.append((chunk.layer, chunk.tensor, begin, end, chunk.at, held, chunk.block, chunk.lead))
-        held += chunk.length
+        held += chunk.length if whole else -(-chunk.length // LINE) * LINE
         scratch = max(scratch, held)
         # Where other ranks hold a share of the layers, the second pass of all of them comes after the first of all.
         full = whole and held >= GROUP and following is not None and following.layer != chunk.layer
@@ -119,6 +124,10 @@ def _cut(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
     return Chunks(columns, tuple(groups), tuple(spans), scratch, np.unique(columns[1]), np.zeros((2, len(rows))))
 
 
+CACHE = 1 << 23
+"""Updates that are at least as many are stored past the cache: 32 MB."""
+LINE = 16
+"""Numbers of float32 in a line of a cache, which is stored past it as a whole."""
 TURN = 16
 """Chunks that a thread draws at a time, at most."""
 
