@@ -222,7 +222,9 @@ def keep(address, start, stop, past_cache, buffer):  # type: ignore[no-untyped-d
         for byte in range(0, size, 64):
             _store_past_cache(target + byte, buffer + byte)
     else:
-        floats(address, start, stop)[:] = floats(buffer, 0, stop - start)
+        out, u = floats(address, start, stop), floats(buffer, 0, stop - start)
+        for i in range(out.size):
+            out[i] = u[i]
 
 
 @inlined

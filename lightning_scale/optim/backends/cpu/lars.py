@@ -65,7 +65,8 @@ def move_by_gradient(turns, tensors, kinds, m_at, chunks, numbers, decay, inside
             if m_at[t] != 0:
                 m = floats_from_memory(m_at[t], a + moved, b + moved)
             else:
-                m[:] = np.float32(0)
+                for i in range(m.size):
+                    m[i] = np.float32(0)
             step(w, m, g, decay[layer[c]], inside[layer[c]], momentum, share[t], own, buffered, outside)
             store_weight(w, tensors, kinds, t, a, b)
 
