@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError
+from lightning_scale.optim.backends.norms import nonfinite
 from lightning_scale.optim.base import OptimizerBase
-from lightning_scale.window.mean_gradient import users_own
-from lightning_scale.window.nonfinite import GradientWatch
+from lightning_scale.optim.dtensor import local
+from lightning_scale.optim.groups import parameter_names
+from lightning_scale.window.mean_gradient import KeepsGradients, users_own
 
 _NAMED = 10  # in an error; a NaN in the loss reaches every layer
 
@@ -55,7 +57,7 @@ class NonfiniteMonitor(L.Callback):
         self._in_a_row, self._loaded = None, 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._watch = GradientWatch(trainer, pl_module, _guarded(trainer))
+        self._watch = _GradientWatch(trainer, pl_module, _guarded(trainer))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last_step, self._logged = trainer.global_step, -1
@@ -161,3 +163,40 @@ def _guarded(trainer: L.Trainer) -> OptimizerBase:
         f"NonfiniteMonitor counts steps that the optimizer skips, and {type(optimizer).__name__} steps on NaN, too: use an"
         " optimizer of lightning_scale.optim, or remove NonfiniteMonitor."
     )
+
+
+class _GradientWatch:
+    """Says which layers' gradients were not finite in a step, on this rank.
+
+    It reads gradients before they are clipped, for a clip by the norm spreads a NaN over all of them.
+
+    Args:
+        trainer: In ``fit``, when there are optimizers.
+        module: The module, whose names parameters have.
+        optimizer: The optimizer that the user configured.
+
+    Attributes:
+        names: The layers' names, in the order of what `after_step` returns.
+    """
+
+    def __init__(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer) -> None:
+        self._strategy = trainer.strategy
+        self._flags: Tensor | None = None
+        if isinstance(self._strategy, KeepsGradients):
+            self.names = self._strategy.watch_gradients()
+            self._params: list[Tensor] = []
+            return
+        own = {id(p): name for name, p in module.named_parameters()}
+        names = parameter_names(optimizer)
+        self._params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.names = [own.get(id(p), names[id(p)]) for p in self._params]
+
+    def before_step(self) -> None:
+        """After the window's gradients are summed over ranks, before they are clipped."""
+        if self._params:
+            grads = [[] if p.grad is None else [local(p.grad)] for p in self._params]
+            self._flags = nonfinite(grads, next((g.device for (g,) in filter(None, grads)), self._params[0].device))
+
+    def after_step(self) -> Tensor | None:
+        """Of the last step: whether each layer's gradient was not finite, [layers] bool; None before the first."""
+        return self._strategy.nonfinite_layers() if isinstance(self._strategy, KeepsGradients) else self._flags
