@@ -104,7 +104,7 @@ class GradientNoiseScale(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._adapter is not None, "setup comes first"
-        if trainer.world_size == 1 and self._adapter.one_micro_batch_a_step(trainer):
+        if trainer.world_size == 1 and self._adapter.micro_batches_a_step == 1:
             raise ConfigurationError(
                 "GradientNoiseScale compares micro-batches with their mean, and every step has one: make the loader's"
                 " batch smaller and give the step's size to GradientAccumulation (2 to 8 micro-batches a step are enough),"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_scale.lightning_internals.loop_state import LoopState
@@ -24,6 +27,7 @@ class LoopAccess(LoopState):
     def __init__(self, trainer: L.Trainer) -> None:
         super().__init__(trainer)
         self._undo: list[Callable[[], object]] = []
+        self._loading = False
 
     def _replace(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
         setattr(owner, name, make(getattr(owner, name)))
@@ -63,20 +67,35 @@ class LoopAccess(LoopState):
 
         self._replace(self._trainer.strategy, "training_step", make)
 
-    def zero_grad_only_when(
-        self, module: L.LightningModule, first: Callable[[], bool], zeroed: Callable[[], None]
-    ) -> None:
-        """Let gradients be zeroed only before micro-batches for which ``first()`` holds; call ``zeroed()`` then."""
+    def begin_windows(self, first: Callable[[], bool], begun: Callable[[], None]) -> None:
+        """Let each window have one ``on_before_zero_grad`` and ``optimizer_zero_grad``, before its first backward pass.
 
-        def make(original: Callable[..., None]) -> Callable[..., None]:
-            def optimizer_zero_grad(*args: Any, **kwargs: Any) -> None:
-                if first():
-                    original(*args, **kwargs)
-                    zeroed()
+        Args:
+            first: Whether the window has had none yet.
+            begun: Called after them.
+        """
+        automatic = self._epoch_loop.automatic_optimization
 
-            return optimizer_zero_grad
+        def zero_grad(batch_idx: int, optimizer: Any) -> None:
+            if first():
+                automatic._on_before_zero_grad(optimizer)
+                automatic._optimizer_zero_grad(batch_idx, optimizer)
+                begun()
 
-        self._replace(module, "optimizer_zero_grad", make)
+        self._replace(automatic, "_make_zero_grad_fn", lambda _: lambda *args: lambda: zero_grad(*args))
+
+    def leave_losses_whole(self) -> None:
+        """Do not divide losses by ``Trainer.accumulate_grad_batches``: the window weighs and divides their gradients."""
+        automatic = self._epoch_loop.automatic_optimization
+        plain = automatic.output_result_cls
+
+        class Whole(plain):  # type: ignore[misc, valid-type]
+            @classmethod
+            def from_training_step_output(cls, output: Any, normalize: int = 1) -> Any:
+                return plain.from_training_step_output(output)
+
+        automatic.output_result_cls = Whole
+        self._undo.append(lambda: vars(automatic).pop("output_result_cls", None))
 
     def around_schedulers(self, wrap: Callable[[Callable[[], None]], None]) -> None:
         """Let ``wrap(update)`` run each update of the learning-rate schedulers."""
@@ -84,17 +103,20 @@ class LoopAccess(LoopState):
 
     def count_scheduler_steps(self) -> None:
         """Let a step-wise scheduler's ``frequency`` count optimizer steps of the run; Lightning counts micro-batches."""
-        batches = self._epoch_loop.batch_progress
 
         def make(original: Callable[..., None]) -> Callable[..., None]:
             def update_lr_schedulers(interval: str, *args: Any, **kwargs: Any) -> None:
                 if interval != "step":
                     return original(interval, *args, **kwargs)
-                kept, batches.current.ready = batches.current.ready, self._epoch_loop.global_step
+                steps, configs = self._epoch_loop.global_step, self._trainer.lr_scheduler_configs
+                kept = [config.frequency for config in configs]
+                for config in configs:
+                    config.frequency = 1 if steps % config.frequency == 0 else sys.maxsize
                 try:
                     original(interval, *args, **kwargs)
                 finally:
-                    batches.current.ready = kept
+                    for config, frequency in zip(configs, kept, strict=True):
+                        config.frequency = frequency
 
             return update_lr_schedulers
 
@@ -109,8 +131,12 @@ class LoopAccess(LoopState):
 
         def make(original: Callable[[], None]) -> Callable[[], None]:
             def setup_data() -> None:
-                before()
-                original()
+                self._loading = True
+                try:
+                    before()
+                    original()
+                finally:
+                    self._loading = False
                 after()
 
             return setup_data
@@ -166,10 +192,14 @@ class LoopAccess(LoopState):
         kept, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None
         self._undo.append(lambda: setattr(trainer, "check_val_every_n_epoch", kept))
 
-    def estimate_steps(self, steps: Callable[[int], int]) -> None:
-        """Let ``Trainer.estimated_stepping_batches`` be ``steps(max_epochs)``, as far as that is known.
+    def tell_steps(self, steps: Callable[[int], int], micro_batches: Callable[[], tuple[int, bool]]) -> None:
+        """Let the Trainer's attributes say what steps are made of.
 
-        It is a property, so the Trainer gets a subclass of its own class.
+        They are properties, so the Trainer gets a subclass of its own class.
+
+        Args:
+            steps: What ``estimated_stepping_batches`` is for so many epochs, as far as that is known.
+            micro_batches: What ``accumulate_grad_batches`` is, and whether it is that in every step.
         """
         plain = type(self._trainer)
 
@@ -182,10 +212,38 @@ class LoopAccess(LoopState):
             counted = steps(max(trainer.max_epochs, 1))
             return min(counted, trainer.max_steps) if trainer.max_steps != -1 else counted
 
-        self._trainer.__class__ = type(
-            plain.__name__, (plain,), {"estimated_stepping_batches": property(estimated_stepping_batches)}
-        )
+        def accumulate_grad_batches(trainer: Any) -> int:
+            if self._loading:  # the loaders themselves ask
+                return self.accumulate_given
+            if trainer.train_dataloader is None:
+                trainer.fit_loop.setup_data()
+            count, always = micro_batches()
+            asks = inspect.currentframe().f_back.f_globals["__name__"]  # type: ignore[union-attr]
+            if not always and not asks.startswith("lightning."):
+                rank_zero_warn(
+                    f"trainer.accumulate_grad_batches is {count} for the present step, and steps of this run have different"
+                    " numbers of micro-batches: read trainer.estimated_stepping_batches for the number of steps."
+                )
+            return count
+
+        def give(trainer: Any, count: int) -> None:
+            rank_zero_warn(
+                f"trainer.accumulate_grad_batches was set to {count}, which is not used: lightning_scale's callbacks set the"
+                " batch size. Remove one of the two."
+            )
+            vars(trainer)["accumulate_grad_batches"] = count
+
+        told = {
+            "estimated_stepping_batches": property(estimated_stepping_batches),
+            "accumulate_grad_batches": property(accumulate_grad_batches, give),
+        }
+        self._trainer.__class__ = type(plain.__name__, (plain,), told)
         self._undo.append(lambda: setattr(self._trainer, "__class__", plain))
+
+    @property
+    def accumulate_given(self) -> int:
+        """``accumulate_grad_batches`` as the Trainer was given it."""
+        return int(vars(self._trainer)["accumulate_grad_batches"])
 
     def leave_sampler_alone(self, mine: Callable[[DataLoader[Any]], bool]) -> None:
         """Keep Lightning from putting a DistributedSampler into loaders for which ``mine(loader)`` holds."""

@@ -19,6 +19,7 @@ PROGRESS_BAR = "lightning.pytorch.callbacks:TQDMProgressBar"
 FIT_LOOP = "lightning.pytorch.loops.fit_loop:_FitLoop"
 EPOCH_LOOP = "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop"
 VALIDATION_LOOP = "lightning.pytorch.loops.evaluation_loop:_EvaluationLoop"
+CLOSURE_RESULT = "lightning.pytorch.loops.optimization.automatic:ClosureResult"
 OPTIMIZATION = "lightning.pytorch.loops.optimization.automatic:_AutomaticOptimization"
 PROGRESS = "lightning.pytorch.loops.progress:_Progress"
 BATCH_PROGRESS = "lightning.pytorch.loops.progress:_BatchProgress"
@@ -55,6 +56,7 @@ NAMES: tuple[Name, ...] = (
     Name(TRAINER, "_signal_connector", "read", "who registers signal handlers", on_instance=True),
     Name(TRAINER, "save_checkpoint", "replaced", "save with unscaled rates and a whole number of steps"),
     Name(TRAINER, "estimated_stepping_batches", "overridden", "count steps of batches whose size changes"),
+    Name(TRAINER, "accumulate_grad_batches", "overridden", "say of how many micro-batches a step is", on_instance=True),
     Name(ACCELERATOR_CONNECTOR, "is_distributed", "overridden", "asks a plan's strategy, which has it, too"),
     Name(DATA_CONNECTOR, "_requires_distributed_sampler", "replaced", "leave a ResumableBatchSampler as it is"),
     Name(CHECKPOINT_CONNECTOR, "resume_start", "replaced", "choose the newest whole checkpoint"),
@@ -92,6 +94,11 @@ NAMES: tuple[Name, ...] = (
     Name(VALIDATION_LOOP, "reset", "replaced", "validation draws from the outside random stream"),
     Name(VALIDATION_LOOP, "_combined_loader", "set", "a stage's loaders are made anew", on_instance=True),
     Name(VALIDATION_LOOP, "_data_fetcher", "set", "ends the loaders' worker processes", on_instance=True),
+    Name(OPTIMIZATION, "_make_zero_grad_fn", "replaced", "gradients of a window are kept"),
+    Name(OPTIMIZATION, "_on_before_zero_grad", "called", "once for each window"),
+    Name(OPTIMIZATION, "_optimizer_zero_grad", "called", "once for each window"),
+    Name(OPTIMIZATION, "output_result_cls", "replaced", "the window weighs losses, not Lightning"),
+    Name(CLOSURE_RESULT, "from_training_step_output", "overridden", "the window weighs losses, not Lightning"),
     Name(OPTIMIZATION, "optim_progress", "read", "a plan counts steps", on_instance=True),
     Name("lightning.pytorch.loops.progress:_OptimizationProgress", "optimizer", "read", "a plan counts steps"),
     Name("lightning.pytorch.loops.progress:_OptimizerProgress", "step", "read", "a plan counts steps"),
@@ -111,7 +118,6 @@ NAMES: tuple[Name, ...] = (
     # -- modules, data and callbacks -----------------------------------------------------------------------------------
     Name(MODULE, "configure_model", "replaced", "Lightning insists on one under FSDP2"),
     Name(MODULE, "configure_optimizers", "replaced", "the command builds what the configuration names"),
-    Name(MODULE, "optimizer_zero_grad", "replaced", "gradients of a window are kept"),
     Name(DATA_MODULE, "train_dataloader", "overridden", "a plan's data of a known size"),
     *(
         Name(CALLBACK, hook, "overridden", "callbacks of this package are called there")

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -86,7 +85,7 @@ class LoopAdapter(L.Callback):
                 " (a stage's batch_size can be a schedule)."
             )
         if loader.owner is None:
-            self.loop.estimate_steps(loader.steps)
+            self.loop.tell_steps(loader.steps, self._micro_batches_told)
         loader.owner, loader.owner_name = owner, name
 
     def scale_rate(self, factor: Callable[[int], float] | None) -> None:
@@ -166,22 +165,15 @@ class LoopAdapter(L.Callback):
             return MicroBatch(held, float(held), 1 / trainer.accumulate_grad_batches)  # Lightning divides the loss
         return MicroBatch(held, self._items, self._items / (self._mean.unit or 1.0))
 
-    def one_micro_batch_a_step(self, trainer: L.Trainer) -> bool:
-        """From ``on_train_start`` on: whether no step will have more than one micro-batch of each rank, as far as is known."""
-        loader = self.loader
-        if self.stages is not None:
-            known = [(stage.micro_batch_size, stage.schedule) for stage in self.stages.plan.stages]
-        elif loader.owner is not None:
-            known = [(loader.micro_batch_size, loader.owner.schedule(trainer.global_step))]
-        else:
-            return trainer.accumulate_grad_batches == 1 and not any(
-                isinstance(c, GradientAccumulationScheduler)
-                for c in trainer.callbacks  # type: ignore[attr-defined]
-            )
-        return all(
-            micro is not None and max(size for _, size in schedule.changes()) <= micro * trainer.world_size
-            for micro, schedule in known
-        )
+    @property
+    def micro_batches_a_step(self) -> int | None:
+        """When loaders are known: micro-batches of each rank in every step but perhaps an epoch's last; None for several."""
+        return self.loader.micro_batches_a_step(self.stages.plan if self.stages is not None else None)
+
+    def _micro_batches_told(self) -> tuple[int, bool]:
+        """Micro-batches of the present step or the next, and whether of every step."""
+        always = self.micro_batches_a_step
+        return self.loader.micro_batches(self.progress.now) if always is None else always, always is not None
 
     # -- before training -----------------------------------------------------------------------------------------------
 
@@ -198,11 +190,12 @@ class LoopAdapter(L.Callback):
         loop, loader = self.loop, self.loader
         refuse_two_clips(trainer)
         if loader.owner is not None:
-            refuse_batch_conflicts(trainer, pl_module, loader.owner_name)
+            refuse_batch_conflicts(trainer, pl_module, loader.owner_name, loop.accumulate_given)
             loop.count_scheduler_steps()
             loop.decide_steps(lambda: self._closes)
             loop.after_training_step(lambda output: self._see_output(trainer, output))
-            loop.zero_grad_only_when(pl_module, self._nothing_to_keep, self._mean.begin)
+            loop.begin_windows(lambda: self._window is None or not self._window.zeroed, self._begin_gradients)
+            loop.leave_losses_whole()
         rule = self.rate.rule
         refuse_tokens_without_stages(self._validation_interval, rule.plan)
         if rule.sources:
@@ -263,9 +256,10 @@ class LoopAdapter(L.Callback):
             self._window.first = self._window.seen if self._window.first is None else self._window.first
             self._mean.weigh(loss, self._items, trainer)
 
-    def _nothing_to_keep(self) -> bool:
-        """Before a backward pass: whether no earlier micro-batch of the window has left gradients."""
-        return self._window is None or self._window.first in (None, self._window.seen)
+    def _begin_gradients(self) -> None:
+        self._mean.begin()
+        if self._window is not None:
+            self._window.zeroed = True
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.

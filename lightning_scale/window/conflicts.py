@@ -28,11 +28,11 @@ from lightning_scale.window.learning_rate import RateRule
 from lightning_scale.window.mean_gradient import users_own
 
 
-def refuse_batch_conflicts(trainer: L.Trainer, module: L.LightningModule, owner: str) -> None:
-    """Raises ConfigurationError for anything else that decides when Lightning steps."""
-    if trainer.accumulate_grad_batches != 1:
+def refuse_batch_conflicts(trainer: L.Trainer, module: L.LightningModule, owner: str, accumulate: int) -> None:
+    """Raises ConfigurationError for anything else that decides when Lightning steps; ``accumulate`` is the Trainer's own."""
+    if accumulate != 1:
         raise ConfigurationError(
-            f"{owner} sets the batch size, but trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}:"
+            f"{owner} sets the batch size, but trainer.accumulate_grad_batches is {accumulate}:"
             " leave accumulate_grad_batches out, the number of micro-batches follows from the batch size."
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

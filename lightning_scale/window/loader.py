@@ -8,12 +8,13 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from lightning_scale.data import ResumableBatchSampler, is_resumable
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import LoopAccess, LoopState
-from lightning_scale.schedule import BatchSizeSchedule, Split, nearest_multiple, nearest_split
+from lightning_scale.schedule import BatchSizeSchedule, Split, StagePlan, nearest_multiple, nearest_split
 from lightning_scale.window.conflicts import (
     refuse_batch_beyond_epoch,
     refuse_impossible_sizes,
@@ -166,6 +167,35 @@ class TrainingLoader:
         if self.exact:
             return nearest_split(batch_size, self.micro_batch_size, self._trainer.world_size).batch_size
         return nearest_multiple(batch_size, self._unit)
+
+    def _micro_batches_of(self, batch_size: int, micro_batch_size: int) -> int:
+        """Micro-batches of each rank in the nearest batch that the loader can make."""
+        world_size = self._trainer.world_size
+        if self.exact:
+            return nearest_split(batch_size, micro_batch_size, world_size).micro_batches
+        unit = micro_batch_size * world_size
+        return nearest_multiple(batch_size, unit) // unit
+
+    def micro_batches(self, samples: int) -> int:
+        """Micro-batches of each rank in the step that comes after ``samples`` consumed ones."""
+        schedule = self.schedule()
+        assert schedule is not None and self.micro_batch_size is not None, "checked when the loader was read"
+        return self._micro_batches_of(schedule.batch_size(samples), self.micro_batch_size)
+
+    def micro_batches_a_step(self, plan: StagePlan | None) -> int | None:
+        """Micro-batches of each rank in every step but perhaps an epoch's last; None where that is no one number."""
+        if self.owner is None:
+            changes = any(isinstance(c, GradientAccumulationScheduler) for c in self._trainer.callbacks)  # type: ignore[attr-defined]
+            return None if changes else self._trainer.accumulate_grad_batches
+        known = [(self.micro_batch_size, self.owner.schedule(self._trainer.global_step))]
+        if plan is not None:
+            known = [(stage.micro_batch_size, stage.schedule) for stage in plan.stages]
+        counts = {
+            self._micro_batches_of(size, micro) if micro is not None else None
+            for micro, schedule in known
+            for _, size in schedule.changes()
+        }
+        return counts.pop() if len(counts) == 1 else None
 
     def batch_size(self, samples: int) -> int | None:
         """Samples of the next optimizer step over all ranks, before an epoch's end cuts it; None where nobody knows."""
