@@ -37,6 +37,10 @@ class LoopAccess(LoopState):
         """Let ``wrap(call)`` run each call of a method."""
         self._replace(owner, name, lambda original: lambda *args, **kwargs: wrap(lambda: original(*args, **kwargs)))
 
+    def around_hook(self, callback: L.Callback, hook: str, wrap: Callable[[Callable[[], None]], None]) -> None:
+        """Let ``wrap(call)`` run each call of a callback's hook."""
+        self._wrap(callback, hook, wrap)
+
     def restore(self) -> None:
         """Put back everything that was replaced."""
         for undo in reversed(self._undo):
@@ -54,18 +58,37 @@ class LoopAccess(LoopState):
         """
         self._replace(self._epoch_loop, "_should_accumulate", lambda _: lambda: not closes())
 
-    def after_training_step(self, see: Callable[[Any], None]) -> None:
-        """Call ``see(output)`` with what each ``training_step`` returned (callbacks see it too late)."""
+    def around_training_step(
+        self, before: Callable[[], None] = lambda: None, after: Callable[[Any], None] = lambda output: None
+    ) -> None:
+        """Call ``before()`` ahead of each ``training_step``, and ``after(output)`` with what it returned (callbacks see it too
+        late)."""
 
         def make(original: Callable[..., Any]) -> Callable[..., Any]:
             def training_step(*args: Any, **kwargs: Any) -> Any:
+                before()
                 output = original(*args, **kwargs)
-                see(output)
+                after(output)
                 return output
 
             return training_step
 
         self._replace(self._trainer.strategy, "training_step", make)
+
+    def around_optimizer_step(self, before: Callable[[], None], after: Callable[[], None]) -> None:
+        """Call ``before()`` and ``after()`` around the optimizer's step, inside of the module's ``optimizer_step``."""
+
+        def make(original: Callable[..., Any]) -> Callable[..., Any]:
+            def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+                before()
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    after()
+
+            return optimizer_step
+
+        self._replace(self._trainer.precision_plugin, "optimizer_step", make)
 
     def begin_windows(self, first: Callable[[], bool], begun: Callable[[], None]) -> None:
         """Let each window have one ``on_before_zero_grad`` and ``optimizer_zero_grad``, before its first backward pass.

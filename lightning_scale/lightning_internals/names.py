@@ -35,6 +35,8 @@ LAUNCHERS = "lightning.pytorch.strategies.launchers"
 SCRIPT_LAUNCHER = "lightning.pytorch.strategies.launchers.subprocess_script:_SubprocessScriptLauncher"
 FORKING_LAUNCHER = "lightning.pytorch.strategies.launchers.multiprocessing:_MultiProcessingLauncher"
 
+PRECISION = "lightning.pytorch.plugins:Precision"
+RATE_MONITOR = "lightning.pytorch.callbacks:LearningRateMonitor"
 STRATEGY = "lightning.pytorch.strategies:Strategy"
 PARALLEL = "lightning.pytorch.strategies:ParallelStrategy"
 MODEL_PARALLEL = "lightning.pytorch.strategies:ModelParallelStrategy"
@@ -152,7 +154,15 @@ NAMES: tuple[Name, ...] = (
     Name(PROGRESS_BAR, "get_metrics", "overridden", "short texts beside the bar"),
     Name(PROGRESS_BAR, "init_train_tqdm", "called", "the bar"),
     # -- strategies ----------------------------------------------------------------------------------------------------
-    Name(STRATEGY, "training_step", "replaced", "see what it returned, before the backward pass"),
+    Name(
+        STRATEGY,
+        "training_step",
+        "replaced",
+        "see what it returned, before the backward pass; rates are scaled from there on",
+    ),
+    Name(PRECISION, "optimizer_step", "replaced", "rates are scaled up to there"),
+    Name(RATE_MONITOR, "on_train_epoch_start", "replaced", "it looks at scaled rates"),
+    Name(RATE_MONITOR, "on_train_batch_start", "replaced", "it looks at scaled rates"),
     Name(STRATEGY, "save_checkpoint", "replaced", "write a manifest when all ranks have saved"),
     Name(STRATEGY, "remove_checkpoint", "replaced", "remove the manifest, too"),
     Name(MODEL_PARALLEL, "setup_environment", "overridden", "the mesh holds all ranks"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -193,7 +194,7 @@ class LoopAdapter(L.Callback):
             refuse_batch_conflicts(trainer, pl_module, loader.owner_name, loop.accumulate_given)
             loop.count_scheduler_steps()
             loop.decide_steps(lambda: self._closes)
-            loop.after_training_step(lambda output: self._see_output(trainer, output))
+            loop.around_training_step(after=lambda output: self._see_output(trainer, output))
             loop.begin_windows(lambda: self._window is None or not self._window.zeroed, self._begin_gradients)
             loop.leave_losses_whole()
         rule = self.rate.rule
@@ -201,7 +202,12 @@ class LoopAdapter(L.Callback):
         if rule.sources:
             refuse_manual_optimization(pl_module, " and ".join(rule.sources))
             refuse_rate_conflicts(trainer, rule, loader.schedule())
-            loop.around_schedulers(self.rate.update_schedulers)
+            loop.around_training_step(before=lambda: self.write_rate(trainer))
+            loop.around_optimizer_step(lambda: self.write_rate(trainer), lambda: self.rate.release(stepped=True))
+            loop.around_schedulers(lambda update: self._update_schedulers(trainer, update))
+            for monitor in (c for c in trainer.callbacks if isinstance(c, LearningRateMonitor)):  # type: ignore[attr-defined]
+                loop.around_hook(monitor, "on_train_epoch_start", lambda look: self._with_rates(trainer, look))
+                loop.around_hook(monitor, "on_train_batch_start", lambda look: self._with_rates(trainer, look))
             self.rate.prepare(users_own(trainer.optimizers[0]))
         loop.around_saving(self._save)
         loop.validate_unless(lambda: self.data.no_validation_due and not self._begun)
@@ -212,10 +218,11 @@ class LoopAdapter(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.data.trained = True
         self.rate.begin()
-        self.write_rate(trainer)
+        self._with_rates(trainer, lambda: None)  # refuses what cannot be computed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.data.begin_epoch()
+        self.rate.release()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Left open where a module's on_train_batch_start returned -1, or a loader ended without a word. (Where training
@@ -224,6 +231,7 @@ class LoopAdapter(L.Callback):
             if self.loader.owner is not None and self.loader.owner.last_window == "step":
                 warn_of_window_cut_off(self._window.first is not None)
             self._end_window(self._window)
+        self.rate.write_again()  # for those who log it
 
     # -- a window ------------------------------------------------------------------------------------------------------
 
@@ -236,7 +244,6 @@ class LoopAdapter(L.Callback):
         if self._window is None:
             self._window = self.loader.window(self.progress.now)
             self.batch_size = self._window.batch_size
-            self.write_rate(trainer)  # anew, for another callback may have changed the batch since
             self._window.opened_at = trainer.global_step
         self.loader.begin_micro_batch(self._window, batch)
         if self.stages is not None and self._window.full and self.stages.ends_after(trainer.global_step + 1):
@@ -265,17 +272,16 @@ class LoopAdapter(L.Callback):
         # After AMP's unscale and DDP's sum, before clipping and before any other callback looks at the gradients.
         if self.loader.owner is not None:
             divide(self._mean.divisor(trainer), optimizer, trainer)
-        self.rate.note()  # Lightning moves schedulers on before on_train_batch_end
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if args[1] is None and self.loader.owner is not None:
             refuse_missing_micro_batch(self.loader.owner_name)
+        self.rate.release()  # of a micro-batch after which there is no step
         ends = self._closes or self.loop.epoch_ends
         if self.data.streams is not None:
             self.data.streams.end_micro_batch(window_ends=ends)
         if self._window is not None and ends:
             self._end_window(self._window)
-            self.write_rate(trainer)
 
     def _end_window(self, window: Window) -> None:
         """Add a window's samples to what has been consumed."""
@@ -286,7 +292,17 @@ class LoopAdapter(L.Callback):
     def _know_data(self, trainer: L.Trainer, samples_per_epoch: int | None, total_samples: int | None) -> None:
         """New loaders, of a new stage perhaps: warmups in epochs or shares of the run become known."""
         self.rate.rule.know_data(trainer.global_step, samples_per_epoch, total_samples)
+
+    def _update_schedulers(self, trainer: L.Trainer, update: Callable[[], None]) -> None:
+        step = trainer.global_step
+        warming = self.rate.rule.legw is not None and step <= self.rate.rule.warmup_steps(max(step - 1, 0))
+        self.rate.update_schedulers(update, warming)
+
+    def _with_rates(self, trainer: L.Trainer, look: Callable[[], None]) -> None:
+        """Call ``look()`` while groups have the next step's rates."""
         self.write_rate(trainer)
+        look()
+        self.rate.release()
 
     def write_rate(self, trainer: L.Trainer) -> None:
         """Set the rate of the next optimizer step, unless it is of another stage than the one served."""

@@ -105,74 +105,98 @@ class RateRule:
 
 
 class RateControl:
-    """Keeps an optimizer's groups at base × factor, where base is what the user's optimizer or scheduler says.
+    """Scales an optimizer's groups from their bases, which are what the user's optimizer, schedulers and callbacks say.
 
-    Schedulers and checkpoints see the base only (`unscaled`), so that a scheduler that computes the next rate from the
-    present one does not compound the factor, and a resumed run starts from the same bits.
+    Groups hold their bases, and base × factor only between `write` and `release`, while a step is computed. So schedulers,
+    checkpoints and whoever sets rates compose by themselves. What is written between the two is taken for what can be read
+    there: a rate with the factor in it.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._base: list[float | Tensor] = []
-        self._written: list[float | None] = []
-        self._rate = Rate(absolute=None, factor=1.0)
+        self._written: list[float | Tensor] = []
+        self._versions: list[int] = []
+        self._rate: Rate | None = None  # while groups are scaled
+        self._last: Rate | None = None
         # A stage's absolute rate is that of a group at the optimizer's default; other groups keep their proportion.
         # Taken from the configuration, before a checkpoint brings the rates of another one.
         self._default = float(optimizer.defaults.get("lr") or 0.0)
-        self._proportion = [self._proportion_of(group) for group in optimizer.param_groups]
+        self._proportion = [self._proportion_of(group["lr"]) for group in optimizer.param_groups]
 
-    def _proportion_of(self, group: dict[str, Any]) -> float:
-        return float(group["lr"]) / self._default if self._default else 1.0
-
-    def take_base(self) -> None:
-        """Read every group's base, after a checkpoint has been restored and before the first `write`."""
-        self._base = [_copy(group["lr"]) for group in self._optimizer.param_groups]
-        self._written = [None] * len(self._base)
-
-    def _adopt_new_groups(self) -> None:
-        """Groups added during training come with their base."""
-        for group in self._optimizer.param_groups[len(self._base) :]:
-            self._base.append(_copy(group["lr"]))
-            self._written.append(None)
-        for group in self._optimizer.param_groups[len(self._proportion) :]:
-            self._proportion.append(self._proportion_of(group))
+    def _proportion_of(self, lr: float | Tensor) -> float:
+        return float(lr) / self._default if self._default else 1.0
 
     def write(self, rate: Rate) -> None:
         """Set every group's rate for the next optimizer step."""
-        self._adopt_new_groups()
-        self._rate = rate
-        for i, group in enumerate(self._optimizer.param_groups):
-            peak = self._base[i] if rate.absolute is None else rate.absolute * self._proportion[i]
-            value = peak * rate.factor
-            _set(group, value)
-            self._written[i] = None if isinstance(value, Tensor) else float(value)
+        self.release()
+        groups = self._optimizer.param_groups
+        self._base = [_copy(group["lr"]) for group in groups]
+        self._proportion += [self._proportion_of(group["lr"]) for group in groups[len(self._proportion) :]]
+        for group, base, proportion in zip(groups, self._base, self._proportion, strict=True):
+            _set(group, (base if rate.absolute is None else rate.absolute * proportion) * rate.factor)
+        self._written = [group["lr"] for group in groups]
+        self._versions = [_version(lr) for lr in self._written]
+        self._rate = self._last = rate
+
+    def write_again(self) -> None:
+        """Set the last step's factor once more."""
+        if self._last is not None:
+            self.write(self._last)
+
+    def numbers(self) -> list[float]:
+        """The groups' rates as they stand, without those that are tensors, whose device is not asked."""
+        return [group["lr"] for group in self._optimizer.param_groups if not isinstance(group["lr"], Tensor)]
 
     @property
     def first(self) -> float | Tensor:
         """The first group's rate as it stands (a copy)."""
         return _copy(self._optimizer.param_groups[0]["lr"])
 
-    def restore(self) -> None:
-        """Set every group's rate to its base."""
-        self._adopt_new_groups()
-        for group, base, written in zip(self._optimizer.param_groups, self._base, self._written, strict=True):
-            now = group["lr"]
-            if written is not None and not isinstance(now, Tensor) and now != written:
-                rank_zero_warn(
-                    f"the learning rate was set to {now} by something else than lightning_scale's callbacks, which set"
-                    f" it to {written}: the change is undone. Change the optimizer's lr, or use a torch scheduler."
-                )
-            _set(group, base)
+    def release(self) -> None:
+        """Set every group's rate to its base, which follows what others have written since `write`."""
+        rate, self._rate = self._rate, None
+        if rate is None:
+            return
+        groups = self._optimizer.param_groups
+        for i, group in enumerate(groups[: len(self._base)]):
+            if _is_as_written(group["lr"], self._written[i], self._versions[i]):
+                _set(group, self._base[i])
+            else:
+                self._take(i, group, rate)
+        for group in groups[len(self._base) :]:
+            # One that was added with the optimizer's default brings its base, any other one a rate that was read here.
+            lr, peak = group["lr"], rate.absolute or 1.0
+            base = lr if not isinstance(lr, Tensor) and lr == self._default else lr / (peak * rate.factor or 1.0)
+            if rate.absolute is None:
+                _set(group, base)
+            else:
+                self._proportion.append(1.0 if base is lr else float(base))
+
+    def _take(self, i: int, group: dict[str, Any], rate: Rate) -> None:
+        """A rate that somebody has written while the factor was in force: it holds, and so do later factors' proportions."""
+        now, factor = group["lr"], rate.factor
+        rank_zero_warn(
+            f"a learning rate was set to {float(now):g} inside of a step, where lightning_scale's callbacks have multiplied rates"
+            f" by {factor:g}: it is taken as the rate with that factor in it. To have what you set multiplied, set it in"
+            " on_train_batch_start or on_train_epoch_start, or by a torch scheduler."
+        )
+        if rate.absolute is not None:
+            self._proportion[i] = float(now) / ((rate.absolute * factor) or 1.0)
+            _set(group, self._base[i])
+        elif factor:
+            _set(group, now / factor)
 
     @contextmanager
     def unscaled(self) -> Iterator[None]:
-        """Within, groups hold their base; what is there at the end becomes the new base."""
-        self.restore()
+        """Within, groups hold their base; what is there at the end is the new base."""
+        rate = self._rate
+        self.release()
         try:
             yield
         finally:
-            self._base = [_copy(group["lr"]) for group in self._optimizer.param_groups]
-            self.write(self._rate)
+            if rate is not None:
+                self.write(rate)
 
 
 class ScaledRate:
@@ -191,34 +215,46 @@ class ScaledRate:
 
     def begin(self) -> None:
         """Training begins, from the rates that the optimizer has now."""
-        if self._prepared is not None:
-            self._prepared.take_base()
-            self._control = self._prepared
+        self._control = self._prepared
 
     def write(self, step: int, samples: int, batch_size: int | None, schedule: BatchSizeSchedule | None) -> None:
         """Set the rate of the optimizer step after ``step``; see `RateRule.rate`."""
         if self._control is not None:
             self._control.write(self.rule.rate(step, samples, batch_size, schedule))
 
-    def note(self) -> None:
-        """The optimizer is about to step: remember its rate."""
+    def write_again(self) -> None:
+        """Set the rate of the last step."""
         if self._control is not None:
-            self.last = self._control.first
+            self._control.write_again()
+
+    def release(self, *, stepped: bool = False) -> None:
+        """Give the user's own rates back until the next `write`; ``stepped``: remember the rate of the step before."""
+        if self._control is not None:
+            if stepped:
+                self.last = self._control.first
+            self._control.release()
 
     def unscaled(self) -> AbstractContextManager[None]:
         """Within, the optimizer has the user's own rates."""
         return self._control.unscaled() if self._control is not None else nullcontext()
 
-    def update_schedulers(self, update: Callable[[], None]) -> None:
-        """Run an update of torch schedulers on the user's own rates."""
-        with self.unscaled():
+    def update_schedulers(self, update: Callable[[], None], warming: bool) -> None:
+        """Run an update of torch schedulers on the user's own rates; ``warming``: while a warmup of the rule's lasts."""
+        if self._control is None:
+            return update()
+        with self._control.unscaled():
+            before = self._control.numbers()
             update()
+            if warming and any(b < now for b, now in zip(before, self._control.numbers(), strict=True)):
+                rank_zero_warn(
+                    f"a learning-rate scheduler raises the rate while {' and '.join(self.rule.sources)} warms it up, and the"
+                    " two multiply: leave the scheduler's own warmup out, or write base_warmup: 0 steps."
+                )
 
     def end(self) -> None:
         """Give the user's own rates back."""
-        if self._control is not None:
-            self._control.restore()
-            self._control = None
+        self.release()
+        self._control = None
 
 
 def _copy(lr: float | Tensor) -> float | Tensor:
@@ -234,3 +270,14 @@ def _set(group: dict[str, Any], value: float | Tensor) -> None:
     else:
         with torch.no_grad():
             group["lr"].fill_(value)
+
+
+def _version(lr: float | Tensor) -> int:
+    return lr._version if isinstance(lr, Tensor) else 0
+
+
+def _is_as_written(now: float | Tensor, written: float | Tensor, version: int) -> bool:
+    """Whether nobody has set a rate since. A tensor counts what is written into it, so that its device is not asked."""
+    if isinstance(now, Tensor) or isinstance(written, Tensor):
+        return now is written and _version(now) == version
+    return now == written

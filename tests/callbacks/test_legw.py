@@ -222,17 +222,6 @@ def test_overflowed_steps_count_for_the_warmup(tmp_path: Path) -> None:
     assert all(p.isfinite().all() for p in module.parameters())
 
 
-def test_a_rate_changed_by_others_is_warned_of(tmp_path: Path) -> None:
-    class Meddler(L.Callback):
-        def on_train_batch_end(self, fit: L.Trainer, *args: Any) -> None:
-            if fit.global_step == 2:
-                fit.optimizers[0].param_groups[0]["lr"] = 7.0
-
-    fit = trainer(tmp_path, [LEGWWarmup(4, "4 steps"), Meddler()], max_steps=5)
-    with pytest.warns(UserWarning, match=r"set to 7\.0 by something else"):
-        fit.fit(Net(configure("recursive")), Vectors(4))
-
-
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="steps"):
         LEGWWarmup(512, "2000")
