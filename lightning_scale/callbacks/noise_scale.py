@@ -97,8 +97,8 @@ class GradientNoiseScale(L.Callback):
                 f"GradientNoiseScale takes one optimizer, and configure_optimizers returned {len(trainer.optimizers)}:"
                 " return one optimizer with a parameter group for each part."
             )
-        groups = users_own(trainer.optimizers[0]).param_groups
-        self._hooks = GradientNormHooks([p for group in groups for p in group["params"]])
+        optimizer = users_own(trainer.optimizers[0])
+        self._hooks = GradientNormHooks(lambda: (p for group in optimizer.param_groups for p in group["params"]))
         self._units, self._metrics = [], {}
         self._picture.begin(trainer, type(self).__name__)
 

@@ -142,7 +142,10 @@ def _kept(now: Tensor, new: Tensor | None, old: Tensor | None) -> Tensor | None:
     """``new`` where it is time for it, else ``old``."""
     if new is None:
         return old
-    return torch.where(now.to(new.device), new, torch.zeros_like(new) if old is None else old.to(new.device))
+    before = torch.zeros_like(new)
+    if old is not None:
+        before.view(-1)[: old.numel()] = old.to(new.device).view(-1)  # layers may have come since
+    return torch.where(now.to(new.device), new, before)
 
 
 def _guarded(trainer: L.Trainer) -> OptimizerBase:
@@ -186,16 +189,27 @@ class _GradientWatch:
             self.names = self._strategy.watch_gradients()
             self._params: list[Tensor] = []
             return
-        own = {id(p): name for name, p in module.named_parameters()}
-        names = parameter_names(optimizer)
-        self._params = [p for group in optimizer.param_groups for p in group["params"]]
-        self.names = [own.get(id(p), names[id(p)]) for p in self._params]
+        self._module, self._optimizer = module, optimizer
+        self.names, self._params = [], []
 
     def before_step(self) -> None:
         """After the window's gradients are summed over ranks, before they are clipped."""
+        if isinstance(self._strategy, KeepsGradients):
+            return
+        if sum(len(group["params"]) for group in self._optimizer.param_groups) != len(self._params):
+            self._add_new_ones()
         if self._params:
             grads = [[] if p.grad is None else [local(p.grad)] for p in self._params]
             self._flags = nonfinite(grads, next((g.device for (g,) in filter(None, grads)), self._params[0].device))
+
+    def _add_new_ones(self) -> None:
+        """Take in the parameters of groups that have been added, behind those that are known."""
+        own = {id(p): name for name, p in self._module.named_parameters()}
+        names = parameter_names(self._optimizer)
+        known = set(map(id, self._params))
+        new = [p for group in self._optimizer.param_groups for p in group["params"] if id(p) not in known]
+        self._params += new
+        self.names += [own.get(id(p), names[id(p)]) for p in new]
 
     def after_step(self) -> Tensor | None:
         """Of the last step: whether each layer's gradient was not finite, [layers] bool; None before the first."""

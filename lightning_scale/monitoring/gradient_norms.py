@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ class GradientNormHooks:
     and before DDP averages them. Nothing is copied; each gradient is read once more.
 
     Args:
-        params: The parameters whose gradients are measured; those that need none are left out.
+        params: Gives the parameters whose gradients are measured, for each pass anew; those that need none then are left out.
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        self._params = [p for p in params if p.requires_grad]
+    def __init__(self, params: Callable[[], Iterable[Tensor]]) -> None:
+        self._params = params
         self._handles: list[Any] = []
         self._norms: dict[int, Tensor] = {}
         self.in_parts = False
@@ -30,7 +30,7 @@ class GradientNormHooks:
         self._norms = {}
         self._handles = [
             p.register_hook(lambda grad, key=key: self._see(key, grad))  # type: ignore[misc, no-untyped-call]
-            for key, p in enumerate(self._params)
+            for key, p in enumerate(p for p in self._params() if p.requires_grad)
         ]
 
     def _see(self, key: int, grad: Tensor) -> None:

@@ -234,3 +234,42 @@ def test_manual_optimization_is_refused(tmp_path: Path) -> None:
     module.automatic_optimization = False
     with pytest.raises(ConfigurationError, match="GradientNoiseScale needs automatic optimization"):
         trainer(tmp_path, [GradientNoiseScale(1)], max_steps=2).fit(module, data)
+
+
+class Late(L.LightningModule):
+    """A backbone that begins to train in the second epoch; the weights stay, so that all runs see the same gradients."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone, self.head = nn.Linear(8, 16), nn.Linear(16, 1)
+        self._how = how
+        self.backbone.requires_grad_(how in ("always", "freezes"))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return (self.head(self.backbone(batch[0]).tanh()) - 1).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.head.parameters() if self._how == "adds a group" else self.parameters(), lr=0.0)
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1 and self._how in ("freezes", "unfreezes", "adds a group"):
+            self.backbone.requires_grad_(self._how != "freezes")
+            for p in self.backbone.parameters():
+                p.grad = None
+            if self._how == "adds a group":
+                self.trainer.optimizers[0].add_param_group({"params": list(self.backbone.parameters())})
+
+
+@pytest.mark.parametrize(("how", "same"), [("unfreezes", "always"), ("adds a group", "always"), ("freezes", "never")])
+def test_layers_that_begin_or_cease_to_train(tmp_path: Path, how: str, same: str) -> None:
+    """In the second epoch the terms are those of a run in which they always did, or never."""
+
+    def last(how: str) -> tuple[float, float]:
+        noise = GradientNoiseScale(every_n_steps=4, smoothing=0.0, picture=False)
+        data = DataLoader(Vectors().dataset, batch_size=4)
+        trainer(tmp_path, [GradientAccumulation(20), noise], max_epochs=2).fit(Late(how), data)
+        assert noise.noise.trace is not None and noise.noise.gradient_square is not None
+        return noise.noise.trace, noise.noise.gradient_square
+
+    assert last(how) == pytest.approx(last(same), rel=1e-5)

@@ -65,6 +65,21 @@ def test_the_end_names_the_layer_and_the_steps(tmp_path: Path, every: int, clip:
     assert module.trainer.global_step == {1: 4, 4: 4, 100: 12}[every]
 
 
+def test_a_layer_that_is_added_later_is_named(tmp_path: Path) -> None:
+    """Also where steps were skipped before it was there."""
+
+    class Growing(Poisoned):
+        def __init__(self) -> None:
+            super().__init__({1, 4, 5, 6}, "net.3.weight", lambda net: LAMB(net.net[0].parameters(), lr=0.01))
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.trainer.global_step == 3 and len(self.optimizers().param_groups) == 1:
+                self.optimizers().add_param_group({"params": list(self.net[3].parameters())})
+
+    with pytest.raises(NonfiniteGradientsError, match=r"those of net\.3\.weight\. The loss was finite"):
+        fit(tmp_path, Growing(), NonfiniteMonitor(3, 1))
+
+
 def test_a_bad_loss_is_told_apart(tmp_path: Path) -> None:
     """In the first micro-batch of two, too: the hook sees all of a window's."""
     module = Poisoned({2, 3}, None)
