@@ -7,7 +7,7 @@ from typing import Any, get_args
 import lightning.pytorch as L
 
 from lightning_scale.schedule import BatchSizeSchedule, InsteadOfDecay, LastWindow, LRScaling, lr_scale, parse_schedule
-from lightning_scale.schedule.checks import one_of
+from lightning_scale.schedule.checks import one_of, whole
 from lightning_scale.window import LoopAdapter
 
 
@@ -29,6 +29,7 @@ class BatchSizeRamp(L.Callback):
         last_window: What becomes of samples that are left at an epoch's end: "step" takes a step on their true mean,
             "drop" leaves them out.
         noise_scale: The gradient noise scale in samples, where "linear_then_sqrt" goes over to the root.
+        micro_batch_size: Samples in one micro-batch of one rank, for a loader that does not say it (``batch_size=None``).
 
     Raises:
         ValueError: for a schedule that cannot be read, an unknown ``lr_scaling`` or ``last_window``, or a ``noise_scale``
@@ -41,7 +42,9 @@ class BatchSizeRamp(L.Callback):
         lr_scaling: LRScaling = "none",
         last_window: LastWindow = "step",
         noise_scale: float | None = None,
+        micro_batch_size: int | None = None,
     ) -> None:
+        self.micro_batch_size = None if micro_batch_size is None else whole("micro_batch_size", micro_batch_size)
         self._schedule = parse_schedule(schedule)
         self.lr_scaling: LRScaling = lr_scaling
         self._noise_scale = noise_scale

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import lightning.pytorch as L
 
 from lightning_scale.schedule import BatchSizeSchedule, ConstantBatchSize, LastWindow
-from lightning_scale.schedule.checks import one_of
+from lightning_scale.schedule.checks import one_of, whole
 from lightning_scale.window import LoopAdapter
 
 
@@ -24,13 +24,15 @@ class GradientAccumulation(L.Callback):
         batch_size: Samples per optimizer step, over all ranks and micro-batches.
         last_window: What becomes of micro-batches that are left at an epoch's end: "step" takes a step on their true
             mean, "drop" leaves them out.
+        micro_batch_size: Samples in one micro-batch of one rank, for a loader that does not say it (``batch_size=None``).
 
     Raises:
-        ValueError: for a batch size below 1, or an unknown ``last_window``.
+        ValueError: for a size below 1, or an unknown ``last_window``.
     """
 
-    def __init__(self, batch_size: int, last_window: LastWindow = "step") -> None:
+    def __init__(self, batch_size: int, last_window: LastWindow = "step", micro_batch_size: int | None = None) -> None:
         self._schedule = ConstantBatchSize(batch_size)
+        self.micro_batch_size = None if micro_batch_size is None else whole("micro_batch_size", micro_batch_size)
         one_of("last_window", last_window, get_args(LastWindow))
         self.last_window = last_window
         self._adapter: LoopAdapter | None = None

@@ -31,7 +31,8 @@ class ValidateEvery(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch not in (None, 1):
+        # There is none where it was given as a time.
+        if getattr(trainer, "val_check_interval", None) != 1.0 or trainer.check_val_every_n_epoch not in (None, 1):
             raise ConfigurationError(
                 f"ValidateEvery({self.interval}) and the Trainer's val_check_interval or check_val_every_n_epoch both say"
                 " when to validate: leave those out."

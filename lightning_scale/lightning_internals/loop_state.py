@@ -57,6 +57,11 @@ class LoopState:
         return bool(self._epoch_loop._num_ready_batches_reached())
 
     @property
+    def micro_batch(self) -> int:
+        """The number of the present micro-batch in its epoch, from 0."""
+        return int(self._epoch_loop.batch_progress.current.ready) - 1
+
+    @property
     def epoch_begun(self) -> bool:
         """Whether micro-batches of the present epoch were taken and others are left; after a resume, in the checkpoint."""
         batches = self._epoch_loop.batch_progress
@@ -73,7 +78,7 @@ class LoopState:
         lengths = [self.limited(len(loader)) for loader in combined.flattened]
         combined.limits = lengths
         self._fit_loop.max_batches = max(lengths)
-        if isinstance(trainer.val_check_interval, float):
+        if isinstance(getattr(trainer, "val_check_interval", None), float):  # missing where validation goes by time
             trainer.val_check_batch = max(1, int(self._fit_loop.max_batches * trainer.val_check_interval))
 
     def limited(self, micro_batches: int) -> int:

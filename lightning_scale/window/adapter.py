@@ -17,6 +17,7 @@ from lightning_scale.lightning_internals import LoopAccess
 from lightning_scale.schedule import LEGW, Quantity
 from lightning_scale.window.conflicts import (
     refuse_batch_conflicts,
+    refuse_fetching_steps,
     refuse_manual_optimization,
     refuse_missing_micro_batch,
     refuse_other_namespace,
@@ -24,6 +25,7 @@ from lightning_scale.window.conflicts import (
     refuse_scaled_step_without_loss,
     refuse_tokens_without_stages,
     refuse_two_clips,
+    refuse_two_gradients,
     warn_of_window_cut_off,
 )
 from lightning_scale.window.learning_rate import ScaledRate
@@ -190,12 +192,15 @@ class LoopAdapter(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loop, loader = self.loop, self.loader
         refuse_two_clips(trainer)
+        who = [loader.owner_name] if loader.owner is not None else self.rate.rule.sources
+        if who:
+            refuse_fetching_steps(pl_module, " and ".join(who))
         if loader.owner is not None:
             refuse_batch_conflicts(trainer, pl_module, loader.owner_name, loop.accumulate_given)
             loop.count_scheduler_steps()
             loop.decide_steps(lambda: self._closes)
             loop.around_training_step(after=lambda output: self._see_output(trainer, output))
-            loop.begin_windows(lambda: self._window is None or not self._window.zeroed, self._begin_gradients)
+            loop.begin_windows(self._nothing_to_keep, self._begin_gradients)
             loop.leave_losses_whole()
         rule = self.rate.rule
         refuse_tokens_without_stages(self._validation_interval, rule.plan)
@@ -219,6 +224,8 @@ class LoopAdapter(L.Callback):
         self.data.trained = True
         self.rate.begin()
         self._with_rates(trainer, lambda: None)  # refuses what cannot be computed
+        if self.loader.owner is not None and self.micro_batches_a_step != 1:
+            refuse_two_gradients(self.loader.owner_name, users_own(trainer.optimizers[0]))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.data.begin_epoch()
@@ -254,6 +261,9 @@ class LoopAdapter(L.Callback):
     def _see_output(self, trainer: L.Trainer, output: Any) -> None:
         """After ``training_step``: how many items its loss is the mean of."""
         if self._window is not None:
+            if self._window.computed == self._window.seen and not self._nothing_to_keep():
+                refuse_two_gradients(self.loader.owner_name, users_own(trainer.optimizers[0]), seen=True)
+            self._window.computed = self._window.seen
             if output is None and self._closes and self._window.first is not None:
                 refuse_scaled_step_without_loss(trainer)
             self._items = items_of(output, self._window.held)
@@ -262,6 +272,10 @@ class LoopAdapter(L.Callback):
         if self.loader.owner is not None and self._window is not None:
             self._window.first = self._window.seen if self._window.first is None else self._window.first
             self._mean.weigh(loss, self._items, trainer)
+
+    def _nothing_to_keep(self) -> bool:
+        """Before a backward pass: whether it is the window's first, or that one once more (LBFGS calls its closure again)."""
+        return self._window is None or not self._window.zeroed or self._window.first == self._window.seen
 
     def _begin_gradients(self) -> None:
         self._mean.begin()

@@ -5,6 +5,7 @@ All of it is found before training starts, but for what only a micro-batch shows
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import LBFGS, Optimizer
 
 from lightning_scale.data import is_resumable
 from lightning_scale.errors import ConfigurationError
@@ -43,6 +45,32 @@ def refuse_batch_conflicts(trainer: L.Trainer, module: L.LightningModule, owner:
             )
     _refuse_weight_averaging(trainer, f"accumulation, which {owner} sets")
     refuse_manual_optimization(module, owner)
+
+
+def refuse_two_gradients(owner: str, optimizer: Optimizer, seen: bool = False) -> None:
+    """Raises ConfigurationError for an optimizer that computes gradients itself: of one micro-batch, not of the window.
+
+    Args:
+        owner: The callback that owns the batch size, for the message.
+        optimizer: The optimizer that the user configured; those with SAM's two steps are refused.
+        seen: Whether it has been seen to do so.
+    """
+    two_steps = all(callable(getattr(optimizer, name, None)) for name in ("first_step", "second_step"))
+    if seen or two_steps or isinstance(optimizer, LBFGS):
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} computes gradients inside of its step, as SAM and LBFGS do, and would see only the last"
+            f" of a batch's micro-batches: let {owner}'s batch be one micro-batch of each rank, or use an optimizer that steps"
+            " on the gradients that are there."
+        )
+
+
+def refuse_fetching_steps(module: L.LightningModule, who: str) -> None:
+    """Raises ConfigurationError for a module that fetches its micro-batches itself."""
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ConfigurationError(
+            f"{type(module).__name__}.training_step takes dataloader_iter and fetches micro-batches itself, which {who} then"
+            " cannot count: write training_step(self, batch, batch_idx)."
+        )
 
 
 def _refuse_weight_averaging(trainer: L.Trainer, what: str) -> None:

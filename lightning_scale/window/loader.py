@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch.utils.data import BatchSampler, DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
 
 from lightning_scale.data import ResumableBatchSampler, is_resumable
 from lightning_scale.errors import ConfigurationError
@@ -50,7 +50,7 @@ class TrainingLoader:
         self._loop = loop
         self._sampler: ResumableBatchSampler | None = None  # where it is told the batch sizes
         self._ranks_alike = True
-        self._full_micro_batches = False  # all but an epoch's last, as torch's own batch sampler gives them
+        self._drawn: int | None = None  # samples of an epoch on this rank, where torch's own batch sampler cuts them up
 
     @property
     def exact(self) -> bool:
@@ -87,12 +87,18 @@ class TrainingLoader:
         sampler: Any = getattr(loaders[0], "batch_sampler", None)
         size = getattr(sampler, "batch_size", None)
         self.micro_batch_size = size if size is not None else getattr(loaders[0], "batch_size", None)
+        given = getattr(self.owner, "micro_batch_size", None)
         if self.micro_batch_size is None:
-            self.micro_batch_size = wanted
+            self.micro_batch_size = wanted if wanted is not None else given
         if wanted is not None and self.micro_batch_size != wanted:
             raise ConfigurationError(
                 f"the stage's micro_batch_size is {wanted} but the training loader's batch size is"
                 f" {self.micro_batch_size}: build the loader with the micro_batch_size that set_stage is given."
+            )
+        if given is not None and self.micro_batch_size != given:
+            raise ConfigurationError(
+                f"{self.owner_name}'s micro_batch_size is {given} but the training loader's batch size is"
+                f" {self.micro_batch_size}: leave micro_batch_size out, it is for loaders that do not say theirs."
             )
         resumable = is_resumable(loaders[0])
         if resumable and sampler.world_size != self._trainer.world_size:
@@ -112,7 +118,11 @@ class TrainingLoader:
             )
         self.resumable = resumable
         self._sampler = sampler if resumable and self.owner is not None else None
-        self._full_micro_batches = type(sampler) is BatchSampler
+        # Of an iterable data set nobody knows them: each worker ends with a short micro-batch of its own.
+        cut = (
+            type(sampler) is BatchSampler and len(loaders) == 1 and not isinstance(loaders[0].dataset, IterableDataset)
+        )
+        self._drawn = len(sampler.sampler) if cut and hasattr(sampler.sampler, "__len__") else None
         # Lightning's distributed samplers give every rank as many samples; who knows what others do.
         alike = resumable or isinstance(getattr(loaders[0], "sampler", None), DistributedSampler)
         self._ranks_alike = alike or self._trainer.world_size == 1
@@ -124,8 +134,9 @@ class TrainingLoader:
         unit = self._unit
         if unit is None or self.micro_batch_size is None:
             raise ConfigurationError(
-                f"{self.owner_name} cannot see the training loader's batch size: use a torch DataLoader with"
-                " batch_size, or a batch sampler with an attribute batch_size."
+                f"{self.owner_name} cannot see the training loader's batch size: use a torch DataLoader with batch_size, or a"
+                " batch sampler with an attribute batch_size. Where the loader gives whole batches (batch_size=None), write how"
+                f" many samples one of them has: {self.owner_name}(micro_batch_size=...)."
             )
         schedule = owner.schedule(self._trainer.global_step)
         refuse_impossible_sizes(
@@ -142,7 +153,8 @@ class TrainingLoader:
     def samples_per_epoch(self, loaders: list[Any], trained: bool = False) -> int | None:
         """Samples in one pass over the data (``trained``: until training begins a new epoch), or what
         ``limit_train_batches`` leaves of them; None where nobody knows."""
-        limited = self._trainer.limit_train_batches != 1.0
+        # Of several loaders the longest, or the shortest, ends Lightning's epoch.
+        limited = self._trainer.limit_train_batches != 1.0 or len(loaders) > 1
         micro_batches = self._loop.micro_batches_per_epoch if limited else math.inf
         return samples_per_epoch(loaders, micro_batches, self._unit, trained)
 
@@ -229,14 +241,15 @@ class TrainingLoader:
 
     def begin_micro_batch(self, window: Window, batch: Any) -> None:
         """Count the window's next micro-batch."""
+        nominal = self.micro_batch_size
+        asked = None
         if window.split is not None:
             asked = window.split.size(window.seen, self._trainer.global_rank)
-            window.begin_micro_batch(asked, samples_of(batch, asked))
-        else:
-            nominal = self.micro_batch_size
-            held = samples_of(batch, nominal)
-            full = self._full_micro_batches and not self._loop.epoch_ends
-            window.begin_micro_batch(nominal if full and nominal is not None else held, held)
+        elif self._drawn is not None and nominal is not None:
+            left = self._drawn - self._loop.micro_batch * nominal
+            asked = min(nominal, left) if left > 0 else None
+        held = samples_of(batch, nominal if asked is None else asked)
+        window.begin_micro_batch(held if asked is None else asked, held)
 
     def consumed(self, window: Window) -> int:
         """Samples of all ranks in the micro-batches of a window that ends; every rank calls it, and gets the same."""

@@ -45,8 +45,7 @@ def _on_accelerator(tensor: Tensor) -> bool:
 def samples_of(batch: Any, nominal: int | None) -> int:
     """Samples that one rank's micro-batch holds: what its tensors' first dimensions say, if that can be.
 
-    A micro-batch can hold fewer samples than the loader's size (an epoch's last one, or a ``collate_fn`` that filters),
-    never more.
+    A micro-batch can hold fewer samples than were asked for (of a ``collate_fn`` that filters), never more.
 
     Args:
         batch: The micro-batch: tensors in any nesting of lists, tuples, mappings and dataclasses.
@@ -56,6 +55,11 @@ def samples_of(batch: Any, nominal: int | None) -> int:
     if nominal is None:
         return min(sizes, default=1)
     if len(sizes) == 1 and max(sizes) < nominal:
+        rank_zero_warn(
+            f"a micro-batch's tensors have the first dimension {max(sizes)}, and {nominal} samples were asked for: it is counted"
+            f" as {max(sizes)} samples, as of a collate_fn that leaves some out. If the first dimension is something else, let"
+            f' training_step return {{"loss": ..., "{ITEMS_KEY}": how many}}.'
+        )
         return max(sizes)
     if sizes and nominal not in sizes:
         rank_zero_warn(

@@ -43,6 +43,8 @@ class Window:
     """Samples that the loader was asked for in them, on this rank."""
     held: int = 0
     """Samples that the last of them holds: fewer, where some were filtered out."""
+    computed: int = 0
+    """The last micro-batch whose loss was computed."""
     zeroed: bool = False
     """Whether gradients of earlier steps are gone."""
     opened_at: int = 0
