@@ -8,10 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_scale.lightning_internals.loop_state import LoopState
+
+FINDERS = (LearningRateFinder, BatchSizeFinder)
+"""The callbacks of Lightning's Tuner."""
 
 
 class LoopAccess(LoopState):
@@ -46,6 +50,11 @@ class LoopAccess(LoopState):
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+
+    def leave_out_tuners(self) -> None:
+        """Take out of the Trainer's callbacks those that its Tuner has put there for one search."""
+        callbacks = self._trainer.callbacks
+        self._trainer.callbacks = [c for c in callbacks if not (isinstance(c, FINDERS) and c._early_exit)]
 
     def run_instead(self, run: Callable[[], None]) -> None:
         """Let ``run()`` be called instead of the training loop."""

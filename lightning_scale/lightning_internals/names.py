@@ -36,6 +36,8 @@ SCRIPT_LAUNCHER = "lightning.pytorch.strategies.launchers.subprocess_script:_Sub
 FORKING_LAUNCHER = "lightning.pytorch.strategies.launchers.multiprocessing:_MultiProcessingLauncher"
 
 PRECISION = "lightning.pytorch.plugins:Precision"
+BATCH_FINDER = "lightning.pytorch.callbacks:BatchSizeFinder"
+RATE_FINDER = "lightning.pytorch.callbacks:LearningRateFinder"
 RATE_MONITOR = "lightning.pytorch.callbacks:LearningRateMonitor"
 STRATEGY = "lightning.pytorch.strategies:Strategy"
 PARALLEL = "lightning.pytorch.strategies:ParallelStrategy"
@@ -161,6 +163,20 @@ NAMES: tuple[Name, ...] = (
         "see what it returned, before the backward pass; rates are scaled from there on",
     ),
     Name(PRECISION, "optimizer_step", "replaced", "rates are scaled up to there"),
+    Name(
+        "lightning.pytorch.callbacks:LearningRateFinder",
+        "_early_exit",
+        "read",
+        "whether a Tuner has put it there",
+        on_instance=True,
+    ),
+    Name(
+        "lightning.pytorch.callbacks:BatchSizeFinder",
+        "_early_exit",
+        "read",
+        "whether a Tuner has put it there",
+        on_instance=True,
+    ),
     Name(RATE_MONITOR, "on_train_epoch_start", "replaced", "it looks at scaled rates"),
     Name(RATE_MONITOR, "on_train_batch_start", "replaced", "it looks at scaled rates"),
     Name(STRATEGY, "save_checkpoint", "replaced", "write a manifest when all ranks have saved"),

@@ -18,6 +18,7 @@ from lightning_scale.schedule import LEGW, Quantity
 from lightning_scale.window.conflicts import (
     refuse_batch_conflicts,
     refuse_fetching_steps,
+    refuse_finders,
     refuse_manual_optimization,
     refuse_missing_micro_batch,
     refuse_other_namespace,
@@ -194,6 +195,7 @@ class LoopAdapter(L.Callback):
         refuse_two_clips(trainer)
         who = [loader.owner_name] if loader.owner is not None else self.rate.rule.sources
         if who:
+            refuse_finders(trainer, loop, " and ".join(who))
             refuse_fetching_steps(pl_module, " and ".join(who))
         if loader.owner is not None:
             refuse_batch_conflicts(trainer, pl_module, loader.owner_name, loop.accumulate_given)

@@ -11,12 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_scale.data import is_resumable
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.lightning_internals import LoopAccess
 from lightning_scale.schedule import (
     BatchSizeSchedule,
     ConstantBatchSize,
@@ -62,6 +68,24 @@ def refuse_two_gradients(owner: str, optimizer: Optimizer, seen: bool = False) -
             f" of a batch's micro-batches: let {owner}'s batch be one micro-batch of each rank, or use an optimizer that steps"
             " on the gradients that are there."
         )
+
+
+def refuse_finders(trainer: L.Trainer, loop: LoopAccess, who: str) -> None:
+    """Raises ConfigurationError beside Lightning's tuners, which take all other callbacks away while they measure."""
+    callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]
+    loop.leave_out_tuners()
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder):
+            raise ConfigurationError(
+                f"lr_find (LearningRateFinder) steps after every micro-batch and at rates of its own, without {who}: what it"
+                " finds holds for another batch. Compare short fits at several rates instead, for LEGWWarmup at the batch that"
+                " base_batch_size names."
+            )
+        if isinstance(callback, BatchSizeFinder):
+            raise ConfigurationError(
+                f"scale_batch_size (BatchSizeFinder) changes the micro-batch without {who}, which makes the batch of"
+                " micro-batches: lightning-scale plan says the largest micro-batch that fits; write that into the loader."
+            )
 
 
 def refuse_fetching_steps(module: L.LightningModule, who: str) -> None:

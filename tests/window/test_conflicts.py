@@ -9,13 +9,26 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 
-from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage, TrustRatioMonitor
+from lightning_scale.callbacks import (
+    BatchSizeRamp,
+    GradientAccumulation,
+    LEGWWarmup,
+    SequenceLengthStages,
+    Stage,
+    TrustRatioMonitor,
+)
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
-from tests.toys import Net, Vectors, indices, trainer
+from tests.toys import Net, Tally, Vectors, indices, trainer
 
 STAGE = Stage(sequence_length=8, steps=2, batch_size=8, micro_batch_size=4)
 
@@ -169,3 +182,32 @@ def test_a_stage_that_legw_warms_up_and_one_that_it_does_not(
     said = [str(w.message) for w in caught if "LEGWWarmup's warmup is not used" in str(w.message)]
     assert len(said) == warned
     assert all(sentence.startswith("stage 2 sets its own lr") for sentence in said)
+
+
+class Tunable(Tally):
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.lr, self.batch_size = 1.0, 4
+
+    def train_dataloader(self) -> Any:
+        return indices(64, self.batch_size)
+
+
+@pytest.mark.parametrize("callback", [GradientAccumulation(16), BatchSizeRamp("0:8 16:16"), LEGWWarmup(4)])
+@pytest.mark.parametrize("name", ["lr_find", "scale_batch_size"])
+@pytest.mark.parametrize("how", ["tuner", "callback"])
+def test_lightnings_tuners(tmp_path: Path, callback: L.Callback, name: str, how: str) -> None:
+    """Refused, and nothing is left behind: the next fit trains as if there had been none."""
+    module = Tunable()
+    finder = LearningRateFinder() if name == "lr_find" else BatchSizeFinder()
+    more = [finder] if how == "callback" else []
+    fit = trainer(tmp_path, [callback, *more], max_epochs=1)
+    with pytest.raises(ConfigurationError, match=rf"^{name} .* {type(callback).__name__}"):
+        fit.fit(module) if more else getattr(Tuner(fit), name)(module)
+    assert type(fit) is L.Trainer and "_should_accumulate" not in vars(fit.fit_loop.epoch_loop)
+    assert module.batch_size == 4 and module.lr == 1.0 and float(module.weight.detach().abs().sum()) == 0
+    fresh, again = Tunable(), trainer(tmp_path, [callback], max_epochs=1)
+    again.fit(fresh)
+    fit.callbacks = [c for c in fit.callbacks if c is not finder]  # type: ignore[attr-defined]
+    fit.fit(module)
+    assert torch.equal(module.weight, fresh.weight) and fit.global_step == again.global_step
