@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -12,7 +14,6 @@ from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
     LightningCLI,
-    LRSchedulerTypeTuple,
     instantiate_class,
 )
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -25,12 +26,13 @@ from lightning_scale.callbacks import FailTogether
 from lightning_scale.callbacks.fail_together import first_failure
 from lightning_scale.checkpoints import WholeFileIO
 from lightning_scale.cli import plan as plan_command
-from lightning_scale.cli.errors import repeated_callback, sentence
+from lightning_scale.cli.errors import raise_users_own, repeated_callback, sentence, users_own
 from lightning_scale.cli.fragments import find_configs
 from lightning_scale.cli.resume import HELP, bring_callbacks, check_resume
 from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError, UnsafeCheckpointError
 from lightning_scale.lightning_internals.command_line import (
     add_subcommand,
+    automatic,
     optimizers_added,
     option_names,
     schedulers_added,
@@ -44,6 +46,7 @@ class ScaleArgumentParser(LightningArgumentParser):
     """A parser whose errors are one sentence, not a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+        raise_users_own(ex)
         raise ConfigurationError(sentence(message, option_names(self))) from ex
 
 
@@ -62,6 +65,7 @@ class ScaleCLI(LightningCLI):
     - ``plan`` says what ``fit`` would do.
 
     Args:
+        classes: LightningCLI's arguments by place: the module's class and the data module's, for example.
         args: The command line, a list or a dict; None for ``sys.argv``.
         kwargs: LightningCLI's other arguments.
 
@@ -69,18 +73,15 @@ class ScaleCLI(LightningCLI):
         ConfigurationError: for a configuration that cannot run.
     """
 
-    def __init__(self, *, args: ArgsType = None, **kwargs: Any) -> None:
-        kwargs.setdefault("parser_class", ScaleArgumentParser)
-        kwargs["save_config_kwargs"] = {"overwrite": True, **(kwargs.get("save_config_kwargs") or {})}
-        self._own_optimizers = kwargs.pop("auto_configure_optimizers", True)
-        super().__init__(args=args, auto_configure_optimizers=False, **kwargs)
+    def __init__(self, *classes: Any, args: ArgsType = None, **kwargs: Any) -> None:
+        given = inspect.signature(LightningCLI).bind_partial(*classes, args=args, **kwargs).arguments
+        given.setdefault("parser_class", ScaleArgumentParser)
+        given["save_config_kwargs"] = {"overwrite": True, **(given.get("save_config_kwargs") or {})}
+        super().__init__(**given)
 
     def _add_arguments(self, parser: LightningArgumentParser) -> None:
         super()._add_arguments(parser)
-        if self._own_optimizers and not optimizers_added(parser):
-            parser.add_optimizer_args((Optimizer,))
-            if not schedulers_added(parser):
-                parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+        if self.auto_configure_optimizers and automatic(optimizers_added(parser)) and not self._configures_itself:
             parser.add_argument(
                 "--lr_scheduler_interval",
                 type=Literal["step", "epoch"],
@@ -129,7 +130,7 @@ class ScaleCLI(LightningCLI):
         try:
             plan_command.run(options, self.model, self.datamodule, trainer, self._written["plan"]["trainer"])
         except (ValueError, TypeError) as error:
-            raise ConfigurationError(sentence(str(error))) from error
+            _say_or_raise(error)
 
     def instantiate_classes(self) -> None:
         if self.subcommand == "plan":
@@ -146,13 +147,9 @@ class ScaleCLI(LightningCLI):
         except ConfigurationError:
             raise
         except (ValueError, TypeError) as error:
-            # What a class says of its own arguments; an error in its code shows in the chained traceback.
-            raise ConfigurationError(sentence(str(error))) from error
+            _say_or_raise(error)
         if self.subcommand != "plan":
             self._complete_trainer(resume)
-        optimizer = self._get(self.config_init, "optimizer") if self._own_optimizers else None
-        if optimizer:
-            self._build_optimizer_late(optimizer)
 
     def _complete_trainer(self, resume: str | None) -> None:
         """What every run of the command has."""
@@ -164,10 +161,23 @@ class ScaleCLI(LightningCLI):
         if resume is not None:
             bring_callbacks(self.trainer, resume, self._get(self.config_init, "trainer.default_root_dir"))
 
-    def _build_optimizer_late(self, optimizer: Any) -> None:
-        """Give the model a ``configure_optimizers`` that builds what the configuration names."""
-        scheduler = self._get(self.config_init, "lr_scheduler")
-        interval = self._get(self.config_init, "lr_scheduler_interval")
+    @property
+    def _configures_itself(self) -> bool:
+        """Whether a subclass makes of optimizer and scheduler what it wants."""
+        return type(self).configure_optimizers is not LightningCLI.configure_optimizers
+
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        """Give the model a ``configure_optimizers`` that builds what the configuration names, when Lightning calls it."""
+        parser = self._parser(subcommand)
+        optimizers, schedulers = automatic(optimizers_added(parser)), automatic(schedulers_added(parser))
+        if not self.auto_configure_optimizers or not optimizers:
+            return
+        if len(optimizers) > 1 or len(schedulers) > 1:
+            super()._add_configure_optimizers_method_to_model(subcommand)  # refuses them
+        make_optimizer = self._maker(*optimizers[0])
+        make_scheduler = self._maker(*schedulers[0]) if schedulers else None
+        if make_optimizer is None:
+            return
         if type(self.model).configure_optimizers is not L.LightningModule.configure_optimizers:
             rank_zero_warn(
                 f"{type(self.model).__name__}.configure_optimizers is not used, for the configuration names an"
@@ -176,14 +186,29 @@ class ScaleCLI(LightningCLI):
 
         def configure_optimizers() -> Any:
             try:
-                built = instantiate_class(list(self.model.named_parameters()), optimizer)
-                if not scheduler:
-                    return built
-                return {"optimizer": built, "lr_scheduler": _scheduler_config(built, scheduler, interval)}
+                optimizer = make_optimizer(list(self.model.named_parameters()))
+                scheduler = make_scheduler(optimizer) if make_scheduler is not None else None
             except (ValueError, TypeError) as error:
-                raise ConfigurationError(sentence(str(error))) from error
+                _say_or_raise(error)
+            if self._configures_itself:
+                return self.configure_optimizers(self.model, optimizer, scheduler)
+            interval = self._get(self.config_init, "lr_scheduler_interval")
+            return optimizer if scheduler is None else _with_scheduler(optimizer, scheduler, interval)
 
         self.model.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
+
+    def _maker(self, key: str, kind: Any) -> Callable[[Any], Any] | None:
+        """What builds the class that the configuration has under a key, from its first argument; None where it has none."""
+        init = self._get(self.config_init, key)
+        if isinstance(kind, tuple):  # the configuration names one of several
+            return (lambda first: instantiate_class((first,), init)) if init else None
+        return lambda first: kind(first, **init)
+
+
+def _say_or_raise(error: Exception) -> NoReturn:
+    """A configuration error is one sentence; an error of somebody's own code keeps its traceback."""
+    raise_users_own(error)
+    raise ConfigurationError(sentence(str(error))) from error
 
 
 def _exists(checkpoint: str) -> bool:
@@ -191,13 +216,12 @@ def _exists(checkpoint: str) -> bool:
     return "://" in checkpoint or checkpoint.startswith("registry:") or os.path.exists(checkpoint)
 
 
-def _scheduler_config(optimizer: Optimizer, scheduler: Any, interval: str) -> dict[str, Any]:
-    built = instantiate_class(optimizer, scheduler)
-    config = {"scheduler": built, "interval": interval}
-    if isinstance(built, ReduceLROnPlateau):
-        config["monitor"] = built.monitor  # type: ignore[attr-defined]
+def _with_scheduler(optimizer: Optimizer, scheduler: Any, interval: str) -> dict[str, Any]:
+    config = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = scheduler.monitor  # type: ignore[attr-defined]
         config["interval"] = "epoch"  # it looks at a validation metric
-    return config
+    return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 def main(args: ArgsType = None) -> None:
@@ -210,7 +234,7 @@ def main(args: ArgsType = None) -> None:
     except Exception as error:
         _end_after_another_rank(error)
         said = str(error) if isinstance(error, _SENTENCES) else repeated_callback(str(error))
-        if said is None:
+        if said is None or (isinstance(error, MisconfigurationException) and users_own(error)):
             raise
         print(f"lightning-scale: {' '.join(said.split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,8 +1,10 @@
-"""One sentence out of a configuration parser's page."""
+"""Whose error it is: one sentence for a configuration's, out of a parser's page; the traceback for one of somebody's code."""
 
 from __future__ import annotations
 
 import re
+import sys
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -15,6 +17,31 @@ _ALTERNATIVES = re.compile(
     r"|Expected a (dot import path string|<class '[^']+'>$|typing\.))"
 )
 _KEY = re.compile(r'^Parser key "([^"]+)":\s*(.*)$')
+
+
+# What builds classes from configurations, and checks their arguments.
+_BUILDING = {*sys.stdlib_module_names, "jsonargparse", "lightning", "lightning_scale", "torch", "yaml"}
+
+
+def users_own(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that it came from, which passed through other code than what builds classes from configurations."""
+    while error is not None:
+        frames = traceback.walk_tb(error.__traceback__)
+        if any(str(f.f_globals.get("__name__")).partition(".")[0] not in _BUILDING for f, _ in frames):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def raise_users_own(error: BaseException | None) -> None:
+    """Raise such an error as its code has raised it: with its traceback, and without what a parser says of it."""
+    own = users_own(error)
+    if own is not None:
+        context = own.__context__
+        try:
+            raise own
+        finally:
+            own.__context__ = context
 
 
 def sentence(message: str, known: Iterable[str] = ()) -> str:

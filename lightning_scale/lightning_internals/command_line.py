@@ -8,17 +8,25 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_scale.lightning_internals import names
 
+Added = dict[str, tuple[Any, str]]
+"""Classes that a parser has options of, by key: the class, or a tuple of base classes, and what it is linked to."""
 
-def optimizers_added(parser: LightningArgumentParser) -> bool:
-    """Whether a subclass of the command has given the parser an optimizer's options itself."""
+
+def optimizers_added(parser: LightningArgumentParser) -> Added:
+    """The optimizers that a parser has options of."""
     names.check(names.COMMAND_PARSER, parser)
-    return bool(parser._optimizers)
+    return parser._optimizers
 
 
-def schedulers_added(parser: LightningArgumentParser) -> bool:
-    """Whether a subclass of the command has given the parser a scheduler's options itself."""
+def schedulers_added(parser: LightningArgumentParser) -> Added:
+    """The schedulers that a parser has options of."""
     names.check(names.COMMAND_PARSER, parser)
-    return bool(parser._lr_schedulers)
+    return parser._lr_schedulers
+
+
+def automatic(added: Added) -> list[tuple[str, Any]]:
+    """Those that the command builds itself, for they are linked to nothing: key, and class or tuple of base classes."""
+    return [(key, kind) for key, (kind, link_to) in added.items() if link_to == "AUTOMATIC"]
 
 
 def add_subcommand(
