@@ -68,7 +68,10 @@ def check_instance(names: Iterable[Name], owner: str, instance: Any) -> None:
         RuntimeError: for the first one that ``instance`` lacks; it names the version.
     """
     for entry in names:
-        if entry.owner == owner and entry.on_instance and entry.needed and not hasattr(instance, entry.name):
+        if entry.owner != owner or not entry.on_instance or not entry.needed:
+            continue
+        # Of the class first: a property there would be computed.
+        if not hasattr(type(instance), entry.name) and not hasattr(instance, entry.name):
             raise entry.missing()
 
 

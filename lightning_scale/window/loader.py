@@ -369,7 +369,7 @@ class LoaderHooks:
             self._loop.drop_loaders()
         if stages.plan.at(step).step == 0 and step > 0:
             self._loop.begin_new_epoch_on_restart()
-        stages.enter(step)
+        stages.enter(step, early=self.restored and step == 0)
 
     def begin_epoch(self) -> None:
         """An epoch begins: its loaders go on at the samples consumed."""

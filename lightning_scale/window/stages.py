@@ -41,11 +41,16 @@ class StageController:
         """Whether the stage that is served ends with the optimizer step that makes it ``step``."""
         return step >= self.plan.total_steps or self.changes_at(step)
 
-    def enter(self, step: int) -> None:
-        """Tell the data, and whoever asked, of the stage after ``step`` optimizer steps."""
+    def enter(self, step: int, early: bool = False) -> None:
+        """Tell the data, and whoever asked, of the stage after ``step`` optimizer steps.
+
+        Args:
+            step: Optimizer steps attempted so far.
+            early: Whether a checkpoint has told the samples, and not yet the steps.
+        """
         position = self.plan.at(step)
         begins = position.step == 0
-        if begins:
+        if begins and not early:
             self.samples = 0
         self.serving = position.index
         self._data.set_stage(self.data())

@@ -10,7 +10,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_scale.callbacks import BatchSizeRamp, ExactResume, GradientAccumulation
+from lightning_scale.callbacks import (
+    BatchSizeRamp,
+    ExactResume,
+    GradientAccumulation,
+    SequenceLengthStages,
+    Stage,
+    ValidateEvery,
+)
 from tests.toys import Boom, Net, SaveAt, Vectors, trainer
 
 
@@ -172,3 +179,41 @@ def test_without_an_owner_of_the_batch_size(tmp_path: Path, hook: str) -> None:
             rest, fit = run(ckpt=path)
             assert rest.steps == whole.steps[torch.load(path, weights_only=True)["global_step"] :], micro_batch
             assert fit.current_epoch == 3
+
+
+class Early(L.Callback):
+    """Asks the Trainer, before there are loaders, for what only loaders tell."""
+
+    def __init__(self, hook: str, attribute: str) -> None:
+        if hook != "configure_optimizers":
+            setattr(self, hook, lambda trainer, *args, **kwargs: getattr(trainer, attribute))
+
+
+@pytest.mark.parametrize("attribute", ["accumulate_grad_batches", "estimated_stepping_batches"])
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "configure_optimizers"])
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_trainer_that_is_asked_early(tmp_path: Path, hook: str, attribute: str, staged: bool) -> None:
+    """A resume goes on where it was, all the same."""
+
+    def configure(module: L.LightningModule) -> Any:
+        if hook == "configure_optimizers":
+            getattr(module.trainer, attribute)
+        return torch.optim.Adam(module.parameters(), lr=0.01)
+
+    def run(*more: L.Callback, ckpt: Path | None = None) -> Net:
+        L.seed_everything(0, verbose=False)
+        module = Net(configure)
+        stages = [Stage(8, 3, 16, 4, lr=0.1, warmup="40%"), Stage(16, 4, 8, 2, lr=0.05)]
+        owner = SequenceLengthStages(stages) if staged else GradientAccumulation(12)
+        options = {} if staged else {"max_steps": 9, "max_epochs": -1}
+        callbacks = [ExactResume(), owner, Early(hook, attribute), ValidateEvery("2 steps"), *more]
+        trainer(tmp_path, callbacks, **options).fit(module, Vectors(4), ckpt_path=ckpt)
+        return module
+
+    for micro_batch in (5, 18):
+        path = tmp_path / f"{micro_batch}.ckpt"
+        whole = run(SaveAt(path, micro_batch))
+        done = torch.load(path, weights_only=True)["global_step"]
+        rest = run(ckpt=path)
+        assert rest.steps == whole.steps[done:] and 0 < done < len(whole.steps)
+        assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
