@@ -19,6 +19,7 @@ from lightning_scale.checkpoints import (
     newest_whole,
 )
 from lightning_scale.checkpoints.manifest import manifest_path, write_manifest
+from lightning_scale.checkpoints.plain import warn_of_what_cannot_be_loaded
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import CheckpointAccess
 
@@ -45,6 +46,7 @@ class Resume(L.Callback):
     def __init__(self, checkpoint: str = "auto") -> None:
         self.checkpoint = checkpoint
         self._access: CheckpointAccess | None = None
+        self._read_back = False  # whether a folder has been
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -55,9 +57,16 @@ class Resume(L.Callback):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
         self._access = access = CheckpointAccess(trainer)
-        access.after_saving(write_manifest, writing=as_save_error)
+        access.after_saving(self._after_saving, writing=as_save_error)
         access.before_removing(lambda path: manifest_path(path).unlink(missing_ok=True))
         access.choose_checkpoint(lambda given: self._choose(trainer, folders, given))
+
+    def _after_saving(self, path: Path, step: int, training_state: bool) -> None:
+        write_manifest(path, step, training_state)
+        if path.is_dir() and not self._read_back:
+            self._read_back = True
+            for file in sorted(path.glob("*.pt")):  # what is no tensor, as Lightning writes it
+                warn_of_what_cannot_be_loaded(file)
 
     def _choose(self, trainer: L.Trainer, folders: list[Path], given: str | None) -> str | None:
         """What all ranks load: rank 0 looks, for file systems may show ranks different things for a while."""

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lightning_scale.checkpoints.plain import refusing
+from lightning_scale.checkpoints.plain import refusing, warn_of_what_cannot_be_loaded
 from lightning_scale.lightning_internals import load_file
 
 
@@ -26,6 +26,8 @@ class WholeFileIO(TorchCheckpointIO):
     Loads tensors and plain values only, unless it is told ``weights_only=False``. Lightning leaves that to torch (which a
     variable of the environment changes), and loads addresses of the web with whatever they hold.
     """
+
+    _read_back = False  # whether one of its files has been
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save to a local path; to others as Lightning does."""
@@ -44,6 +46,9 @@ class WholeFileIO(TorchCheckpointIO):
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        if not self._read_back:
+            self._read_back = True
+            warn_of_what_cannot_be_loaded(file_path)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None

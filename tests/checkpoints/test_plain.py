@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_scale.callbacks import ExactResume, GradientAccumulation, NonfiniteMonitor, Resume, SaveOnSignal
@@ -82,3 +85,52 @@ def test_random_states_are_plain(tmp_path: Path) -> None:
     fit(tmp_path)
     content = load_plain(tmp_path / "checkpoints" / "step=4.ckpt")
     assert content["callbacks"]["ExactResume"]["random_states"]
+
+
+class Own:
+    """A class that no checkpoint should hold."""
+
+
+class OwnToo(Own): ...
+
+
+class Configured(Net):
+    def __init__(self, options: Any) -> None:
+        super().__init__(lambda net: torch.optim.Adam(net.parameters(), lr=0.01))
+        self.save_hyperparameters({"options": options})
+
+
+def configured(root: Path, options: Any, steps: int, **more: Any) -> int:
+    callbacks = [ModelCheckpoint(every_n_train_steps=1), Resume("auto")]
+    run = trainer(root, callbacks, max_steps=steps, max_epochs=-1, enable_checkpointing=True)
+    run.fit(Configured(options), Vectors(4), **more)
+    return run.global_step
+
+
+PLAIN = {
+    "Lightning's dict": AttributeDict(width=1, inner=AttributeDict(depth=[2])),
+    "numbers of numpy": [np.float64(0.1), np.float32(2), np.int64(3), np.uint8(4), np.bool_(True), np.float16(5)],
+    "dicts and tensors": {"a": (1, "x", None), "b": torch.ones(2)},
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_hyper_parameters_go_on(tmp_path: Path, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*loading it will be refused.*")
+        configured(tmp_path, PLAIN[name], 2)
+    assert configured(tmp_path, PLAIN[name], 4) == 4
+
+
+def test_the_first_save_says_what_will_be_refused(tmp_path: Path) -> None:
+    """All classes at once, and once; the refusal names them, too, and what loads them all the same."""
+    options = {"a": Own(), "b": [OwnToo(), Path("x")]}
+    with pytest.warns(UserWarning, match="loading it will be refused") as said:
+        configured(tmp_path, options, 3)
+    (words,) = [str(w.message) for w in said if "will be refused" in str(w.message)]
+    named = (r"pathlib\.\w*PosixPath", r"test_plain\.Own,", r"test_plain\.OwnToo", "weights_only=False")
+    assert all(re.search(name, words) for name in named)
+    with pytest.raises(UnsafeCheckpointError) as refused:
+        configured(tmp_path, options, 5)
+    assert all(re.search(name, str(refused.value)) for name in named)
+    assert configured(tmp_path, options, 5, weights_only=False) == 5
