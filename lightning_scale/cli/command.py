@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import lightning_scale.strategies  # noqa: F401 (their names are registered)
+from lightning_scale.alias import FLAG, alias_pytorch_lightning
 from lightning_scale.callbacks import FailTogether
 from lightning_scale.callbacks.fail_together import first_failure
 from lightning_scale.checkpoints import WholeFileIO
@@ -230,6 +231,11 @@ def main(args: ArgsType = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
+        if args is None:
+            args = sys.argv[1:]
+        if isinstance(args, list) and FLAG in args:
+            alias_pytorch_lightning()
+            args = [arg for arg in args if arg != FLAG]
         ScaleCLI(args=args, trainer_class=L.Trainer)
     except Exception as error:
         _end_after_another_rank(error)

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from lightning_scale.alias import FLAG
 from lightning_scale.errors import two_callbacks
 
 # What a parser lists beside the real reason when a value fits none of a type's alternatives.
@@ -101,5 +102,6 @@ def _reworded(text: str, known: list[str]) -> str:
     if match := re.search(r"Import path pytorch_lightning\.(\S+)", text):
         text += (
             f", for pytorch_lightning's classes are not those of lightning.pytorch: write lightning.pytorch.{match[1]}."
+            f" For a package that is not yours give {FLAG}."
         )
     return text

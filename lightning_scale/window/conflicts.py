@@ -215,7 +215,9 @@ def refuse_other_namespace(trainer: Any) -> None:
         if "pytorch_lightning" in kinds:
             raise ConfigurationError(
                 f"{type(part).__name__} is built on pytorch_lightning, whose classes are not those of lightning.pytorch:"
-                " write `import lightning.pytorch as L` in place of `import pytorch_lightning` everywhere."
+                " write `import lightning.pytorch as L` in place of `import pytorch_lightning`; for a package that is not yours,"
+                " call lightning_scale.alias.alias_pytorch_lightning() before it is imported, or give the command"
+                " --alias_pytorch_lightning."
             )
 
 
