@@ -19,6 +19,10 @@ _BEAT = 1.0  # seconds between two reports
 _GRACE = 3.0  # seconds for a rank that was told of a failure to end by itself
 _LAST = 60.0  # the same for a rank that has raised, and for those that another has left by sys.exit
 
+# Of the places that ranks come to: all ranks' micro-batches belong together, and so do their epochs' ends.
+_EPOCHS_ENDS = ("on_train_epoch_end", "on_train_end", "on_train_epoch_start")
+_MICRO_BATCHES = ("on_train_batch", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
 State = Literal["running", "told", "failed", "left"]
 
 
@@ -232,6 +236,16 @@ class Watchdog(threading.Thread):
     def _look_for_hang(self, now: float) -> None:
         running = {rank: seen for rank, seen in self._seen.items() if seen.state == "running"}
         if all(now - seen.moved <= self._hang_seconds for seen in running.values()):
+            return
+        ended = [rank for rank, seen in running.items() if seen.place.startswith(_EPOCHS_ENDS)]
+        inside = [rank for rank, seen in running.items() if seen.place.startswith(_MICRO_BATCHES)]
+        if ended and inside:  # the one that has come less far is the one that waits
+            reason = (
+                f"has run out of data: it has come to {running[ended[0]].place}, and rank {inside[0]} waits for it after"
+                f" {running[inside[0]].place}. Give all ranks as many micro-batches (ResumableBatchSampler and a"
+                " DistributedSampler do, and limit_train_batches cuts those that have more)"
+            )
+            self._say(Failure(ended[0], reason, hang=True))
             return
         least = min(seen.count for seen in running.values())
         late = [rank for rank, seen in running.items() if seen.count == least]

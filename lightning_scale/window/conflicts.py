@@ -265,6 +265,17 @@ def warn_of_window_cut_off(has_gradient: bool) -> None:
         )
 
 
+def refuse_uneven_ranks(lengths: list[float]) -> None:
+    """Raises ConfigurationError, on all ranks, where their loaders have different numbers of micro-batches in an epoch."""
+    least, most = min(lengths), max(lengths)
+    if least != most:
+        raise ConfigurationError(
+            f"rank {lengths.index(least)} would run out of data: its training loader gives {least:g} micro-batches in an epoch,"
+            f" and rank {lengths.index(most)}'s {most:g}, which would wait for it. Give all ranks as many (a"
+            " ResumableBatchSampler or a DistributedSampler does), or write limit_train_batches."
+        )
+
+
 def refuse_impossible_sizes(
     schedule: BatchSizeSchedule,
     owner: str,

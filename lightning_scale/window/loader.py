@@ -18,6 +18,7 @@ from lightning_scale.schedule import BatchSizeSchedule, Split, StagePlan, neares
 from lightning_scale.window.conflicts import (
     refuse_batch_beyond_epoch,
     refuse_impossible_sizes,
+    refuse_uneven_ranks,
     refuse_unknown_samples,
     warn_of_loaders_that_cannot_continue,
 )
@@ -385,6 +386,10 @@ class LoaderHooks:
         if self._resuming and not self.restored and self._trainer.ckpt_path is not None:
             refuse_unknown_samples(loaders, loader.schedule())
         loader.read(loaders, stages.stage.micro_batch_size if stages is not None else None)
+        if self._trainer.world_size > 1 and torch.distributed.is_initialized():  # a plan has no other ranks
+            lengths: list[Any] = [None] * self._trainer.world_size
+            torch.distributed.all_gather_object(lengths, self._loop.micro_batches_per_epoch)
+            refuse_uneven_ranks(lengths)
         resuming = self._resuming and self._loop.epoch_begun
         warn_of_loaders_that_cannot_continue(loaders, resuming=resuming, exact=self.streams is not None)
         self._data_known(loader.samples_per_epoch(loaders), loader.samples_of_run(loaders))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,19 @@ def uneven(folder: str) -> dict[str, Any]:
     fit = trainer(Path(folder), [GradientAccumulation(12)], max_epochs=1, **ddp_options())
     fit.fit(module, indices(24, 2))
     return {"gradients": module.gradients}
+
+
+def unequal(folder: str) -> dict[str, Any]:
+    """Rank 1's own loader, which has no distributed sampler, is shorter."""
+    rank = int(os.environ["LOCAL_RANK"])
+    options = {**ddp_options(), "use_distributed_sampler": False}
+    said = ""
+    try:
+        fit = trainer(Path(folder), [GradientAccumulation(8)], max_epochs=1, **options)
+        fit.fit(Tally(32), indices(32 - 8 * rank, 2))
+    except ConfigurationError as error:
+        said = str(error)
+    return {"said": said}
 
 
 def two_stages(folder: str, ckpt: str | None = None, save: str | None = None) -> dict[str, Any]:
@@ -112,6 +126,15 @@ def test_uneven_items_over_two_ranks_are_one_mean(tmp_path: Path) -> None:
         mine = gradient > 0
         assert int(mine.sum()) == 12
         torch.testing.assert_close(gradient[mine], items[mine] / items[mine].sum(), rtol=4e-7, atol=0)
+
+
+@pytest.mark.timeout(200)
+def test_a_rank_that_would_run_out_of_data_is_named_on_all_ranks(tmp_path: Path) -> None:
+    for result in run_ranks(MODULE, "unequal", tmp_path):
+        assert result["said"].startswith(
+            "rank 1 would run out of data: its training loader gives 12 micro-batches in an epoch,"
+        )
+        assert "rank 0's 16, which would wait for it" in result["said"]
 
 
 @pytest.mark.timeout(300)

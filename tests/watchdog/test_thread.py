@@ -56,6 +56,20 @@ def test_the_rank_that_came_least_far_hangs(counts: list[int], rank: int, said: 
     assert {"first": vars(failure)} in made._connections[3].messages  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("place", ["on_train_epoch_end", "on_train_end", "on_train_epoch_start"])
+@pytest.mark.parametrize("out", [0, 2])
+def test_a_rank_that_ran_out_of_data_is_named_not_those_that_wait(place: str, out: int) -> None:
+    """It has come further than the others, by one place or by several."""
+    made = watch([8, 8, 8, 8])
+    for rank, seen in made._seen.items():
+        at, count = (f"{place} of step 4", 11) if rank == out else ("on_before_backward of step 4", 9)
+        seen.note({"count": count, "place": at, "state": "running"}, time.monotonic())
+    failure = found(made, 101.0)
+    waits = 1 if out == 0 else 0
+    assert failure is not None and failure.hang and failure.rank == out
+    assert f"has run out of data: it has come to {place} of step 4, and rank {waits} waits for it" in failure.reason
+
+
 def test_a_rank_that_was_told_to_leave_does_not_hang_but_is_not_left_alone() -> None:
     made = watch([8, 8, 8, 8])
     made._seen[1].note({"count": 9, "place": "x", "state": "left", "status": 143}, time.monotonic())
