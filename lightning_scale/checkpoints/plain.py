@@ -109,5 +109,5 @@ def load_plain(
     Raises:
         UnsafeCheckpointError: for a file that asks for more.
     """
-    with refusing(name or file), torch.serialization.safe_globals(list(allowed)):
+    with torch.serialization.safe_globals(list(allowed)), refusing(name or file):
         return torch.load(file, map_location=map_location, weights_only=True, **options)

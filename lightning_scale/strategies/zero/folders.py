@@ -38,14 +38,14 @@ def check_folder(folder: Path) -> None:
         UnsafeCheckpointError: where one of them asks for more than DeepSpeed stores.
     """
     for file in sorted(folder.rglob("*.pt")):
-        try:
-            with torch.serialization.safe_globals(stored_classes()):
+        with torch.serialization.safe_globals(stored_classes()):
+            try:
                 found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        except ValueError:  # not torch's present format, in which pickle and tensors lie apart
-            load_plain(file, allowed=stored_classes())
-        else:
-            if found:
-                raise unsafe(file, f"GLOBAL {found[0]}")
+            except ValueError:  # not torch's present format, in which pickle and tensors lie apart
+                load_plain(file)
+            else:
+                if found:
+                    raise unsafe(file, f"GLOBAL {found[0]}")
 
 
 def load_plainly(engine: Any) -> None:
