@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from examples.bert.run_record import RunRecord, StepRow, ValidationRow, XAxis
 from examples.bert.table import stage_table
@@ -60,10 +61,8 @@ class RunReport(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._sums = []  # micro-batches that an epoch's end left out of any step
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        # Now, for at the batch's end the rate is the next step's already.
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        # Now, for outside of a step groups hold the rate that LEGW and stages start from.
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(

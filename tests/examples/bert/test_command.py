@@ -34,8 +34,10 @@ class Watch(L.Callback):
     ) -> None:
         if trainer.global_step == self.stop_after:
             raise RuntimeError("stopped")
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.seen.append((trainer.global_step, *batch["input_ids"].shape, lr))
+        self._shape = batch["input_ids"].shape
+
+    def on_before_backward(self, trainer: L.Trainer, *args: Any) -> None:
+        self.seen.append((trainer.global_step, *self._shape, trainer.optimizers[0].param_groups[0]["lr"]))
 
 
 @pytest.fixture(autouse=True, scope="module")
