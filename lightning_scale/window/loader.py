@@ -120,9 +120,8 @@ class TrainingLoader:
         self.resumable = resumable
         self._sampler = sampler if resumable and self.owner is not None else None
         # Of an iterable data set nobody knows them: each worker ends with a short micro-batch of its own.
-        cut = (
-            type(sampler) is BatchSampler and len(loaders) == 1 and not isinstance(loaders[0].dataset, IterableDataset)
-        )
+        iterable = isinstance(getattr(loaders[0], "dataset", None), IterableDataset)
+        cut = type(sampler) is BatchSampler and len(loaders) == 1 and not iterable
         self._drawn = len(sampler.sampler) if cut and hasattr(sampler.sampler, "__len__") else None
         # Lightning's distributed samplers give every rank as many samples; who knows what others do.
         alike = resumable or isinstance(getattr(loaders[0], "sampler", None), DistributedSampler)

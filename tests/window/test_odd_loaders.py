@@ -329,3 +329,22 @@ def test_optimizers_that_compute_gradients_inside_of_their_step(tmp_path: Path, 
 
 def tensors(samples: list[int]) -> list[torch.Tensor]:
     return [torch.tensor(samples)]
+
+
+class Wrapped:
+    """A loader of another package: neither a DataLoader nor with a data set of its own."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader, self.batch_sampler, self.batch_size = loader, loader.batch_sampler, loader.batch_size
+
+    def __iter__(self) -> Any:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+def test_a_loader_without_a_data_set(tmp_path: Path) -> None:
+    module = Tally(14)
+    trainer(tmp_path, [GradientAccumulation(8)], max_epochs=1).fit(module, Wrapped(indices(14, 4)))
+    check(module.gradients, [list(range(8)), list(range(8, 14))], torch.ones(14))
