@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_scale.alias import FLAG
 from lightning_scale.data import is_resumable
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import LoopAccess
@@ -217,7 +218,7 @@ def refuse_other_namespace(trainer: Any) -> None:
                 f"{type(part).__name__} is built on pytorch_lightning, whose classes are not those of lightning.pytorch:"
                 " write `import lightning.pytorch as L` in place of `import pytorch_lightning`; for a package that is not yours,"
                 " call lightning_scale.alias.alias_pytorch_lightning() before it is imported, or give the command"
-                " --alias_pytorch_lightning."
+                f" {FLAG}."
             )
 
 
