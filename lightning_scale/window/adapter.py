@@ -209,7 +209,8 @@ class LoopAdapter(L.Callback):
         if rule.sources:
             refuse_manual_optimization(pl_module, " and ".join(rule.sources))
             refuse_rate_conflicts(trainer, rule, loader.schedule())
-            loop.around_training_step(before=lambda: self.write_rate(trainer))
+            # The optimizer's step has done it before its closure comes to the last micro-batch's.
+            loop.around_training_step(before=lambda: None if self.rate.scaled else self.write_rate(trainer))
             loop.around_optimizer_step(lambda: self.write_rate(trainer), lambda: self.rate.release(stepped=True))
             loop.around_schedulers(lambda update: self._update_schedulers(trainer, update))
             for monitor in (c for c in trainer.callbacks if isinstance(c, LearningRateMonitor)):  # type: ignore[attr-defined]

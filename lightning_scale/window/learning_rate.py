@@ -139,6 +139,11 @@ class RateControl:
         self._versions = [_version(lr) for lr in self._written]
         self._rate = self._last = rate
 
+    @property
+    def scaled(self) -> bool:
+        """Whether groups hold the rates of a step now."""
+        return self._rate is not None
+
     def write_again(self) -> None:
         """Set the last step's factor once more."""
         if self._last is not None:
@@ -221,6 +226,11 @@ class ScaledRate:
         """Set the rate of the optimizer step after ``step``; see `RateRule.rate`."""
         if self._control is not None:
             self._control.write(self.rule.rate(step, samples, batch_size, schedule))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether groups hold the rates of a step now."""
+        return self._control is not None and self._control.scaled
 
     def write_again(self) -> None:
         """Set the rate of the last step."""
