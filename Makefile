@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 PROCESSES := tests/distributed tests/examples tests/faults tests/launch
 
-.PHONY: demo study comparisons test test-slow test-oldest faults lint types bench first-step offloaded gpu kernels triton-versions docs clean
+.PHONY: demo study comparisons test test-slow test-oldest clients faults lint types bench first-step offloaded gpu kernels triton-versions docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test   every test but the slow ones; TEST=... adds options of pytest's"
 	@echo "make test-slow   the slow ones: three and four ranks, every kind of checkpoint, all of ZeRO's options, all forms of kernels"
 	@echo "make test-oldest   make test with the oldest torch, Lightning and other packages that are allowed; PYTHON=python3.10"
+	@echo "make clients   other packages' modules under all callbacks, in .venv-clients; writes docs/works_with.md: five minutes"
 	@echo "make faults   a training killed 20 times under each strategy, and every other fault: an hour"
 	@echo "make bench  optimizer steps beside other libraries': about five minutes; BENCH=... adds options"
 	@echo "make first-step   seconds of LAMB's first step in a fresh process, with and without compiled kernels; a minute"
@@ -72,6 +73,16 @@ test-slow: $(VENV)/.dev $(VENV)/.deepspeed triton-versions
 # Several GB: torch 2.6 for CPUs alone is not on PyPI. PYTHON must be 3.10 or 3.11, for which numpy 1.25 was built.
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+# An environment of its own, for these packages want others of versions that nothing else here needs.
+CLIENTS := pytorch-forecasting==1.8.0 chemprop==2.3.1 neuralforecast==3.3.0 darts==0.48.1 statsmodels==0.15.0 transformers 'ray[train]==2.60.0'
+clients: VENV := .venv-clients
+clients:
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e . pytest pytest-timeout $(CLIENTS)
+	rm -f build/clients.json
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/clients --timeout 300
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.clients.page
 
 faults: test_faults = tests/faults tests/checkpoints tests/callbacks/test_resume.py
 faults: $(VENV)/.dev $(VENV)/.deepspeed

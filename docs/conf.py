@@ -31,7 +31,7 @@ _PAGES = {
     "Optimizers": ["docs/layerwise", "docs/eight_bit", "docs/optimizers", "docs/coming_from"],
     "Several devices": ["docs/strategies", "docs/plan"],
     "While it runs": ["docs/trust_ratios", "docs/noise_scale", "docs/launching", "docs/faults"],
-    "Configurations": ["docs/command_line", "callbacks/README", "strategies/README"],
+    "Configurations": ["docs/command_line", "callbacks/README", "strategies/README", "docs/works_with"],
     "Examples and benchmarks": ["examples/*/README", "benchmarks/README", "benchmarks/results/*"],
     "For contributors": ["docs/architecture", "CONTRIBUTING", "docs/adding_an_optimizer", "RELEASING"],
     "Reference": ["docs/api/*", "CHANGELOG"],

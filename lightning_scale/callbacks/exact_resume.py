@@ -29,6 +29,9 @@ class ExactResume(L.Callback):
         self._streams: RandomStreams | None = None
         self._trainer: L.Trainer | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_trainer": None}
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._trainer, self._states, self._streams = trainer, {}, None

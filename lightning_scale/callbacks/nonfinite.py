@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError, NonfiniteGradientsError
+from lightning_scale.one_run import OfOneRun
 from lightning_scale.optim.backends.norms import nonfinite
 from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.dtensor import local
@@ -168,7 +169,7 @@ def _guarded(trainer: L.Trainer) -> OptimizerBase:
     )
 
 
-class _GradientWatch:
+class _GradientWatch(OfOneRun):
     """Says which layers' gradients were not finite in a step, on this rank.
 
     It reads gradients before they are clipped, for a clip by the norm spreads a NaN over all of them.

@@ -27,6 +27,9 @@ class StepProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self._shown = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_trainer": None}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # type: ignore[override]
         self.train_progress_bar = self.init_train_tqdm()
         steps = trainer.estimated_stepping_batches

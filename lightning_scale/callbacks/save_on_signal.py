@@ -54,6 +54,9 @@ class SaveOnSignal(L.Callback):
         self._last_step = 0
         self._group: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_group": None}
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._received = 0
         self._group = None

@@ -30,10 +30,18 @@ def _plain_classes() -> list[Any]:
     return [attributes, np.float64(0).__reduce__()[0], np.dtype, *{type(np.dtype(code)) for code in codes}]
 
 
+def _allowed() -> list[Any]:
+    """Those, and torch's and this package's optimizers: modules keep the class to use among their hyper-parameters."""
+    kinds: list[Any] = [torch.optim.Optimizer]
+    for kind in kinds:
+        kinds += [below for below in kind.__subclasses__() if below not in kinds]
+    return _plain_classes() + [kind for kind in kinds if kind.__module__.split(".")[0] in ("torch", "lightning_scale")]
+
+
 def not_plain(path: Any) -> list[str]:
     """Names of the classes and functions that a file asks for, and that loading it refuses; none of what is no torch file."""
     try:
-        with torch.serialization.safe_globals(_plain_classes()):
+        with torch.serialization.safe_globals(_allowed()):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # another kind of file, or another place than a disk
         return []
@@ -50,7 +58,7 @@ def refusing(name: Any) -> Iterator[None]:
         UnsafeCheckpointError: for a file that asks for more than tensors and plain values, or that is no pickle.
     """
     try:
-        with torch.serialization.safe_globals(_plain_classes()):
+        with torch.serialization.safe_globals(_allowed()):
             yield
     except pickle.UnpicklingError as error:
         raise unsafe(name, str(error)) from None

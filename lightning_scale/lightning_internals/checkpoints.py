@@ -11,9 +11,10 @@ import lightning.pytorch as L
 from lightning.fabric.utilities import cloud_io
 
 from lightning_scale.lightning_internals import names
+from lightning_scale.lightning_internals.replacing import Replacing
 
 
-class CheckpointAccess:
+class CheckpointAccess(Replacing):
     """What is replaced in one Trainer while it fits, and how it is put back.
 
     It is the strategy that saves, whatever asked for it: files by one rank, or folders by all of them.
@@ -26,14 +27,10 @@ class CheckpointAccess:
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
+        super().__init__()
         names.check(names.TRAINER, trainer)
         self._trainer: Any = trainer
         self._connector: Any = self._trainer._checkpoint_connector
-        self._undo: list[Callable[[], object]] = []
-
-    def _replace(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
-        setattr(owner, name, make(getattr(owner, name)))
-        self._undo.append(lambda: vars(owner).pop(name, None))
 
     def after_saving(
         self,
@@ -89,12 +86,6 @@ class CheckpointAccess:
             return resume_start
 
         self._replace(self._connector, "resume_start", make)
-
-    def restore(self) -> None:
-        """Put back everything that was replaced."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
 
 
 def load_file(path: Any, map_location: Any, weights_only: bool) -> dict[str, Any]:

@@ -24,6 +24,7 @@ OPTIMIZATION = "lightning.pytorch.loops.optimization.automatic:_AutomaticOptimiz
 PROGRESS = "lightning.pytorch.loops.progress:_Progress"
 BATCH_PROGRESS = "lightning.pytorch.loops.progress:_BatchProgress"
 TRACKER = "lightning.pytorch.loops.progress:_ProcessedTracker"
+RESULTS = "lightning.pytorch.trainer.connectors.logger_connector.result:_ResultCollection"
 FETCHER = "lightning.pytorch.loops.fetchers:_DataFetcher"
 LOADERS = "lightning.pytorch.utilities.combined_loader:CombinedLoader"
 
@@ -82,6 +83,8 @@ NAMES: tuple[Name, ...] = (
     Name(FIT_LOOP, "_loaded_from_state_dict", "set", "whether counts are a checkpoint's", on_instance=True),
     Name(FIT_LOOP, "_combined_loader", "set", "the training loaders; none: they are made anew", on_instance=True),
     Name(FIT_LOOP, "_data_fetcher", "set", "ends the loaders' worker processes", on_instance=True),
+    Name(EPOCH_LOOP, "_results", "read", "what has been logged", on_instance=True),
+    Name(RESULTS, "update_metrics", "called", "log a number again in a fifth of the time"),
     Name(EPOCH_LOOP, "advance", "replaced", "a micro-batch draws from random streams of its own"),
     Name(EPOCH_LOOP, "on_run_start", "replaced", "an epoch's iterators draw from the training stream"),
     Name(EPOCH_LOOP, "update_lr_schedulers", "replaced", "schedulers see unscaled rates and count steps"),

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_scale.one_run import OfOneRun
 
-class GradientNormHooks:
+
+class GradientNormHooks(OfOneRun):
     """Measures the gradients of one backward pass by themselves: before they are added to those of earlier micro-batches,
     and before DDP averages them. Nothing is copied; each gradient is read once more.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightning_scale.one_run import OfOneRun
 from lightning_scale.watchdog.connections import Connection
 
 _TICK = 0.2  # seconds between two looks
@@ -63,7 +64,7 @@ class Seen:
             self.left, self.status = now, message["status"]
 
 
-class Watchdog(threading.Thread):
+class Watchdog(OfOneRun, threading.Thread):
     """Reports this rank, and looks after the others: rank 0 after all, each other one after rank 0.
 
     The first failure that rank 0 learns of is the one that all are told. A rank that is told ends with status 1: it gets

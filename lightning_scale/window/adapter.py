@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import Tensor
 from torch.optim import Optimizer
@@ -60,6 +59,10 @@ class LoopAdapter(L.Callback):
         self._validation_interval: Quantity | None = None
         self._begun = False  # whether a micro-batch has been, since fit began
         self._data: LoaderHooks | None = None
+
+    def __reduce__(self) -> tuple[type[LoopAdapter], tuple[()]]:
+        """A copy belongs to no Trainer yet (see `OfOneRun`)."""
+        return LoopAdapter, ()
 
     # -- what callbacks call in their setup ----------------------------------------------------------------------------
 
@@ -145,9 +148,9 @@ class LoopAdapter(L.Callback):
         values = {**more, "batch_size": self.batch_size}
         if self.rate.rule.sources:
             values["lr"] = float(self.rate.last)
-        pl_module.log_dict({key: float(value) for key, value in values.items()}, prog_bar=True)
-        # float64: float32 does not count further than 16,777,216 by ones
-        pl_module.log("samples_consumed", torch.tensor(self.progress.samples, dtype=torch.float64))
+        for key, value in values.items():
+            self.loop.log(pl_module, key, value, prog_bar=True)
+        self.loop.log(pl_module, "samples_consumed", self.progress.samples)
 
     # -- what they ask -------------------------------------------------------------------------------------------------
 

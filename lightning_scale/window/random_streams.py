@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_scale.one_run import OfOneRun
+
 
 @dataclass(frozen=True, eq=False)
 class RandomState:
@@ -78,7 +80,7 @@ class RandomState:
         return cls(python, (name, keys.cpu().numpy().astype(np.uint32), *rest), state["torch"].cpu(), state["cuda"])
 
 
-class RandomStreams:
+class RandomStreams(OfOneRun):
     """One process's training stream and its outside stream; what draws in one does not move the other.
 
     Training steps (fetching, forward and backward pass) draw from the training stream, which a checkpoint can hold and a

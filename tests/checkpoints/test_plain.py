@@ -20,7 +20,7 @@ from lightning_scale.checkpoints import WholeFileIO
 from lightning_scale.checkpoints.manifest import manifest_path, write_manifest
 from lightning_scale.checkpoints.plain import load_plain
 from lightning_scale.errors import UnsafeCheckpointError
-from lightning_scale.optim import LAMB8bit
+from lightning_scale.optim import LAMB, LAMB8bit
 from tests.checkpoints.traps import Trap
 from tests.toys import Net, Vectors, trainer
 
@@ -110,6 +110,7 @@ def configured(root: Path, options: Any, steps: int, **more: Any) -> int:
 PLAIN = {
     "Lightning's dict": AttributeDict(width=1, inner=AttributeDict(depth=[2])),
     "numbers of numpy": [np.float64(0.1), np.float32(2), np.int64(3), np.uint8(4), np.bool_(True), np.float16(5)],
+    "an optimizer to use": {"optimizer": LAMB, "other": torch.optim.AdamW},
     "dicts and tensors": {"a": (1, "x", None), "b": torch.ones(2)},
 }
 
