@@ -28,7 +28,7 @@ from lightning_scale.monitoring import (
 from lightning_scale.optim.backends.device import widest
 from lightning_scale.window import LoopAdapter
 from lightning_scale.window.conflicts import refuse_manual_optimization
-from lightning_scale.window.mean_gradient import users_own
+from lightning_scale.window.mean_gradient import sum_over_ranks, users_own
 
 
 class GradientNoiseScale(L.Callback):
@@ -164,9 +164,7 @@ class GradientNoiseScale(L.Callback):
             return sums, in_parts
         device = trainer.strategy.root_device
         own = torch.tensor([*astuple(sums), float(in_parts)], dtype=widest(device), device=device)
-        total = trainer.strategy.reduce(own, reduce_op="sum")
-        assert isinstance(total, torch.Tensor)
-        *values, parts = total.tolist()
+        *values, parts = sum_over_ranks(own, trainer).tolist()
         return UnitSums(*values), parts > 0
 
     def _take_in(self, seen: Estimate, step: int, batch_size: float) -> None:

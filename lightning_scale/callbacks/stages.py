@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from lightning_scale.data import StagedDataModule
+from lightning_scale.data import StagedDataModule, ranks
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.state.reset import reset_bias_correction, reset_moments
 from lightning_scale.schedule import (
@@ -55,7 +55,7 @@ class SequenceLengthStages(L.Callback):
             return
         data = _staged_data(trainer, pl_module)
         for number, planned in enumerate(self.plan.stages, 1):
-            _check_batch(number, planned, trainer.world_size)
+            _check_batch(number, planned, ranks.world_size())
         self._adapter = LoopAdapter.attach(trainer)
         self._adapter.own_batch_size(type(self).__name__, self)
         self._adapter.follow_stages(StageController(self.plan, data, lambda _, new: _begin(trainer, new)))

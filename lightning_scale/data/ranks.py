@@ -1,4 +1,6 @@
-"""Which rank this is, and of how many: as ``torch.distributed`` says, or as a plan for another machine pretends."""
+"""Which data-parallel rank this is, and of how many: as a run's strategy says, or ``torch.distributed``, or as a plan for another
+machine pretends.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ from contextvars import ContextVar
 
 import torch
 
+_told: tuple[int, int] | None = None
 _pretended: ContextVar[int | None] = ContextVar("pretended_ranks", default=None)
 
 
 def rank() -> int:
     """This rank; 0 without a process group, and in a plan."""
-    return torch.distributed.get_rank() if _pretended.get() is None and _distributed() else 0
+    if _pretended.get() is not None or not _distributed():
+        return 0
+    return torch.distributed.get_rank() if _told is None else _told[0]
 
 
 def world_size() -> int:
@@ -21,7 +26,18 @@ def world_size() -> int:
     pretended = _pretended.get()
     if pretended is not None:
         return pretended
-    return torch.distributed.get_world_size() if _distributed() else 1
+    if not _distributed():
+        return 1
+    return torch.distributed.get_world_size() if _told is None else _told[1]
+
+
+def tell(data_parallel: tuple[int, int] | None) -> None:
+    """Say which data-parallel rank this is, and of how many, where several ranks hold one model (tensor parallelism).
+
+    Those take the same samples, and count as one. None: every rank is one.
+    """
+    global _told
+    _told = data_parallel
 
 
 @contextmanager

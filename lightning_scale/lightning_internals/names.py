@@ -19,6 +19,8 @@ PROGRESS_BAR = "lightning.pytorch.callbacks:TQDMProgressBar"
 FIT_LOOP = "lightning.pytorch.loops.fit_loop:_FitLoop"
 EPOCH_LOOP = "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop"
 VALIDATION_LOOP = "lightning.pytorch.loops.evaluation_loop:_EvaluationLoop"
+PREDICTION_LOOP = "lightning.pytorch.loops.prediction_loop:_PredictionLoop"
+INIT = "lightning.fabric.utilities.init"
 CLOSURE_RESULT = "lightning.pytorch.loops.optimization.automatic:ClosureResult"
 OPTIMIZATION = "lightning.pytorch.loops.optimization.automatic:_AutomaticOptimization"
 PROGRESS = "lightning.pytorch.loops.progress:_Progress"
@@ -188,6 +190,13 @@ NAMES: tuple[Name, ...] = (
     Name(MODEL_PARALLEL, "setup", "overridden", "shard a module that does not do it itself"),
     Name(MODEL_PARALLEL, "model_to_device", "overridden", "offloaded parameters stay on the host"),
     Name(MODEL_PARALLEL, "load_checkpoint", "overridden", "run nothing of a checkpoint; files of any strategy"),
+    Name(STRATEGY, "on_exception", "overridden", "say what torch's error about sharded parameters means"),
+    Name(MODEL_PARALLEL, "optimizer_state", "overridden", "state of frozen parameters, and none that there is not"),
+    Name(MODEL_PARALLEL, "block_backward_sync", "overridden", "copies of parameters are synchronized once a step"),
+    Name(PARALLEL, "_layer_sync", "read", "whether BatchNorm is to be synchronized", on_instance=True),
+    Name(INIT, "_materialize_distributed_module", "called", "parameters on the meta device get memory and values"),
+    Name(VALIDATION_LOOP, "inference_mode", "set", "sharded parameters are gathered in place", on_instance=True),
+    Name(PREDICTION_LOOP, "inference_mode", "set", "sharded parameters are gathered in place", on_instance=True),
     Name(MODEL_PARALLEL, "num_processes", "read", "the number of ranks, before there is a process group"),
     Name(MODEL_PARALLEL, "device_mesh", "read", "what parameters are sharded over"),
     Name(MODEL_PARALLEL, "_get_process_group_backend", "overridden", "gloo for what is offloaded to the host"),

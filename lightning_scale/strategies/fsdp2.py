@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,26 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+from torch.distributed.constants import default_pg_timeout
+from torch.optim import Optimizer
 
 from lightning_scale.checkpoints.plain import load_plain, refusing
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.lightning_internals import names
-from lightning_scale.strategies.whole_state import params_of, with_keys
+from lightning_scale.lightning_internals import evaluate_without_inference_mode, materialize, names
+from lightning_scale.lightning_internals.checks import Name, check_classes
+from lightning_scale.strategies.named_state import gathered, load_named, named, refuse_other_weights
+from lightning_scale.strategies.refusals import refuse_layer_sync_on_cpu, refuse_weight_averaging
+from lightning_scale.strategies.whole_state import params_of, plain_name, with_keys
 
+TORCHS_NAMES = (
+    Name("torch.distributed.fsdp:FSDPModule", "_get_fsdp_state", "called", "what gradients are reduced in"),
+    Name(
+        "torch.distributed.fsdp._fully_shard._fsdp_state:FSDPState",
+        "_lazy_init",
+        "called",
+        "what gradients are reduced in",
+    ),
+)
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -46,9 +60,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         save_distributed_checkpoint: ``True``: checkpoints are folders into which every rank writes its share; ``False``: one
             file with whole tensors.
         process_group_backend: As at `ModelParallelStrategy`.
+        timeout: After how long a collective that not all ranks have come to is an error.
 
     Raises:
-        ConfigurationError: with torch 2.6.
+        ConfigurationError: with torch 2.6; for ``sync_batchnorm=True`` on CPUs; beside Lightning's `WeightAveraging`.
         ValueError: where ``replicas`` does not divide the number of ranks, no module is of a class in ``layers``, or float16
             is asked for, by these options or by the Trainer's ``precision``: nothing would scale the loss.
     """
@@ -62,12 +77,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         reduce_dtype: Literal["float32", "bfloat16"] | None = None,
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
     ) -> None:
         _check_torch()
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
+            timeout=timeout,
         )
         names.check(names.MODEL_PARALLEL, self)
         if replicas < 1:
@@ -99,7 +116,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup(self, trainer: L.Trainer) -> None:
         """Shard the module, unless it has done so itself, and set up optimizers."""
-        module = self.lightning_module
+        module: Any = self.lightning_module
         assert module is not None
         from torch.distributed.fsdp import FSDPModule
 
@@ -108,27 +125,55 @@ class FSDP2Strategy(ModelParallelStrategy):
                 f"precision={trainer.precision!r} computes in float16, and FSDP2Strategy has nothing that scales the loss: write"
                 ' "bf16-mixed", "bf16-true" or "32-true".'
             )
+        refuse_weight_averaging(trainer, "FSDP2Strategy")
+        # What training gathers parameters into must not be made in inference mode: it is written to, later and in place.
+        evaluate_without_inference_mode(trainer)
         if any(isinstance(m, FSDPModule) for m in module.modules()):
-            self._warn_of_unused_options()
-            super().setup(trainer)
-            return
-        self._shard(self.precision_plugin.convert_module(module))
+            self._warn_of_unused_options(module)
+        else:
+            module = self.precision_plugin.convert_module(module)
+            if self._layer_sync is not None:
+                refuse_layer_sync_on_cpu(self.root_device)
+                module = self._layer_sync.apply(module)
+            self._shard(module)
+            module._fsdp2_options = self._options()
         with _configures_itself(module):
             super().setup(trainer)
 
-    def _warn_of_unused_options(self) -> None:
+    def _options(self) -> dict[str, Any]:
+        """What the module is sharded by, where it is not as it is by default."""
         options = {
-            "layers": self._layers is not None,
-            "replicas": self._replicas != 1,
-            "offload_parameters": self._offload_parameters is not None,
-            "param_dtype": self._param_dtype is not None,
-            "reduce_dtype": self._reduce_dtype is not None,
+            "layers": self._layers,
+            "replicas": None if self._replicas == 1 else self._replicas,
+            "offload_parameters": self._offload_parameters,
+            "param_dtype": self._param_dtype,
+            "reduce_dtype": self._reduce_dtype,
         }
-        if unused := ", ".join(name for name, given in options.items() if given):
-            rank_zero_warn(
-                f"FSDP2Strategy's {unused} will not be used: the module shards itself in configure_model, and says there what"
-                " fully_shard is to do."
+        return {name: value for name, value in options.items() if value is not None}
+
+    def _warn_of_unused_options(self, module: nn.Module) -> None:
+        earlier = getattr(module, "_fsdp2_options", None)  # of the strategy that has sharded it, in another fit or test
+        unused = [name for name, value in self._options().items() if earlier is None or earlier.get(name) != value]
+        if unused:
+            why = (
+                "the module shards itself in configure_model, and says there what fully_shard is to do"
+                if earlier is None
+                else "the module has been sharded before, with other options"
             )
+            rank_zero_warn(f"FSDP2Strategy's {', '.join(unused)} will not be used: {why}.")
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Within, gradients are summed over the ranks of each copy alone; over the copies in a step's last micro-batch."""
+        module: Any = self.lightning_module
+        if self._replicas == 1 or module is None or not hasattr(module, "set_requires_all_reduce"):
+            yield
+            return
+        module.set_requires_all_reduce(False)
+        try:
+            yield
+        finally:
+            module.set_requires_all_reduce(True)
 
     def _shard(self, module: nn.Module) -> None:
         from torch.distributed.fsdp import (
@@ -144,8 +189,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             if self._offload_parameters
             else OffloadPolicy()
         )
-        if not self._offload_parameters:
-            module.to(self.root_device)
+        # fully_shard moves each layer to the device by itself, and leaves this rank's share there: no device holds the whole.
         options = {
             "mesh": self._mesh(),
             "offload_policy": offload,
@@ -160,6 +204,22 @@ class FSDP2Strategy(ModelParallelStrategy):
         # Lightning calls these, not forward: parameters are gathered around them.
         for step in _STEPS:
             register_fsdp_forward_method(module, step)
+        self._materialize(module)
+        if self._param_dtype or self._reduce_dtype:
+            _expect_unfreezing(module)
+
+    def _materialize(self, module: nn.Module) -> None:
+        """Give memory and first values to this rank's share of what was made on the meta device (``empty_init=True``)."""
+        if not any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+            return
+        device = torch.device("cpu") if self._offload_parameters else self.root_device
+        if device.type == "cuda":  # there DTensors draw what the whole tensor would have drawn
+            materialize(module, device)
+            return
+        with torch.random.fork_rng(devices=[]):
+            # On CPUs each rank draws its share alone: all from one seed would be copies of each other.
+            torch.manual_seed(torch.initial_seed() + self.global_rank % (self.world_size // self._replicas))
+            materialize(module, device)
 
     def _mesh(self) -> Any:
         if self._replicas == 1:
@@ -181,59 +241,80 @@ class FSDP2Strategy(ModelParallelStrategy):
             ValueError: where another kind of optimizer has saved it.
             ConfigurationError: where it is a file of another model, or of other parameter groups.
         """
-        from torch.distributed.checkpoint.api import CheckpointException
-
         from lightning_scale.strategies.plain_folder import is_folder, load_folder
 
         path = Path(self.broadcast(checkpoint_path))
         if path.is_file():
             return self._load_file(path, weights_only)
         assert self.model is not None and self.lightning_module is not None
-        try:
-            if weights_only is False:
-                return super().load_checkpoint(path, weights_only)
-            if is_folder(path):
-                return load_folder(path, self.model, self.optimizers, self.lightning_module.strict_loading)
-            with refusing(path):
-                return super().load_checkpoint(path, True)
-        except CheckpointException as error:
-            missing = re.search(r"Missing key in checkpoint state_dict: optimizer_\d+\.state\.(\S+)\.", str(error))
-            if missing is None:
-                raise
-            kinds = ", ".join(type(getattr(o, "optimizer", o)).__name__ for o in self.optimizers)
-            raise ValueError(
-                f"the checkpoint {checkpoint_path} has no {missing[1]}, which {kinds} keeps: another kind of optimizer, or one of"
-                " other parameters, has saved it. Train with that one."
-            ) from error
+        if is_folder(path):
+            strict = self.lightning_module.strict_loading
+            return load_folder(path, self.model, self.optimizers, strict, trusted=weights_only is False)
+        with refusing(path):
+            return super().load_checkpoint(path, weights_only is not False)
 
     def _load_file(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """Load a file of whole tensors.
-
-        Lightning itself takes the optimizer's parameters to be in the module's order: where they are not, as with two groups,
-        it fails, or moments go to other layers of the same shape.
-        """
+        """Load a file of whole tensors; of each state every rank takes its share."""
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
+            get_model_state_dict,
             set_model_state_dict,
-            set_optimizer_state_dict,
         )
 
         module = self.lightning_module
         assert module is not None
         load = partial(torch.load, map_location="cpu", weights_only=False) if weights_only is False else load_plain
         checkpoint: dict[str, Any] = load(path, mmap=True)
+        weights = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
+        if module.strict_loading:
+            refuse_other_weights(weights, get_model_state_dict(module))
         whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=module.strict_loading)
-        set_model_state_dict(module, checkpoint["state_dict"], options=whole)
-        states = checkpoint.get("optimizer_states", [])
-        for optimizer, state in zip(self.optimizers, states, strict=bool(states)):
-            keyed = with_keys(state, params_of(optimizer, module))
-            set_optimizer_state_dict(module, optimizer, optim_state_dict=keyed, options=whole)
+        set_model_state_dict(module, weights if self.global_rank == 0 else {}, options=whole)
+        # A file of weights alone has none, and a test has no optimizers.
+        for optimizer, state in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            load_named(optimizer, module, with_keys(state, params_of(optimizer, module)))
         return checkpoint
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Add to torch's words what has been done that it speaks of."""
+        if isinstance(exception, RuntimeError) and "mixed torch.Tensor and DTensor" in str(exception):
+            exception.args = (
+                f"{exception} (FSDP2Strategy gathers parameters inside of training_step, validation_step, test_step and"
+                " predict_step alone, and a layer was called elsewhere, in a hook perhaps: call it inside of one of these.)",
+            )
+        super().on_exception(exception)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return what a checkpoint holds of an optimizer: all state that there is, also of what is frozen now.
+
+        For a folder it is by the names of the parameters, and of each this rank's share; for a file it is what an unsharded run
+        saves, on rank 0.
+        """
+        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        assert self.model is not None
+        if self._save_distributed_checkpoint:
+            return named(optimizer, self.model)
+        return gathered(optimizer.state_dict(), self.global_rank == 0)
 
     def model_to_device(self) -> None:
         """Move the module to this rank's device, unless its parameters stay on the host."""
         if not self._offload_parameters:
             super().model_to_device()
+
+
+def _expect_unfreezing(module: Any) -> None:
+    """Let layers that are frozen now be trained later.
+
+    What a layer's gradients are reduced in follows from those of its parameters that train when this is called, which is
+    otherwise before the first forward pass.
+    """
+    check_classes(TORCHS_NAMES)
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(True)
+    module._get_fsdp_state()._lazy_init()
+    for p in frozen:
+        p.requires_grad_(False)
 
 
 def _check_torch() -> None:
@@ -258,7 +339,8 @@ def layers_of(module: nn.Module, classes: Sequence[str] | None) -> list[nn.Modul
 
     Args:
         module: The module that holds them.
-        classes: The names of their classes; ``None``: the modules in every ``nn.ModuleList``.
+        classes: The names of their classes; ``None``: the modules in every ``nn.ModuleList``. A layer that shares a
+            parameter with what lies outside of it is none of them: it is gathered with the rest.
 
     Raises:
         ValueError: for a name that no module's class has.
@@ -271,9 +353,16 @@ def layers_of(module: nn.Module, classes: Sequence[str] | None) -> list[nn.Modul
         if unknown := sorted(set(classes) - names):
             raise ValueError(f"layers names {', '.join(unknown)}, and the module has only {', '.join(sorted(names))}.")
         found = {id(m) for m in modules if type(m).__name__ in classes}
-    return [
-        m for m in modules if id(m) in found and any(True for _ in m.parameters()) and not isinstance(m, nn.ModuleList)
-    ]
+    places: dict[int, list[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        places.setdefault(id(p), []).append(name)
+    inside = {id(m): f"{name}." for name, m in module.named_modules()}
+
+    def by_itself(m: nn.Module) -> bool:
+        shared = (place for p in m.parameters() for place in places[id(p)])
+        return any(True for _ in m.parameters()) and all(place.startswith(inside[id(m)]) for place in shared)
+
+    return [m for m in modules if id(m) in found and not isinstance(m, nn.ModuleList) and by_itself(m)]
 
 
 @contextmanager

@@ -19,16 +19,16 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import filesystem as torchs_filesystem
 from torch.distributed.checkpoint import metadata as torchs_metadata
+from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
+    set_model_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
@@ -36,6 +36,8 @@ from torch.optim import Optimizer
 from lightning_scale.checkpoints.plain import load_plain, refusing, unsafe
 from lightning_scale.errors import UnsafeCheckpointError
 from lightning_scale.lightning_internals.checks import Name, check_classes
+from lightning_scale.strategies.named_state import load_named, names_of, refuse_other_weights, room
+from lightning_scale.strategies.whole_state import plain_name
 
 # Were these called otherwise in another version of torch, the classes below would keep nothing from running, without a word.
 TORCHS_NAMES = (
@@ -60,37 +62,95 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and (path / _REST).is_file()
 
 
-def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer], strict: bool) -> dict[str, Any]:
+def load_folder(
+    path: Path, module: nn.Module, optimizers: Sequence[Optimizer], strict: bool, trusted: bool = False
+) -> dict[str, Any]:
     """Load a folder into a sharded module and its optimizers; all ranks call it.
 
-    Everything in it that could ask for code is read before anything is changed.
+    Everything in it that could ask for code is read before anything is changed. State that was not saved does not exist yet.
 
     Args:
         path: The folder that every rank has written its share into.
         module: The sharded module.
         optimizers: The module's optimizers, in the order in which they were saved.
         strict: As ``load_state_dict``'s.
+        trusted: Whether it may run whatever code it asks for.
 
     Returns:
         The rest of the checkpoint.
 
     Raises:
         UnsafeCheckpointError: where something in it is more than tensors and plain values; nothing was changed.
+        ConfigurationError: where its weights are not this module's.
     """
-    rest: dict[str, Any] = load_plain(path / _REST)
-    values = [name for name, kind in _read_metadata(path).state_dict_metadata.items() if type(kind) is _VALUE]
-    _load(path, dict.fromkeys(values), Planner(flatten_state_dict=False), no_dist=True)
+    if trusted:
+        rest: dict[str, Any] = torch.load(path / _REST, map_location="cpu", weights_only=False)
+        planner, reader = DefaultLoadPlanner, FileSystemReader
+    else:
+        rest, planner, reader = load_plain(path / _REST), Planner, Reader
+    metadata = reader(path).read_metadata()
+    if not trusted:
+        values = [name for name, kind in metadata.state_dict_metadata.items() if type(kind) is _VALUE]
+        _load(path, dict.fromkeys(values), planner(flatten_state_dict=False), reader(path), no_dist=True)
 
-    state: dict[str, Any] = {"state_dict": get_model_state_dict(module)}
-    _load(path, state, Planner())
-    module.load_state_dict(state["state_dict"], strict=strict)
+    weights = get_model_state_dict(module)
+    saved = {where[1] for where in _places(metadata, "state_dict").values()}
+    if strict:
+        refuse_other_weights(saved, weights)
+    weights = {name: value for name, value in weights.items() if name in saved}
+    _load(path, {"state_dict": weights}, planner(), reader(path))
+    set_model_state_dict(module, weights, options=StateDictOptions(strict=strict))
     for number, optimizer in enumerate(optimizers):
-        key = f"optimizer_{number}"
-        state = {key: get_optimizer_state_dict(module, optimizer)}
-        _load(path, state, Planner())
-        options = StateDictOptions(cpu_offload=True)
-        set_optimizer_state_dict(module, optimizer, optim_state_dict=state[key], options=options)
+        found = _optimizer(path, f"optimizer_{number}", metadata, optimizer, module, planner, reader)
+        if found is not None:
+            load_named(optimizer, module, found)
     return rest
+
+
+def _places(metadata: Metadata, key: str) -> dict[str, tuple[Any, ...]]:
+    """What was saved under a key, flat name by flat name: where each stood in the dicts and lists of that."""
+    known = metadata.planner_data.items()
+    return {flat: where for flat, where in known if isinstance(where, tuple) and where[:1] == (key,)}
+
+
+def _optimizer(
+    path: Path,
+    key: str,
+    metadata: Metadata,
+    optimizer: Optimizer,
+    module: nn.Module,
+    planner: type[DefaultLoadPlanner],
+    reader: type[FileSystemReader],
+) -> dict[str, Any] | None:
+    """What was saved of an optimizer, by its parameters' names: of each this rank's share. None: nothing was."""
+    params = {
+        name: p
+        for group, names in zip(optimizer.param_groups, names_of(optimizer, module), strict=True)
+        for p, all_of in zip(group["params"], names, strict=True)
+        for name in all_of
+    }
+    places = _places(metadata, key)
+    states: dict[str, set[str]] = {}
+    for where in places.values():
+        if where[1] == "state":
+            states.setdefault(where[2], set()).add(where[3])
+    flats: dict[str, Any] = {}
+    for flat, where in places.items():
+        kind = metadata.state_dict_metadata[flat]
+        p = params.get(plain_name(where[2])) if where[1] == "state" else None
+        if where[1] == "state" and p is None:
+            continue  # of a parameter that is no more
+        if isinstance(kind, TensorStorageMetadata):
+            among = dict.fromkeys(states[where[2]]) if p is not None else {}
+            size, dtype = kind.size, kind.properties.dtype
+            flats[flat] = torch.empty(size, dtype=dtype) if p is None else room(p, where[3], size, dtype, among)
+        else:
+            flats[flat] = None
+    if not flats:
+        return None
+    _load(path, flats, planner(flatten_state_dict=False, flatten_sharded_tensors=False), reader(path))
+    found = {"state": {}, **unflatten_state_dict(flats, places)[key]}  # type: ignore[arg-type]
+    return found
 
 
 class Planner(DefaultLoadPlanner):
@@ -115,9 +175,11 @@ class Reader(FileSystemReader):
         return metadata
 
 
-def _load(path: Path, state: dict[str, Any], planner: Planner, no_dist: bool = False) -> None:
+def _load(
+    path: Path, state: dict[str, Any], planner: DefaultLoadPlanner, reader: FileSystemReader, no_dist: bool = False
+) -> None:
     try:
-        load(state, storage_reader=Reader(path), planner=planner, no_dist=no_dist)
+        load(state, storage_reader=reader, planner=planner, no_dist=no_dist)
     except CheckpointException as error:  # of all ranks
         for fault, _ in error.failures.values():
             if isinstance(fault, UnsafeCheckpointError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,16 @@ from lightning_scale.optim.groups import names_of
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.state.whole import Shard, by_blocks, mended, shards, whole
 
+_WRAPPERS = re.compile(r"\b(?:_orig_mod|_checkpoint_wrapped_module)\.")
+"""What torch.compile and torch's checkpoint_wrapper put into the names of what they wrap."""
+
 Wholes = dict[str, dict[str, Tensor]]
 """Each layer's state, by the name that the optimizer's layouts give it."""
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a parameter has where nothing wraps its layer."""
+    return _WRAPPERS.sub("", name)
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,7 @@ def _pairs(state_dict: Mapping[str, Any], groups: Sequence[Sequence[Param]]) -> 
         for key, name, p in zip(theirs["params"], names, ours, strict=True):
             # Where the user gave the optimizer no names, and nothing is sharded, a group's order is all there is.
             for said in (name, key if isinstance(key, str) else None):
-                if said is not None and said not in (p.name, *p.keys):
+                if said is not None and plain_name(said) not in map(plain_name, (p.name, *p.keys)):
                     raise ConfigurationError(
                         f"the checkpoint's optimizer has {said!r} where this run's has {p.keys[0]!r}: resume with the same"
                         " model and the same parameter groups."

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_scale.data import ranks
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import LoopAccess
 from lightning_scale.schedule import LEGW, Quantity
@@ -23,6 +24,7 @@ from lightning_scale.window.conflicts import (
     refuse_other_namespace,
     refuse_rate_conflicts,
     refuse_scaled_step_without_loss,
+    refuse_static_graph,
     refuse_tokens_without_stages,
     refuse_two_clips,
     refuse_two_gradients,
@@ -187,6 +189,9 @@ class LoopAdapter(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.teardown(trainer, pl_module, stage)  # what a fit that raised has left
+            sampled = trainer.distributed_sampler_kwargs  # type: ignore[attr-defined]
+            if sampled is not None and sampled["num_replicas"] != trainer.world_size:
+                ranks.tell((sampled["rank"], sampled["num_replicas"]))
             loop = self._loop = LoopAccess(trainer)
             loader = self._loader = TrainingLoader(trainer, loop)
             self._data = LoaderHooks(
@@ -232,6 +237,7 @@ class LoopAdapter(L.Callback):
         self._with_rates(trainer, lambda: None)  # refuses what cannot be computed
         if self.loader.owner is not None and self.micro_batches_a_step != 1:
             refuse_two_gradients(self.loader.owner_name, users_own(trainer.optimizers[0]))
+            refuse_static_graph(trainer, self.loader.owner_name)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.data.begin_epoch()
@@ -356,8 +362,7 @@ class LoopAdapter(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._give_up_window()
         self.rate.end()
-        if self._loop is not None:
-            self._loop.restore()  # Lightning does not call teardown now, and the module may be trained elsewhere
+        self._put_back()  # Lightning does not call teardown now, and the module may be trained elsewhere
 
     def _give_up_window(self) -> None:
         """Training ends inside a window: its gradients go, and checkpoints from now on lie at the last one's end."""
@@ -367,9 +372,13 @@ class LoopAdapter(L.Callback):
             self.loop.rewind(self._window.seen)
             self._window = None
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def _put_back(self) -> None:
+        ranks.tell(None)
         if self._loop is not None:
             self._loop.restore()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._put_back()
         if self.stages is not None:
             self._stage_samples = self.stages.samples
         self._loop = self._loader = self._data = self.progress.stages = self._window = None

@@ -71,6 +71,15 @@ def refuse_two_gradients(owner: str, optimizer: Optimizer, seen: bool = False) -
         )
 
 
+def refuse_static_graph(trainer: L.Trainer, owner: str) -> None:
+    """Raises ConfigurationError for DDP's ``static_graph``, beside steps of several micro-batches: torch fails inside of it."""
+    if getattr(trainer.model, "static_graph", False):
+        raise ConfigurationError(
+            f"static_graph=True and {owner}'s steps of several micro-batches: DDP takes its first backward pass for all of them,"
+            " and in a step's first ones gradients are not exchanged. Leave static_graph out of DDPStrategy."
+        )
+
+
 def refuse_finders(trainer: L.Trainer, loop: LoopAccess, who: str) -> None:
     """Raises ConfigurationError beside Lightning's tuners, which take all other callbacks away while they measure."""
     callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]

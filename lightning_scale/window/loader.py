@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
 
-from lightning_scale.data import ResumableBatchSampler, is_resumable
+from lightning_scale.data import ResumableBatchSampler, is_resumable, ranks
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import LoopAccess, LoopState
 from lightning_scale.schedule import BatchSizeSchedule, Split, StagePlan, nearest_multiple, nearest_split
@@ -22,7 +22,7 @@ from lightning_scale.window.conflicts import (
     refuse_unknown_samples,
     warn_of_loaders_that_cannot_continue,
 )
-from lightning_scale.window.mean_gradient import samples_of
+from lightning_scale.window.mean_gradient import samples_of, sum_over_ranks
 from lightning_scale.window.progress import Epoch, Progress, count_steps, samples_per_epoch
 from lightning_scale.window.random_streams import RandomStreams
 from lightning_scale.window.window import BatchSizeOwner, Window
@@ -61,7 +61,7 @@ class TrainingLoader:
     @property
     def _unit(self) -> int | None:
         """Samples in one full micro-batch of every rank."""
-        return self.micro_batch_size * self._trainer.world_size if self.micro_batch_size is not None else None
+        return self.micro_batch_size * ranks.world_size() if self.micro_batch_size is not None else None
 
     def schedule(self) -> BatchSizeSchedule | None:
         """The batch sizes that are asked for now, where somebody asks."""
@@ -102,10 +102,10 @@ class TrainingLoader:
                 f" {self.micro_batch_size}: leave micro_batch_size out, it is for loaders that do not say theirs."
             )
         resumable = is_resumable(loaders[0])
-        if resumable and sampler.world_size != self._trainer.world_size:
+        if resumable and sampler.world_size != ranks.world_size():
             raise ConfigurationError(
                 f"the ResumableBatchSampler was made for {sampler.world_size} ranks and there are"
-                f" {self._trainer.world_size}: leave its rank and world_size out."
+                f" {ranks.world_size()}: leave its rank and world_size out."
             )
         if self.owner is not None and len(loaders) > 1 and any(map(is_resumable, loaders)):
             raise ConfigurationError(
@@ -125,7 +125,7 @@ class TrainingLoader:
         self._drawn = len(sampler.sampler) if cut and hasattr(sampler.sampler, "__len__") else None
         # Lightning's distributed samplers give every rank as many samples; who knows what others do.
         alike = resumable or isinstance(getattr(loaders[0], "sampler", None), DistributedSampler)
-        self._ranks_alike = alike or self._trainer.world_size == 1
+        self._ranks_alike = alike or ranks.world_size() == 1
         if self.owner is not None:
             self._check_batches(self.owner)
 
@@ -143,7 +143,7 @@ class TrainingLoader:
             schedule,
             self.owner_name,
             self.micro_batch_size,
-            self._trainer.world_size,
+            ranks.world_size(),
             exact=self.exact,
             possible=self._possible,
         )
@@ -177,12 +177,12 @@ class TrainingLoader:
         """The nearest size that the loader can make."""
         assert self.micro_batch_size is not None and self._unit is not None, "checked when the loader was read"
         if self.exact:
-            return nearest_split(batch_size, self.micro_batch_size, self._trainer.world_size).batch_size
+            return nearest_split(batch_size, self.micro_batch_size, ranks.world_size()).batch_size
         return nearest_multiple(batch_size, self._unit)
 
     def _micro_batches_of(self, batch_size: int, micro_batch_size: int) -> int:
         """Micro-batches of each rank in the nearest batch that the loader can make."""
-        world_size = self._trainer.world_size
+        world_size = ranks.world_size()
         if self.exact:
             return nearest_split(batch_size, micro_batch_size, world_size).micro_batches
         unit = micro_batch_size * world_size
@@ -244,7 +244,7 @@ class TrainingLoader:
         nominal = self.micro_batch_size
         asked = None
         if window.split is not None:
-            asked = window.split.size(window.seen, self._trainer.global_rank)
+            asked = window.split.size(window.seen, ranks.rank())
         elif self._drawn is not None and nominal is not None:
             left = self._drawn - self._loop.micro_batch * nominal
             asked = min(nominal, left) if left > 0 else None
@@ -256,9 +256,9 @@ class TrainingLoader:
         if window.split is not None:
             return window.split.samples(window.seen)
         if self._ranks_alike:
-            return window.samples * self._trainer.world_size
+            return window.samples * ranks.world_size()
         own = torch.tensor(window.samples, device=self._trainer.strategy.root_device)
-        return int(self._trainer.strategy.reduce(own, reduce_op="sum"))
+        return int(sum_over_ranks(own, self._trainer)) * ranks.world_size() // self._trainer.world_size
 
     # -- how many there will be ----------------------------------------------------------------------------------------
 
@@ -271,7 +271,7 @@ class TrainingLoader:
     def epoch(self, samples: int) -> Epoch:
         """The epoch that begins after so many samples; its loader's length must be known."""
         if self._sampler is None:
-            loaders, world_size = self._loop.train_loaders, self._trainer.world_size
+            loaders, world_size = self._loop.train_loaders, ranks.world_size()
             held = samples_per_epoch(loaders, math.inf, None) if len(loaders) == 1 else None
             padded = None if held is None else -(-held // world_size) * world_size  # as distributed samplers do
             micro_batches = int(self._loop.micro_batches_per_epoch)
@@ -287,7 +287,7 @@ class TrainingLoader:
             batch_size = self.batch_size(samples)
             assert batch_size is not None
             count = (schedule.steps_of_one_size(samples, batch_size) if schedule is not None else None) or enough
-            yield Split(batch_size, batch_size // unit, self._trainer.world_size), count
+            yield Split(batch_size, batch_size // unit, ranks.world_size()), count
             samples += count * batch_size
 
 
@@ -385,7 +385,7 @@ class LoaderHooks:
         if self._resuming and not self.restored and self._trainer.ckpt_path is not None:
             refuse_unknown_samples(loaders, loader.schedule())
         loader.read(loaders, stages.stage.micro_batch_size if stages is not None else None)
-        if self._trainer.world_size > 1 and torch.distributed.is_initialized():  # a plan has no other ranks
+        if torch.distributed.is_initialized() and self._trainer.world_size > 1:  # a plan has no other ranks
             lengths: list[Any] = [None] * self._trainer.world_size
             torch.distributed.all_gather_object(lengths, self._loop.micro_batches_per_epoch)
             refuse_uneven_ranks(lengths)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_scale.optim.backends.device import widest
+from lightning_scale.optim.dtensor import local
 
 ITEMS_KEY = "num_items"
 """``training_step`` may return ``{"loss": mean over n items, "num_items": n}`` (masked tokens, say); else samples count."""
@@ -123,7 +124,15 @@ def _sum_over_ranks(value: Items, trainer: L.Trainer) -> Items:
         return value
     device = trainer.strategy.root_device
     scalar = torch.as_tensor(value, dtype=widest(device), device=device)
-    reduced = trainer.strategy.reduce(scalar, reduce_op="sum")
+    return sum_over_ranks(scalar, trainer)
+
+
+def sum_over_ranks(tensor: Tensor, trainer: L.Trainer) -> Tensor:
+    """Its sum over all ranks, in one collective: Lightning's ``strategy.reduce`` first waits at a barrier."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+        return tensor
+    reduced = trainer.strategy.reduce(tensor, reduce_op="sum")
     assert isinstance(reduced, Tensor)
     return reduced
 
@@ -160,7 +169,8 @@ def divide(divisor: float | Tensor, optimizer: Optimizer, trainer: L.Trainer) ->
     if isinstance(strategy, KeepsGradients):
         strategy.divide_gradients(divisor)
         return
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # (Of tensor parallelism some are sharded, and others are not.)
+    grads = [local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if grads and not (isinstance(divisor, float) and divisor == 1.0):
         torch._foreach_div_(grads, divisor)
 

@@ -23,7 +23,7 @@ from lightning_scale.lightning_internals import CheckpointAccess, LoopAccess, af
 from lightning_scale.lightning_internals.checks import Name, check_classes
 from lightning_scale.lightning_internals.command_line import optimizers_added, option_names
 from lightning_scale.lightning_internals.names import NAMES
-from lightning_scale.strategies.plain_folder import TORCHS_NAMES
+from lightning_scale.strategies import fsdp2, plain_folder
 from lightning_scale.strategies.zero.deepspeed_internals import NAMES as DEEPSPEED_NAMES
 from tests.distributed.zero_runs import needs_deepspeed
 
@@ -105,11 +105,11 @@ def test_deepspeed_without_a_name_is_named_with_the_version(entry: Name, monkeyp
         deepspeed_internals.check_installed()
 
 
-@pytest.mark.parametrize("entry", TORCHS_NAMES, ids=label)
+@pytest.mark.parametrize("entry", [*plain_folder.TORCHS_NAMES, *fsdp2.TORCHS_NAMES], ids=label)
 def test_torch_without_what_keeps_code_from_running(entry: Name, monkeypatch: pytest.MonkeyPatch) -> None:
     take_away(pkgutil.resolve_name(entry.owner), entry.name, monkeypatch)
     with pytest.raises(RuntimeError, match=sentence(entry, torch.__version__)):
-        check_classes(TORCHS_NAMES)
+        check_classes((*plain_folder.TORCHS_NAMES, *fsdp2.TORCHS_NAMES))
 
 
 def test_the_check_comes_with_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +230,8 @@ def test_private_names_are_used_nowhere_else() -> None:
             if on_itself and (name in of_subclasses or name in own - listed):
                 continue
             if in_zero and name in {entry.name for entry in DEEPSPEED_NAMES}:
+                continue
+            if path.stem == "fsdp2" and name in {entry.name for entry in fsdp2.TORCHS_NAMES}:
                 continue
             of_torch = re.match(r"torch\b", ast.unparse(node.value)) or OTHERS.fullmatch(name)
             if not on_itself and (name in own - listed or of_torch):

@@ -94,7 +94,7 @@ def test_a_folder_of_another_optimizer_is_refused(saves: Any, loads: Any, one_ra
     """8-bit codes would fit where float32 moments belong."""
     _fit(tmp_path, Module(make=saves), FSDP2Strategy()).save_checkpoint(tmp_path / "saved.ckpt")
     run = trainer(tmp_path, [], max_steps=2, devices=1, strategy=FSDP2Strategy())
-    with pytest.raises(ValueError, match=rf"has no layer.weight.exp_avg.*, which {loads.__name__} keeps"):
+    with pytest.raises(ValueError, match=rf"and {loads.__name__} keeps it"):
         run.fit(Module(make=loads), DataLoader(range(1)), ckpt_path=str(tmp_path / "saved.ckpt"))
 
 
