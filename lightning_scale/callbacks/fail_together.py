@@ -41,15 +41,21 @@ class FailTogether(L.Callback):
             micro-batch, a checkpoint.
         silent_seconds: Longer than Python may stand still in a rank (a function of an extension that keeps the
             interpreter's lock).
+        port: Where rank 0 listens for the others; None: on any port that is free. Give one where only some are open between
+            hosts; it is another one than MASTER_PORT.
 
     Raises:
-        ValueError: for times that are not positive.
+        ValueError: for times that are not positive, and for a port that is none.
+        OSError: where a rank cannot reach rank 0.
     """
 
-    def __init__(self, hang_seconds: float = 1200.0, silent_seconds: float = 120.0) -> None:
+    def __init__(self, hang_seconds: float = 1200.0, silent_seconds: float = 120.0, port: int | None = None) -> None:
         for name, seconds in (("hang_seconds", hang_seconds), ("silent_seconds", silent_seconds)):
             if not seconds > 0:
                 raise ValueError(f"{name} is {seconds}: write a number of seconds above 0.")
+        if port is not None and not 0 < port < 65536:
+            raise ValueError(f"port is {port}: write a number from 1 to 65535, or leave it out.")
+        self.port = port
         self.hang_seconds = hang_seconds
         self.silent_seconds = silent_seconds
         self._watchdog: Watchdog | None = None
@@ -59,7 +65,11 @@ class FailTogether(L.Callback):
             return
         strategy: Any = trainer.strategy
         connections = connect(
-            trainer.global_rank, trainer.world_size, strategy.cluster_environment.main_address, strategy.broadcast
+            trainer.global_rank,
+            trainer.world_size,
+            strategy.cluster_environment.main_address,
+            strategy.broadcast,
+            port=self.port or 0,
         )
         self._watchdog = Watchdog(
             trainer.global_rank, connections, self.hang_seconds, self.silent_seconds, _killer_of_children(trainer)

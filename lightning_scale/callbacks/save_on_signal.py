@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_scale.checkpoints import checkpoint_folders
+from lightning_scale.hosts import host_group
 from lightning_scale.lightning_internals import after_lightnings_handlers
 
 _NAME = "signal-step={step}.ckpt"
@@ -60,8 +61,8 @@ class SaveOnSignal(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._received = 0
         self._group = None
-        if trainer.world_size > 1 and "gloo" not in torch.distributed.get_backend():
-            self._group = torch.distributed.new_group(backend="gloo")
+        if trainer.world_size > 1:
+            self._group = host_group()
         after_lightnings_handlers(trainer, self._register)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

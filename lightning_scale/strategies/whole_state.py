@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
+from lightning_scale.hosts import collected
 from lightning_scale.optim.groups import names_of
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.state.whole import Shard, by_blocks, mended, shards, whole
@@ -80,23 +81,27 @@ def gather(
     """
     found: dict[str, list[Shard]] = {}
     for layout, state in shares:
-        for own in _on_rank_zero(shards(layout, state, eight_bit_from)):
-            for name, piece in own:
-                found.setdefault(name, []).append(piece)
+        for name, piece in _on_rank_zero(shards(layout, state, eight_bit_from)):
+            found.setdefault(name, []).append(piece)
     shapes = {p.name: p.shape for group in groups for p in group}
     return {name: whole(name, shapes[name], parts) for name, parts in found.items()}
 
 
-def _on_rank_zero(value: Any) -> list[Any]:
-    """Every rank's, on rank 0."""
-    import torch.distributed as dist
+_TENSORS = ("values", "scales", "numbers")
 
-    if not dist.is_initialized():
-        return [value]
-    first = dist.get_rank() == 0
-    values: list[Any] | None = [None] * dist.get_world_size() if first else None
-    dist.gather_object(value, values)
-    return values or []
+
+def _on_rank_zero(own: list[tuple[str, Shard]]) -> list[tuple[str, Shard]]:
+    """Every rank's, on rank 0; nothing on the others."""
+    if not torch.distributed.is_initialized():
+        return own
+    described = [(name, piece.start, piece.length, [list(getattr(piece, k)) for k in _TENSORS]) for name, piece in own]
+    tensors = [t for _, piece in own for k in _TENSORS for t in getattr(piece, k).values()]
+    found = []
+    for pieces, theirs in collected(tensors, described) or ():
+        rest = iter(theirs)
+        for name, start, length, keys in pieces:
+            found.append((name, Shard(start, length, *({key: next(rest) for key in kind} for kind in keys))))
+    return found
 
 
 def to_state_dict(

@@ -66,11 +66,11 @@ class Connection:
 
 
 def connect(
-    rank: int, ranks: int, address: str, broadcast: Callable[[Any], Any], seconds: float = 300.0
+    rank: int, ranks: int, address: str, broadcast: Callable[[Any], Any], seconds: float = 300.0, port: int = 0
 ) -> dict[int, Connection]:
     """Connect every rank with rank 0; called on all ranks.
 
-    Rank 0 listens on a free port while the others come. They show a word that only the process group was told.
+    Rank 0 listens on a port while the others come. They show a word that only the process group was told.
 
     Args:
         rank: This process's rank.
@@ -78,6 +78,7 @@ def connect(
         address: The host at which the others find rank 0.
         broadcast: A function that gives all ranks what rank 0 passes to it.
         seconds: The time within which all ranks must connect.
+        port: Where rank 0 listens; 0 for any that is free.
 
     Returns:
         Connections by rank: on rank 0 one with each other rank, on the others the one with rank 0.
@@ -88,14 +89,20 @@ def connect(
     if rank == 0:
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
-        listener = socket.create_server(("", 0), family=family, backlog=ranks, dualstack_ipv6=both)
+        listener = socket.create_server(("", port), family=family, backlog=ranks, dualstack_ipv6=both)
         _, word = broadcast((listener.getsockname()[1], secrets.token_hex(16)))
         try:
             return _accepted(listener, ranks, word, seconds)
         finally:
             listener.close()
     port, word = broadcast(None)
-    link = socket.create_connection((address, port), timeout=seconds)
+    try:
+        link = socket.create_connection((address, port), timeout=seconds)
+    except OSError as error:
+        raise OSError(
+            f"rank {rank} cannot reach FailTogether of rank 0 at {address}, port {port} ({error}): where only some ports are open"
+            " between hosts, write one of them, FailTogether(port=...); it is another one than MASTER_PORT."
+        ) from error
     link.settimeout(_SEND)
     connection = Connection(link)
     connection.send({"rank": rank, "word": word})

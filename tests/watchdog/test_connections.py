@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lightning_scale.watchdog.connections import Connection, connect
+from tests.processes.ports import free_port
 
 
 class Broadcast:
@@ -89,3 +90,17 @@ def test_nothing_is_lost_that_comes_with_the_hello_and_a_hello_may_come_in_parts
 def test_who_did_not_come_is_named() -> None:
     with pytest.raises(TimeoutError, match=r"ranks \[1, 2\] have not connected to rank 0 within 0 s"):
         connect(0, 3, "127.0.0.1", Broadcast(), 0.2)
+
+
+def test_a_port_can_be_given_and_one_that_is_closed_is_named() -> None:
+    port = free_port()
+    broadcast = Broadcast()
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(connect, 0, 2, "127.0.0.1", broadcast, 20, port)
+        second = threads.submit(connect, 1, 2, "127.0.0.1", broadcast, 20)
+        assert list(first.result()) == [1] and list(second.result()) == [0]
+    assert broadcast.said[0] == port
+    closed = Broadcast()
+    closed((free_port(), "word"))
+    with pytest.raises(OSError, match=rf"rank 1 cannot reach .* port {closed.said[0]} .*FailTogether\(port=...\)"):
+        connect(1, 2, "127.0.0.1", lambda value: closed.said, 20)
