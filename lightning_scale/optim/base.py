@@ -240,6 +240,15 @@ class OptimizerBase(Optimizer):
         self._plan.flat.update(layouts)
         self._lost_layouts = False
 
+    def attach_pieces(self, pieces: Sequence[Tensor], layout: Layout) -> None:
+        """Say where layers lie in pieces of a flat tensor, which stand in its place in ``param_groups`` for one ``step()``.
+
+        Args:
+            pieces: All of them, with their state made. The first one is always the same tensor for one flat tensor.
+            layout: The layout of them together, which lists the same layers on all ranks.
+        """
+        self._plan.flat.update(dict.fromkeys(pieces, layout))
+
     def _check_layouts(self) -> None:
         if self._lost_layouts:
             raise RuntimeError(

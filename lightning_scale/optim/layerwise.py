@@ -32,6 +32,10 @@ class LayerwiseOptimizer(OptimizerBase):
 
     _stats: Sequence[tuple[tuple[str, ...], LayerNorms]] = ()
     _rules: Sequence[tuple[tuple[str, ...], float | Tensor, list[bool], tuple[float, float] | None]] = ()
+    # On flat tensors: of the step before, and of the calls of this one so far.
+    _before: Sequence[tuple[tuple[str, ...], LayerNorms]] = ()
+    _new_stats: Sequence[tuple[tuple[str, ...], LayerNorms]] = ()
+    _new_rules: Sequence[tuple[tuple[str, ...], float | Tensor, list[bool], tuple[float, float] | None]] = ()
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -63,20 +67,23 @@ class LayerwiseOptimizer(OptimizerBase):
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
+    def decide(self, gradients: Sequence[tuple[Layout, list[Tensor]]]) -> None:
+        super().decide(gradients)
+        self._before, self._new_stats, self._new_rules = self._stats, (), ()
+
     def _update(self, buckets: list[Bucket], decided: Guard) -> None:
         norms = self._apply(buckets, decided)
         found = [(tuple(g.names), n) for g, n in zip(buckets, norms, strict=True)]
         rules = [(tuple(g.names), _copy(g.group["lr"]), g.adapts, g.group["trust_ratio_clip"]) for g in buckets]
         if decided.finite is not None:  # the host does not know whether the step was skipped
-            before = dict(self._stats)
+            before = dict(self._before if self._plan.flat else self._stats)
             found = [
                 _unless_skipped(decided.finite, g.layout, *entry, before)
                 for g, entry in zip(buckets, found, strict=True)
             ]
         if self._plan.flat:  # the step comes in several calls
-            new = {names for names, _ in found}
-            found = [entry for entry in self._stats if entry[0] not in new] + found
-            rules = [rule for rule in self._rules if rule[0] not in new] + rules
+            found, rules = [*self._new_stats, *found], [*self._new_rules, *rules]
+            self._new_stats, self._new_rules = found, rules
         self._stats, self._rules = found, rules
 
     @abstractmethod

@@ -49,12 +49,14 @@ class Layout:
         tensor_numels: The number of elements of each local tensor.
         all_reduce: A function that sums a 1-D float tensor over the ranks that share the layers, in place, or ``None`` where
             every layer lies whole on this rank.
+        pieces: Whether the local tensors are pieces of a flat one, so that not every layer has one, nor every one a layer.
     """
 
     layers: tuple[LayerInfo, ...]
     runs: tuple[Run, ...]
     tensor_numels: tuple[int, ...]
     all_reduce: Callable[[Tensor], None] | None = None
+    pieces: bool = False
 
     @cached_property
     def whole(self) -> bool:
@@ -97,6 +99,9 @@ class Layout:
         """Return what one of the local tensors holds, as a layout of its own."""
         if len(self.tensor_numels) == 1:
             return self
+        if self.pieces:
+            own = tuple(replace(s, tensor=0) for s in self.runs if s.tensor == tensor)
+            return replace(self, runs=own, tensor_numels=(self.tensor_numels[tensor],))
         assert all(s.layer == s.tensor for s in self.runs), "of several tensors, each holds one layer"
         own = tuple(replace(s, layer=0, tensor=0) for s in self.runs if s.tensor == tensor)
         return Layout((self.layers[tensor],), own, (self.tensor_numels[tensor],), self.all_reduce)

@@ -52,7 +52,8 @@ class StepPlan:
         eight_bit_from: The number of elements from which on a layer's moments are kept in 8 bits.
 
     Attributes:
-        flat: The layouts of the flat tensors that a strategy has put in the parameters' place. Each is a bucket by itself.
+        flat: The layouts of the flat tensors that a strategy has put in the parameters' place. Each is a bucket by itself, or
+            the pieces of it together, which have one layout.
         all_reduce: A sum over ranks that plain parameters' layouts are given, so that they take the steps of sharded ones.
     """
 
@@ -93,13 +94,13 @@ class StepPlan:
             self._fused = fused
         slot = id(params[0]) if self._is_flat(params) else number
         grads = list(map(_grad, params))
-        last = self._last.get(slot)
-        if last is not None and (again := last.again(group, grads, state)) is not None:
+        last, flat = self._last.get(slot), self._flat_layout(params)
+        if last is not None and last.flat is flat and (again := last.again(group, grads, state)) is not None:
             return again
         masters = [g is not None and _master(group, state, p) for p, g in zip(params, grads, strict=True)]
         members = self.members(slot, number, group, masters, backend_of)
         buckets = [self._bucket(group, [params[i] for i in of.places], of, state, init_state) for of in members]
-        self._last[slot] = _LastStep(group, grads, members, buckets, state)
+        self._last[slot] = _LastStep(group, grads, members, buckets, state, flat)
         return buckets
 
     def _bucket(
@@ -180,8 +181,15 @@ class StepPlan:
         params = group["params"]
         known = self._known.setdefault(slot, {})
         names = group.get("param_names")
-        key = (names and tuple(names), tuple([_kind(p, master) for p, master in zip(params, masters, strict=True)]))
-        found = known.pop(key, None) or self._sorted(params, names_of(group, number), masters, backend_of)
+        flat = self._flat_layout(params)  # of the same pieces there may be another
+        key = (
+            names and tuple(names),
+            id(flat),
+            tuple([_kind(p, master) for p, master in zip(params, masters, strict=True)]),
+        )
+        found = known.pop(key, None) or self._sorted(
+            params, names_of(group, number) if flat is None else [""] * len(params), masters, backend_of
+        )
         known[key] = found  # the last one now
         if len(known) > _KEPT:
             self._outlive(known.pop(next(iter(known))))
@@ -200,6 +208,9 @@ class StepPlan:
 
     def _is_flat(self, params: Sequence[Tensor]) -> bool:
         return bool(self.flat) and len(params) > 0 and params[0] in self.flat
+
+    def _flat_layout(self, params: Sequence[Tensor]) -> Layout | None:
+        return self.flat[params[0]] if self._is_flat(params) else None
 
     def _layout(self, names: list[str], params: list[Tensor]) -> Layout:
         if self._is_flat(params):
@@ -221,7 +232,7 @@ class StepPlan:
             backend = backend_of(p)
             # Kernels want one type each.
             types = () if backend is Backend.REFERENCE else (p.dtype, p.grad.dtype, master)
-            alone = place if self._is_flat([p]) else None
+            alone = id(self.flat[p]) if self._is_flat([p]) else None
             key = (backend, p.device, compute_dtype(p), sharding(p), alone, *types)
             together.setdefault(key, []).append(place)
         found = []
@@ -244,7 +255,9 @@ class _LastStep:
         members: Sequence[BucketPlan],
         buckets: Sequence[Bucket],
         state: MutableMapping[Tensor, dict[str, Tensor]],
+        flat: Layout | None,
     ) -> None:
+        self.flat = flat
         self._group, self._masters = group, group["master_weights"]
         self._params = list(group["params"])
         self._names = group.get("param_names")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,6 @@ from lightning_scale.optim.dtensor import is_sharded, like, local
 from lightning_scale.optim.state.moments import absmax_key
 from lightning_scale.optim.state.sharded_moments import scales_key
 from lightning_scale.strategies.whole_state import plain_name
-
-Found = TypeVar("Found")
 
 
 def names_of(optimizer: Optimizer, module: nn.Module) -> list[list[tuple[str, ...]]]:
@@ -73,10 +71,10 @@ def load_named(optimizer: Optimizer, module: nn.Module, found: Mapping[str, Any]
     have those that were in no group.
 
     Raises:
-        ConfigurationError: where the parameters of a group were in several.
-        ValueError: where the optimizer refuses the state.
+        ConfigurationError: where the parameters of a group were in several, or the optimizer refuses the state.
     """
-    on_all_ranks(lambda: optimizer.load_state_dict(_numbered(optimizer, module, found)))
+    with all_say(Exception):
+        optimizer.load_state_dict(_numbered(optimizer, module, found))
 
 
 def _numbered(optimizer: Optimizer, module: nn.Module, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,21 +154,3 @@ def room(p: Tensor, key: str, shape: Sequence[int], dtype: torch.dtype, among: M
     own = local(p)
     size = own.shape if tuple(shape) == tuple(p.shape) else (*own.shape[:1], *shape[1:])
     return like(p, torch.empty(size, dtype=dtype, device=own.device))
-
-
-def on_all_ranks(call: Callable[[], Found]) -> Found:
-    """Return what ``call()`` returns; where it raises on one rank, all ranks raise. All ranks call this."""
-    result, error = None, None
-    try:
-        result = call()
-    except Exception as raised:
-        error = raised
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        said: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(said, None if error is None else f"{type(error).__name__}: {error}")
-        theirs = next((f"{words} (on rank {rank})" for rank, words in enumerate(said) if words is not None), None)
-        if error is None and theirs is not None:
-            raise ValueError(theirs)
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]

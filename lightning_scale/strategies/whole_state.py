@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,27 @@ def _on_rank_zero(own: list[tuple[str, Shard]]) -> list[tuple[str, Shard]]:
         for name, start, length, keys in pieces:
             found.append((name, Shard(start, length, *({key: next(rest) for key in kind} for kind in keys))))
     return found
+
+
+@contextmanager
+def all_say(kind: type[Exception]) -> Iterator[None]:
+    """Within, an error of this kind on one rank is a ConfigurationError on all of them, after it. Every rank enters it.
+
+    Nothing within may be a collective.
+    """
+    import torch.distributed as dist
+
+    own: str | None = None
+    try:
+        yield
+    except kind as error:
+        own = str(error)
+    found: list[str | None] = [own]
+    if dist.is_initialized():
+        found = [None] * dist.get_world_size()
+        dist.all_gather_object(found, own)
+    if (first := next(filter(None, found), None)) is not None:
+        raise ConfigurationError(first)
 
 
 def to_state_dict(

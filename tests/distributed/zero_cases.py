@@ -35,6 +35,8 @@ OPTIMIZERS: dict[str, Any] = {
     "LARS-memoryless": lambda p: LARS(p, lr=0.2, momentum=0.0, trust_coefficient=0.1),
     "LAMB-masters": lambda p: LAMB(p, lr=0.02, weight_decay=0.1, max_grad_norm=0.5, master_weights=True),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=0.1),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, dampening=0.1, weight_decay=0.1),
     "LAMB8bit": lambda p: LAMB8bit(p, lr=0.02, weight_decay=0.1),
     "LARS8bit": lambda p: LARS8bit(p, lr=0.2, weight_decay=0.1, trust_coefficient=0.1),
     "AdamW8bit": lambda p: AdamW8bit(p, lr=0.01),
@@ -53,6 +55,9 @@ def _stages() -> SequenceLengthStages:
         Stage(4, 4, 48, lr=0.01, warmup="1 steps", bias_correction_step="reset"),
     ]
     return SequenceLengthStages(stages)
+
+
+LEFT_OUT = ("LAMB", "LARS", "LARS-memoryless", "LAMB8bit", "SGD8bit", "AdamW", "NAdam", "SGD")
 
 
 def _cases() -> dict[str, Case]:
@@ -77,10 +82,14 @@ def _cases() -> dict[str, Case]:
             f"NaN, offloaded, stage {stage}": Case("LAMB", _zero(stage, offload=True), nan_at=4),
             f"small buckets, stage {stage}": Case("LAMB", _zero(stage, reduce_bucket_size=50)),
         }
-        sometimes = Case("LAMB", _zero(stage), None, make_network=Sometimes)
+        for name in LEFT_OUT:
+            sometimes = Case(name, _zero(stage), None, make_network=Sometimes)
+            offloaded = replace(sometimes, zero=_zero(stage, offload=True))
+            cases |= {
+                f"{name}, gradients left out, stage {stage}": sometimes,
+                f"{name}, gradients left out, offloaded, stage {stage}": offloaded,
+            }
         cases |= {
-            f"gradients left out, stage {stage}": sometimes,
-            f"gradients left out, offloaded, stage {stage}": replace(sometimes, zero=_zero(stage, offload=True)),
             f"stages of sequence lengths, stage {stage}": Case("LAMB", _zero(stage), _stages, staged=True),
             f"resets, stage {stage}": Case("LAMB", _zero(stage), more=lambda: [ResetAt(5)]),
             f"the Trainer's own accumulation, stage {stage}": Case(
@@ -116,7 +125,10 @@ def _cases() -> dict[str, Case]:
 
 
 CASES = _cases()
-EVERY_STAGE = ("LAMB", "LARS", "LAMB, offloaded", "ramp", "NaN", "LAMB8bit", "bfloat16")
+EVERY_STAGE = (
+    *("LAMB", "LARS", "LAMB, offloaded", "ramp", "NaN", "LAMB8bit", "bfloat16"),
+    *(f"{name}, gradients left out" for name in ("LAMB", "LARS", "AdamW", "SGD")),
+)
 
 
 def _each_kind() -> list[str]:

@@ -22,6 +22,8 @@ def reset_bias_correction(optimizer: Optimizer) -> None:
             step.zero_()
         elif step is not None:
             state["step"] = 0
+        if isinstance(by_layer := state.get("layer_step"), Tensor):  # ZeRO's, where layers have missed steps
+            by_layer.zero_()
 
 
 def reset_moments(optimizer: Optimizer) -> None:

@@ -29,6 +29,9 @@ from lightning_scale.optim.state.moments import (
 from lightning_scale.optim.state.sharded_moments import codes_key, scales_key
 
 STEP = "step"
+BY_LAYER = "layer_{}"
+"""Beside a number of a flat tensor's: the same for each layer of its layout, 1-D, where layers have missed steps."""
+_STEPS = BY_LAYER.format(STEP)
 
 
 def kinds(layout: Layout, state: dict[str, Tensor], eight_bit_from: float) -> dict[str, list[Moment]]:
@@ -40,7 +43,7 @@ def kinds(layout: Layout, state: dict[str, Tensor], eight_bit_from: float) -> di
             ``step``.
         eight_bit_from: The number of elements from which on a layer's moments are in 8 bits.
     """
-    beside = {STEP} | {of(key) for key in CODES for of in (absmax_key, small_key)}
+    beside = {STEP, _STEPS} | {of(key) for key in CODES for of in (absmax_key, small_key)}
     found: dict[str, list[Moment]] = {}
     for key in state.keys() - beside:
         if state[key].dtype == torch.uint8:
@@ -163,9 +166,10 @@ def shards(layout: Layout, state: Mapping[str, Tensor], eight_bit_from: float) -
         eight_bit_from: The number of elements from which on a layer's moments are in 8 bits.
     """
     held = kinds(layout, dict(state), eight_bit_from)
-    numbers = {STEP: _kept(state[STEP])} if STEP in state else {}
     found = []
     for i, run in enumerate(layout.runs):
+        step = state[_STEPS][run.layer] if _STEPS in state else state.get(STEP)
+        numbers = {STEP: _kept(step)} if step is not None else {}
         values: dict[str, Tensor] = {}
         scales: dict[str, Tensor] = {}
         for key, parts in held.items():
@@ -236,7 +240,7 @@ def fill(
     Args:
         layout: The layout of one local tensor.
         state: The tensor's state, as the optimizer makes it before the first step. It is changed in place.
-        wholes: The whole state of each layer, by name.
+        wholes: The whole state of each layer, by name; empty for a layer that has taken no step.
         eight_bit_from: The number of elements from which on a layer's moments are in 8 bits.
 
     Raises:
@@ -248,6 +252,9 @@ def fill(
             raise ValueError(f"there is no state of {layer.name!r}: take it from a run of the same model.")
     for key, held in kinds(layout, state, eight_bit_from).items():
         for (run, layer), moment in zip(here, held, strict=True):
+            if not wholes[layer.name]:
+                _clear(moment)
+                continue
             whole = _entry(key, layer, wholes[layer.name])
             own = whole.contiguous().view(-1)[run.layer_start : run.layer_start + run.length]
             if isinstance(moment, QuantizedMoment):
@@ -257,7 +264,15 @@ def fill(
                 _same_dtype(key, layer, whole, moment.values)
                 moment.values.copy_(own)
     if STEP in state:
-        _step(state[STEP], [(layer, wholes[layer.name]) for _, layer in here])
+        _steps(layout, state, wholes)
+
+
+def _clear(moment: Moment) -> None:
+    if isinstance(moment, QuantizedMoment):
+        moment.codes.fill_(moment.code.zero)
+        moment.absmax.zero_()
+    else:
+        moment.values.zero_()
 
 
 def _code(moment: QuantizedMoment, codes: Tensor, scales: Scales) -> None:
@@ -302,16 +317,19 @@ def _same_dtype(key: str, layer: LayerInfo, whole: Tensor, target: Tensor) -> No
         )
 
 
-def _step(step: Tensor, found: list[tuple[LayerInfo, Mapping[str, Tensor]]]) -> None:
-    counts = {float(_entry_number(layer, whole)) for layer, whole in found}
-    if len(counts) > 1:
-        names = ", ".join(repr(layer.name) for layer, _ in found[:3])
-        raise ValueError(
-            f"{names} and others share one step count here, and have taken {sorted(counts)} steps: a strategy that flattens"
-            " parameters cannot go on from there."
-        )
-    for count in counts:
-        step.fill_(count)
+def _steps(layout: Layout, state: dict[str, Tensor], wholes: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the step counts of the layers that have elements here; one for all where they have taken the same steps."""
+    counts = {}
+    for run in layout.runs:
+        layer = layout.layers[run.layer]
+        counts[run.layer] = float(_entry_number(layer, wholes[layer.name])) if wholes[layer.name] else 0.0
+    state.pop(_STEPS, None)
+    if counts:
+        state[STEP].fill_(max(counts.values()))
+    if len(set(counts.values())) > 1:
+        state[_STEPS] = state[STEP].repeat(len(layout.layers))
+        for number, count in counts.items():
+            state[_STEPS][number] = count
 
 
 def _entry_number(layer: LayerInfo, whole: Mapping[str, Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from lightning_scale.strategies.zero import deepspeed_internals
 from lightning_scale.strategies.zero.deepspeed_internals import insist
 from lightning_scale.strategies.zero.flat import Flat, shares_of
 from lightning_scale.strategies.zero.partitions import Partitions, check_whole
+from lightning_scale.strategies.zero.pieces import Pieces, Seen
 from lightning_scale.strategies.zero.slices import Bf16, Stage12
 from lightning_scale.strategies.zero.stage3 import Stage3
 
@@ -28,15 +29,26 @@ class Preparation:
         optimizer: The optimizer that the user configured.
         clip: The largest global norm of gradients, as ``Trainer(gradient_clip_val)`` says; 0: not clipped.
         layouts: Which layers' gradients lie in each of the partitions' flat tensors.
+        seen: Which layers have a gradient.
+        pieces: What leaves the others out of the step.
     """
 
-    def __init__(self, partitions: Partitions, optimizer: Optimizer, clip: float, layouts: Sequence[Layout]) -> None:
+    def __init__(
+        self,
+        partitions: Partitions,
+        optimizer: Optimizer,
+        clip: float,
+        layouts: Sequence[Layout],
+        seen: Seen,
+        pieces: Pieces,
+    ) -> None:
         self.divisor: float | Tensor = 1.0
         """What the next step's gradients are divided by first."""
         self._partitions = partitions
         self._optimizer = optimizer
         self._clip = clip
         self._layouts = layouts
+        self._seen, self._pieces = seen, pieces
         self.watching = False
         """Whether to note `nonfinite`."""
         self.nonfinite: Tensor | None = None
@@ -50,6 +62,7 @@ class Preparation:
     @torch.no_grad()
     def __call__(self) -> None:
         """Every rank calls it in every step."""
+        self._pieces.missing = self._seen.missing()
         gradients = self._partitions.gradients()
         divisor, self.divisor = self.divisor, 1.0
         if self.watching:  # a clip by the norm would spread a NaN over all of them
@@ -78,13 +91,16 @@ _KINDS: dict[str, type[Partitions]] = {
 }
 
 
-def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: float) -> tuple[list[Flat], Preparation]:
+def attach(
+    engine: Any, optimizer: Optimizer, names: Mapping[int, str], params: Sequence[Tensor], clip: float
+) -> tuple[list[Flat], Preparation]:
     """Make every step of an engine a step of whole layers; all ranks call it.
 
     Args:
         engine: DeepSpeed's engine.
         optimizer: The optimizer that the user configured, which the engine has wrapped.
         names: What it called its parameters, by ``id``.
+        params: Those.
         clip: The largest global norm of gradients; 0: not clipped.
 
     Returns:
@@ -108,7 +124,10 @@ def attach(engine: Any, optimizer: Optimizer, names: Mapping[int, str], clip: fl
         for flat in flats:
             if flat.loaded:  # before the first step, or DeepSpeed would not link those of later groups
                 optimizer.init_state(optimizer.param_groups[flat.group], flat.tensor)
-    preparation = Preparation(partitions, optimizer, clip, [flat.layout for flat in flats])
+    seen = Seen({names[id(p)]: p for p in params if p.requires_grad}, flats)
+    pieces = Pieces(optimizer, flats)
+    preparation = Preparation(partitions, optimizer, clip, [flat.layout for flat in flats], seen, pieces)
     partitions.before_step(preparation)
     partitions.forget_with_zero_grad()
+    partitions.run_before("zero_grad", seen.forget)
     return flats, preparation

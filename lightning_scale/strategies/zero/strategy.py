@@ -51,7 +51,7 @@ class ZeROStrategy(DeepSpeedStrategy):
     A step is the step that DDP takes on the same batch: LARS and LAMB see whole layers, a window is one step of the mean
     over its samples, and gradients are clipped once, after that mean. Works on CUDA devices with NCCL, and on CPUs with
     gloo. Parameters are trained in the Trainer's precision ("bf16-mixed": in bfloat16, stepped in float32). A parameter
-    that has no gradient in a window is stepped on a gradient of zero.
+    that has no gradient on any rank in a window is left alone in its step, with its state and its step count.
 
     Args:
         stage: What is partitioned: 1 optimizer state, 2 gradients too, 3 parameters too.
@@ -320,8 +320,9 @@ class ZeROStrategy(DeepSpeedStrategy):
             rank_zero_warn(warning)
         names = parameter_names(optimizer)  # while it still has the parameters
         self._params = params_of(optimizer, self._module())
+        params = [p for group in optimizer.param_groups for p in group["params"]]
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
-        self._flats, self._preparation = attach(engine, optimizer, names, self._clip)
+        self._flats, self._preparation = attach(engine, optimizer, names, params, self._clip)
         return engine, wrapper
 
 

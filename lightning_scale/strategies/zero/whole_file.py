@@ -13,7 +13,7 @@ from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.eight_bit import EightBitOptimizer
 from lightning_scale.optim.state.moments import EIGHT_BIT_FROM
 from lightning_scale.optim.state.whole import fill
-from lightning_scale.strategies.whole_state import Param, Wholes, from_state_dict, gather, to_state_dict
+from lightning_scale.strategies.whole_state import Param, Wholes, all_say, from_state_dict, gather, to_state_dict
 from lightning_scale.strategies.zero.flat import Flat
 
 _WEIGHT = "weight"
@@ -91,24 +91,29 @@ def restore_optimizer(
     weights: Mapping[str, Tensor],
     state_dict: Mapping[str, Any],
 ) -> None:
-    """Fill the flat tensors, and their state, from whole ones; without collectives.
+    """Fill the flat tensors, and their state, from whole ones. Every rank calls it, and all raise what one finds wrong.
 
     Args:
         optimizer: The optimizer that the user configured.
         flats: The flat tensors that it steps.
         groups: Its parameters, group by group.
         weights: The module's ``state_dict``.
-        state_dict: The optimizer's ``state_dict``.
+        state_dict: The optimizer's ``state_dict``. A parameter that has taken no step may have no state.
+
+    Raises:
+        ConfigurationError: where the state is not this optimizer's.
     """
     _check(optimizer, flats)
     wholes: Wholes = from_state_dict(state_dict, groups)
+    copies: Wholes = {}
     for p in (p for group in groups for p in group):
         own = wholes.setdefault(p.name, {})
         # A master copy, where the run kept one, is what the weights were rounded from.
-        own[_WEIGHT] = own.pop("master", weights[p.keys[0]]).float()
-    for flat in flats:
-        state = {_WEIGHT: flat.tensor.detach(), **optimizer.state[flat.tensor]}
-        fill(flat.layout, state, wholes, _eight_bit_from(optimizer))
+        copies[p.name] = {_WEIGHT: own.pop("master", weights[p.keys[0]]).float()}
+    with all_say(ValueError):
+        for flat in flats:
+            fill(flat.layout, {_WEIGHT: flat.tensor.detach()}, copies, _eight_bit_from(optimizer))
+            fill(flat.layout, optimizer.state[flat.tensor], wholes, _eight_bit_from(optimizer))
     for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         own.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
     if "skipped_steps" in state_dict:

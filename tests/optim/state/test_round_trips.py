@@ -183,9 +183,26 @@ def test_errors() -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             fill(layouts[0], new_state(layouts[0]), {**wholes, "layer0": layer}, FROM)
-    steps = {**wholes, "layer1": {**wholes["layer1"], "step": torch.tensor(4.0)}}
-    with pytest.raises(ValueError, match=r"share one step count here, and have taken \[3\.0, 4\.0\] steps"):
-        fill(layouts[1], new_state(layouts[1]), steps, FROM)
+
+
+def test_layers_that_have_missed_steps() -> None:
+    """They keep their own step counts in a flat tensor; one that has taken no step has no state, and gets zeros."""
+    shapes = [(600,), (7,), (9,), (600,)]
+    wholes = layers_state(shapes)
+    wholes |= {"layer1": {**wholes["layer1"], "step": torch.tensor(4.0)}, "layer2": {}, "layer3": {}}
+    layouts = flat_layouts(shapes, [100])
+    states = [new_state(layout) for layout in layouts]
+    for layout, state in zip(layouts, states, strict=True):
+        for key in state.keys() - {"step"}:
+            state[key].fill_(1)  # what is not written would stay
+        fill(layout, state, wholes, FROM)
+    found = gathered(shapes, layouts, states)
+    for name in ("layer0", "layer1"):
+        assert_equal({name: found[name]}, {name: wholes[name]})
+    assert float(found["layer2"]["step"]) == float(found["layer3"]["step"]) == 0
+    assert all(not found["layer2"][key].any() for key in ("exp_avg", "exp_avg_sq"))
+    for key, code in (("exp_avg", SIGNED), ("exp_avg_sq", UNSIGNED)):
+        assert not dequantize(found["layer3"][key], found["layer3"][f"{key}_absmax"], code).any()
 
 
 def test_an_unsharded_optimizer_loads_blocks_that_were_cut() -> None:
