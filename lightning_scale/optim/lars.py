@@ -122,14 +122,14 @@ class LARS(LayerwiseOptimizer):
 
     def _look(self, buckets: list[Bucket]) -> None:
         for b in buckets:
-            readable = not b.in_order or all(w.is_contiguous() for w in b.weights)
+            readable = not b.in_order or all(t.is_contiguous() for t in (*b.weights, *b.params))
             if b.backend is Backend.CPU and b.group["trust_norm"] == "gradient" and readable:
-                b.norms = torch.stack(
-                    [
-                        layer_squares(b.layout, t, b.at.get(k)).sqrt()
-                        for k, t in (("weights", b.weights), ("grads", b.grads))
-                    ]
+                masters = b.params if b.params[0] is not b.weights[0] else None
+                squares = (
+                    layer_squares(b.layout, b.weights, b.at.get("weights"), masters),
+                    layer_squares(b.layout, b.grads, b.at.get("grads")),
                 )
+                b.norms = torch.stack([own.sqrt() for own in squares])
 
     def _apply(self, buckets: list[Bucket], decided: Guard) -> list[LayerNorms]:
         return dispatch.lars(buckets, decided)

@@ -119,11 +119,15 @@ def squares_total(squares: Tensor) -> Tensor:
     return torch.stack([(~squares.isfinite()).sum().double(), squares.sum()])
 
 
-def layer_squares(layout: Layout, tensors: Sequence[Tensor], at: Addresses | None = None) -> Tensor:
-    """[layers] float64: Σ x² of this rank's share of each layer, of tensors that `takes_cpu_kernels`; ``at``: their addresses."""
+def layer_squares(
+    layout: Layout, tensors: Sequence[Tensor], at: Addresses | None = None, params: Sequence[Tensor] | None = None
+) -> Tensor:
+    """[layers] float64: Σ x² of this rank's share of each layer, of tensors that `takes_cpu_kernels`; ``at``: their addresses;
+    ``params``: the parameters whose masters they are.
+    """
     from lightning_scale.optim.backends.cpu.launch import layer_squares
 
-    return layer_squares(layout, tensors, at)
+    return layer_squares(layout, tensors, at, params)
 
 
 def _by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:

@@ -109,6 +109,7 @@ def test_tiles_of_8_bit_kernels_take_two_loads_of_each_tensor(rows: list[dict[st
         coded = coded_moments(row) * (not constants["PLAIN"])
         loads = {"v4": 2 + plain, "v2": 0}
         loads["v2" if constants["GRAD"] == "bf16" else "v4"] += 2
+        loads["v2"] += 2 * constants["MASTER"]  # the parameter beside its master
         stores = {"v4": 2 + plain, "v2": 2 * constants["MASTER"]} if writes(row) else {"v4": 0, "v2": 0}
         assert {w: ptx.get(f"ld.global.{w}.b32", 0) for w in loads} == loads, row
         assert {w: ptx.get(f"st.global.{w}.b32", 0) for w in stores} == stores, row

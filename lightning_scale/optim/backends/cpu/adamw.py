@@ -14,8 +14,8 @@ from lightning_scale.optim.backends.cpu.elements import (
     floats_from_memory,
     inlined,
     kernel,
-    load,
     load_gradient,
+    load_weight,
     store_weight,
 )
 from lightning_scale.optim.backends.cpu.lamb import adam_numbers, direction, update_moments
@@ -49,7 +49,7 @@ def update(w, m, v, g, numbers, inverse1, inverse2, kept, lr):  # type: ignore[n
 @kernel
 def step(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
     """Of small layers, whose moments are in float32."""
-    weights, _, grads = tensors
+    grads = tensors[2]
     layer, tensor, start, stop, at, _, _, _ = chunks
     factor = numbers[5]
     w_buffer, g_buffer = block_memory(), block_memory()
@@ -57,7 +57,8 @@ def step(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2,
         t, moved = tensor[c], at[c] - start[c]
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
-            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            w = load_weight(tensors, kinds, t, a, b, w_buffer)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v = floats_from_memory(m_at[t], a + moved, b + moved), floats_from_memory(v_at[t], a + moved, b + moved)
             update(w, m, v, g, numbers, inverse1[t], inverse2[t], kept[layer[c]], lr)
             store_weight(w, tensors, kinds, t, a, b)
@@ -66,7 +67,7 @@ def step(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2,
 @kernel
 def step_8bit(turns, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, numbers, inverse1, inverse2, kept, lr):  # type: ignore[no-untyped-def]
     """Of layers whose moments are in 8 bits."""
-    weights, _, grads = tensors
+    grads = tensors[2]
     layer, tensor, start, stop, at, _, block, lead = chunks
     factor = numbers[5]
     w_buffer, g_buffer = block_memory(), block_memory()
@@ -75,7 +76,8 @@ def step_8bit(turns, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, num
         t, moved, k = tensor[c], at[c] - start[c], block[c]
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
-            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            w = load_weight(tensors, kinds, t, a, b, w_buffer)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v = floats(m_buffer, 0, b - a), floats(v_buffer, 0, b - a)
             m_codes, v_codes = bytes_at(m_at[t], a + moved, b + moved), bytes_at(v_at[t], a + moved, b + moved)
             m_scale, v_scale = floats(m_scales[t], k, k + 1), floats(v_scales[t], k, k + 1)

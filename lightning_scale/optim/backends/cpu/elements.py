@@ -266,18 +266,55 @@ def load_gradient(address, kind, start, stop, buffer, factor):  # type: ignore[n
 
 
 @inlined
+def _rounded(x, kind):  # type: ignore[no-untyped-def]
+    """The bits of a float32 in a type of 16 bits, as torch rounds it."""
+    if kind == BFLOAT16:
+        b = as_bits(x)
+        bits = np.uint16((b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+        return np.uint16(0x7FC0) if x != x else bits
+    return _to_half(x)
+
+
+@inlined
+def take_written(w, param, kind, start, stop):  # type: ignore[no-untyped-def]
+    """Bring into masters, where they lie, what somebody has written into parameters: what is no longer the rounded master."""
+    if kind != BFLOAT16 and kind != FLOAT16:
+        return
+    x = _halves(param, start, stop)
+    others = np.uint16(0)
+    if kind == BFLOAT16:
+        for i in range(x.size):
+            others |= _rounded(w[i], BFLOAT16) ^ x[i]
+    else:
+        for i in range(x.size):
+            others |= _rounded(w[i], FLOAT16) ^ x[i]
+    if others != 0:
+        for i in range(x.size):
+            if _rounded(w[i], kind) != x[i]:
+                w[i] = as_float(np.uint32(x[i]) << np.uint32(16)) if kind == BFLOAT16 else _from_half(x[i])
+
+
+@inlined
+def load_weight(tensors, kinds, tensor, start, stop, buffer, looked=False):  # type: ignore[no-untyped-def]
+    """Weights as float32; masters after `take_written`, unless this step has looked at them before."""
+    weights, params, _ = tensors
+    w = load(weights[tensor], kinds[0], start, stop, buffer)
+    if not looked:
+        take_written(w, params[tensor], kinds[1], start, stop)
+    return w
+
+
+@inlined
 def store(x, address, kind, start, stop):  # type: ignore[no-untyped-def]
     """Round to a type of 16 bits, as torch does. (float32 elements were changed where they lie.)"""
     if kind == BFLOAT16:
         out = _halves(address, start, stop)
         for i in range(x.size):
-            b = as_bits(x[i])
-            rounded = (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            out[i] = np.uint32(0x7FC0) if x[i] != x[i] else rounded
+            out[i] = _rounded(x[i], BFLOAT16)
     elif kind == FLOAT16:
         out = _halves(address, start, stop)
         for i in range(x.size):
-            out[i] = _to_half(x[i])
+            out[i] = _rounded(x[i], FLOAT16)
 
 
 @inlined
@@ -322,11 +359,14 @@ def _squares_in_memory(address, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sum_squares(turns, addresses, kind, chunks, sums):  # type: ignore[no-untyped-def]
-    """sums[c] = Σ x² of each chunk: NaN or Inf exactly where an element is."""
+def sum_squares(turns, addresses, kind, params, param_kind, chunks, sums):  # type: ignore[no-untyped-def]
+    """sums[c] = Σ x² of each chunk: NaN or Inf exactly where an element is. Of masters after `take_written`."""
     _, tensor, start, stop, _, _, _, _ = chunks
     for c in ascending(turns):
         if kind == FLOAT32:
+            for a in range(start[c], stop[c] if param_kind >= 0 else start[c], BLOCK):
+                b = min(a + BLOCK, stop[c])
+                take_written(floats_from_memory(addresses[tensor[c]], a, b), params[tensor[c]], param_kind, a, b)
             sums[c] = _squares_in_memory(addresses[tensor[c]] + 4 * start[c], stop[c] - start[c])
             continue
         buffer = block_memory()

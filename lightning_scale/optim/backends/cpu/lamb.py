@@ -19,6 +19,7 @@ from lightning_scale.optim.backends.cpu.elements import (
     kernel,
     load,
     load_gradient,
+    load_weight,
     prefetch,
     squares,
     store_weight,
@@ -66,7 +67,7 @@ def apply(w, u, rate):  # type: ignore[no-untyped-def]
 @kernel
 def measure(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2, decay, updates, past_cache, sums):  # type: ignore[no-untyped-def]
     """The first pass: moments in place; u is kept; Σ w² and Σ u² of each chunk."""
-    weights, _, grads = tensors
+    grads = tensors[2]
     layer, tensor, start, stop, at, place, _, _ = chunks
     factor = numbers[5]
     w_buffer, g_buffer, u_buffer = block_memory(), block_memory(), block_memory()
@@ -75,7 +76,8 @@ def measure(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, invers
         ww = uu = 0.0
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
-            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            w = load_weight(tensors, kinds, t, a, b, w_buffer)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v = floats(m_at[t], a + moved, b + moved), floats(v_at[t], a + moved, b + moved)
             u = kept_floats(updates[t], a + kept, b + kept, past_cache, u_buffer)
             update(u, m, v, w, g, numbers, inverse1[t], inverse2[t], decay[layer[c]])
@@ -107,7 +109,7 @@ def measure_8bit(  # type: ignore[no-untyped-def]
     sums,
 ):
     """As `measure`: moments are read, stepped, and rounded to 8 bits, block by block of the layer's grid."""
-    weights, _, grads = tensors
+    grads = tensors[2]
     layer, tensor, start, stop, at, place, block, lead = chunks
     factor = numbers[5]
     w_buffer, g_buffer = block_memory(), block_memory()
@@ -117,7 +119,8 @@ def measure_8bit(  # type: ignore[no-untyped-def]
         ww = uu = 0.0
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
-            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            w = load_weight(tensors, kinds, t, a, b, w_buffer)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v = floats(m_buffer, 0, b - a), floats(v_buffer, 0, b - a)
             u = kept_floats(updates[t], a + kept, b + kept, past_cache, u_buffer)
             m_codes, v_codes = bytes_at(m_at[t], a + moved, b + moved), bytes_at(v_at[t], a + moved, b + moved)

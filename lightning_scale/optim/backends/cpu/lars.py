@@ -21,8 +21,8 @@ from lightning_scale.optim.backends.cpu.elements import (
     keep,
     kept_floats,
     kernel,
-    load,
     load_gradient,
+    load_weight,
     prefetch,
     squares,
     store_weight,
@@ -50,9 +50,9 @@ def update_momentum(g, m, w, momentum, rest, decay):  # type: ignore[no-untyped-
 
 
 @kernel
-def move_by_gradient(turns, tensors, kinds, m_at, chunks, numbers, decay, inside, share):  # type: ignore[no-untyped-def]
-    """The whole step where the norms are known. m_at is 0 where nothing is remembered."""
-    weights, _, grads = tensors
+def move_by_gradient(turns, tensors, kinds, m_at, chunks, numbers, decay, inside, share, looked):  # type: ignore[no-untyped-def]
+    """The whole step where the norms are known. m_at is 0 where nothing is remembered; looked: see `load_weight`."""
+    grads = tensors[2]
     layer, tensor, start, stop, at, _, _, _ = chunks
     momentum, own, buffered, outside, factor = numbers
     w_buffer, g_buffer, m_buffer = block_memory(), block_memory(), block_memory()
@@ -60,7 +60,8 @@ def move_by_gradient(turns, tensors, kinds, m_at, chunks, numbers, decay, inside
         t, moved = tensor[c], at[c] - start[c]
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
-            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            w = load_weight(tensors, kinds, t, a, b, w_buffer, looked)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m = floats(m_buffer, 0, b - a)
             if m_at[t] != 0:
                 m = floats_from_memory(m_at[t], a + moved, b + moved)
@@ -72,9 +73,9 @@ def move_by_gradient(turns, tensors, kinds, m_at, chunks, numbers, decay, inside
 
 
 @kernel
-def move_by_gradient_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers, decay, inside, share):  # type: ignore[no-untyped-def]
+def move_by_gradient_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers, decay, inside, share, looked):  # type: ignore[no-untyped-def]
     """As `move_by_gradient`, with a momentum in 8 bits."""
-    weights, _, grads = tensors
+    grads = tensors[2]
     layer, tensor, start, stop, at, _, block, lead = chunks
     momentum, own, buffered, outside, factor = numbers
     w_buffer, g_buffer, m_buffer = block_memory(), block_memory(), block_memory()
@@ -82,7 +83,8 @@ def move_by_gradient_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers
         t, moved, k = tensor[c], at[c] - start[c], block[c]
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
-            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            w = load_weight(tensors, kinds, t, a, b, w_buffer, looked)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, codes = floats(m_buffer, 0, b - a), bytes_at(m_at[t], a + moved, b + moved)
             scale = floats(m_scales[t], k, k + 1)
             read_signed(m, codes, scale[0])
@@ -95,7 +97,7 @@ def move_by_gradient_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers
 @kernel
 def measure_momentum(turns, tensors, kinds, m_at, chunks, numbers, decay, sums):  # type: ignore[no-untyped-def]
     """The first pass on the momentum: it is stepped in place; Σ w² and Σ m² of each chunk."""
-    weights, _, grads = tensors
+    grads = tensors[2]
     layer, tensor, start, stop, at, _, _, _ = chunks
     momentum, rest, factor = numbers
     w_buffer, g_buffer = block_memory(), block_memory()
@@ -104,7 +106,8 @@ def measure_momentum(turns, tensors, kinds, m_at, chunks, numbers, decay, sums):
         ww = mm = 0.0
         for a in range(start[c], stop[c], BLOCK):
             b = min(a + BLOCK, stop[c])
-            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            w = load_weight(tensors, kinds, t, a, b, w_buffer)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m = floats(m_at[t], a + moved, b + moved)
             update_momentum(g, m, w, momentum, rest, decay[layer[c]])
             prefetch(m_at[t], a + moved, b + moved)
@@ -117,7 +120,7 @@ def measure_momentum(turns, tensors, kinds, m_at, chunks, numbers, decay, sums):
 @kernel
 def measure_momentum_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers, decay, updates, past_cache, sums):  # type: ignore[no-untyped-def]
     """As `measure_momentum`; m is kept as it is before it is rounded to 8 bits."""
-    weights, _, grads = tensors
+    grads = tensors[2]
     layer, tensor, start, stop, at, place, block, lead = chunks
     momentum, rest, factor = numbers
     w_buffer, g_buffer, u_buffer = block_memory(), block_memory(), block_memory()
@@ -126,7 +129,8 @@ def measure_momentum_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers
         ww = mm = 0.0
         a, b = start[c], min(start[c] + QUANTUM - lead[c], stop[c])
         while a < stop[c]:
-            w, g = load(weights[t], kinds[0], a, b, w_buffer), load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            w = load_weight(tensors, kinds, t, a, b, w_buffer)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m = kept_floats(updates[t], a + kept, b + kept, past_cache, u_buffer)
             codes = bytes_at(m_at[t], a + moved, b + moved)
             scale = floats(m_scales[t], k, k + 1)
@@ -152,14 +156,17 @@ def _on_gradient(bucket: Bucket, launch: Launch) -> FirstPass:
     group = bucket.group
     norms = bucket.norms
     if norms is None:
-        norms = torch.stack([layer_squares(bucket.layout, t).sqrt() for t in (launch.weights, launch.grads)])
+        squares = (launch.weight_squares(), layer_squares(bucket.layout, launch.grads))
+        norms = torch.stack([own.sqrt() for own in squares])
     clipped = norms * torch.tensor([[1.0], [abs(float(launch.factor))]], dtype=torch.float64, device="cpu")
     own, buffered = nesterov(bucket)
     outside = 1.0 if group["lr_in_momentum"] else bucket.rate
 
     def second(ratios: Tensor) -> None:
         inside = (ratios * bucket.lr if group["lr_in_momentum"] else ratios).numpy()
-        move_all(launch, (group["momentum"], own, buffered, outside), inside, np.ones(len(bucket.params), np.float32))
+        move_all(
+            launch, (group["momentum"], own, buffered, outside), inside, np.ones(len(bucket.params), np.float32), True
+        )
 
     return FirstPass(clipped, second)
 
@@ -171,14 +178,16 @@ def nesterov(bucket: Bucket) -> tuple[float, float]:
     return (1.0, bucket.group["momentum"]) if bucket.group["nesterov"] else (0.0, 1.0)
 
 
-def move_all(launch: Launch, numbers: tuple[float, ...], inside: np.ndarray, share: np.ndarray) -> None:
-    """A step in one pass over all chunks: of LARS, where the norms are known, or of SGD."""
+def move_all(
+    launch: Launch, numbers: tuple[float, ...], inside: np.ndarray, share: np.ndarray, looked: bool = False
+) -> None:
+    """A step in one pass over all chunks: of LARS, where the norms are known, or of SGD, which has not looked at weights."""
     for group in launch.chunks.spans:
         moment = launch.moment("momentum_buffer", group.quantized)
         launch.run(
             move_by_gradient_8bit if group.quantized else move_by_gradient,
             group, launch.tensors, launch.kinds, *moment, launch.chunks.columns, (*float32s(*numbers), launch.factor),
-            launch.decays, inside, share,
+            launch.decays, inside, share, looked,
         )  # fmt: skip
     launch.copy_back()
 

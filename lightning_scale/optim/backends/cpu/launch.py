@@ -221,6 +221,11 @@ class Launch:
         elements.count(steps, found)
         return found
 
+    def weight_squares(self) -> Tensor:
+        """[layers] float64: this rank's share of ‖w‖²."""
+        masters = self.kinds[1] >= 0
+        return layer_squares(self.bucket.layout, self.weights, self.tensors[0], self._params if masters else None)
+
     def run(self, kernel: Any, group: Group, *args: Any) -> None:
         """Run a kernel over a group's chunks."""
         spread(kernel, group.begin, group.end, *args)
@@ -288,13 +293,16 @@ def two_passes(
     return LayerNorms(*torch.from_numpy(found).unbind())
 
 
-def layer_squares(layout: Layout, tensors: Sequence[Tensor], at: Addresses | None = None) -> Tensor:
+def layer_squares(
+    layout: Layout, tensors: Sequence[Tensor], at: Addresses | None = None, params: Sequence[Tensor] | None = None
+) -> Tensor:
     """[layers] float64: Σ x² of this rank's share of each layer; NaN or Inf exactly where an element is.
 
     Args:
         layout: Where the layers lie. One that lists no layers, only runs of them, has one sum for each that a run names.
         tensors: Its local tensors, on CPUs, of one of the kernels' types: dense, or contiguous where they hold runs.
         at: Their addresses, where they are known.
+        params: The parameters whose masters they are, which have the say where somebody has written into them.
     """
     layers = layout.once(
         "layers named", lambda: max(len(layout.layers), 1 + max((run.layer for run in layout.runs), default=-1))
@@ -303,7 +311,9 @@ def layer_squares(layout: Layout, tensors: Sequence[Tensor], at: Addresses | Non
     sums = np.zeros(chunks.count)
     if chunks.count:
         at = addresses(tensors) if at is None else at
-        spread(elements.sum_squares, 0, chunks.count, at, elements.KINDS[tensors[0].dtype], chunks.columns, sums)
+        kind = elements.KINDS[tensors[0].dtype]
+        beside = (at, -1) if params is None else (addresses(params), elements.KINDS[params[0].dtype])
+        spread(elements.sum_squares, 0, chunks.count, at, kind, *beside, chunks.columns, sums)
     return torch.from_numpy(_by_layer(chunks.layer, sums[None], layers)[0])
 
 

@@ -44,7 +44,12 @@ class Chunk:
         return self.bucket.weight_decay[self.layer]
 
     def weight(self) -> Tensor:
-        return self._read(self.bucket.weights)
+        """The master's, but the parameter's own where that is no longer the rounded master: somebody has written into it."""
+        w, p = self._read(self.bucket.weights), self.bucket.params[self.tensor]
+        if p is self.bucket.weights[self.tensor]:
+            return w
+        own = self._read(self.bucket.params)
+        return torch.where(w.to(p.dtype) == own, w, own)
 
     def gradient(self) -> Tensor:
         """Clipped, downhill, and zero on a non-finite step."""

@@ -18,6 +18,7 @@ from lightning_scale.optim.backends.triton.elements import (
     parameter_places,
     read_gradient,
     read_tile,
+    read_weight_tile,
     tile,
     write_rounded,
 )
@@ -98,7 +99,7 @@ def _tile(  # type: ignore[no-untyped-def]
     i = begin + tile(ROWS)
     rows = begin // BLOCK + tl.arange(0, ROWS)
     inside, inside_rows = (i >= low) & (i < high), rows * BLOCK < high
-    w = read_tile(w_at, i, inside, MASKED).to(tl.float32)
+    w = read_weight_tile(p_at, w_at, i, inside, PARAM, MASTER, MASKED)
     g = read_gradient(read_tile(g_at, i, inside, MASKED), factor, True, CLIP, UPHILL, False)
     m = read_moment(m_at, m_scales, i, rows, inside, inside_rows, signed_values, PLAIN, MASKED)
     v = read_moment(v_at, v_scales, i, rows, inside, inside_rows, values, PLAIN, MASKED)

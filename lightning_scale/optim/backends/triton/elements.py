@@ -70,6 +70,33 @@ def rounded(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
         return x.to(DTYPE)
 
 
+# Which way rounding to bfloat16 is written; decided when the kernels are, as Triton decides it.
+_INTERPRETED = tl.constexpr(interpreted())
+
+
+@triton.jit
+def _nearest(x, DTYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 to the nearest value of a type, in the fewest instructions."""
+    if _INTERPRETED:
+        return rounded(x, DTYPE)
+    else:
+        return x.to(DTYPE)
+
+
+@triton.jit
+def read_weight(  # type: ignore[no-untyped-def]
+    p_at, w_at, i, length,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, WHOLE: tl.constexpr, LAST: tl.constexpr = False,
+):  # fmt: skip
+    """Weights as `read` does. Of a MASTER the parameter's own, where that is no longer the rounded master: somebody has written
+    into it."""
+    w = read(w_at, i, length, WEIGHT, WHOLE, LAST)
+    if MASTER:
+        p = read(p_at, i, length, PARAM, WHOLE, LAST)
+        w = tl.where(_nearest(w, PARAM).to(tl.float32) == p, w, p)
+    return w
+
+
 @triton.jit
 def gradient_factor(clip, CLIP: tl.constexpr, UPHILL: tl.constexpr):  # type: ignore[no-untyped-def]
     """What gradients are multiplied with: the clip's factor, negative where the step goes uphill."""
@@ -81,8 +108,6 @@ def gradient_factor(clip, CLIP: tl.constexpr, UPHILL: tl.constexpr):  # type: ig
     return factor
 
 
-# Which way rounding to bfloat16 is written; decided when the kernels are, as Triton decides it.
-_INTERPRETED = tl.constexpr(interpreted())
 BLOCK = tl.constexpr(256)
 
 
@@ -112,6 +137,16 @@ def read_tile(at, i, inside, MASKED: tl.constexpr):  # type: ignore[no-untyped-d
 
 
 @triton.jit
+def read_weight_tile(p_at, w_at, i, inside, PARAM: tl.constexpr, MASTER: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Weights in float32; of a MASTER as `read_weight` says."""
+    w = read_tile(w_at, i, inside, MASKED).to(tl.float32)
+    if MASTER:
+        p = read_tile(p_at, i, inside, MASKED).to(tl.float32)
+        w = tl.where(_nearest(w, PARAM).to(tl.float32) == p, w, p)
+    return w
+
+
+@triton.jit
 def write_tile(at, i, values, inside, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Store the elements that are inside."""
     if MASKED:
@@ -123,10 +158,7 @@ def write_tile(at, i, values, inside, MASKED: tl.constexpr):  # type: ignore[no-
 @triton.jit
 def write_rounded(at, i, values, inside, DTYPE: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Store float32 numbers, each rounded to the nearest value of a type."""
-    if _INTERPRETED:
-        write_tile(at, i, rounded(values, DTYPE), inside, MASKED)
-    else:
-        write_tile(at, i, values.to(DTYPE), inside, MASKED)
+    write_tile(at, i, _nearest(values, DTYPE), inside, MASKED)
 
 
 @triton.jit

@@ -25,6 +25,8 @@ from lightning_scale.optim.backends.triton.elements import (
     read,
     read_gradient,
     read_tile,
+    read_weight,
+    read_weight_tile,
     tile,
     triton_type,
     vectors,
@@ -76,12 +78,14 @@ def _update(m, v, w, correction1, correction2, eps, decay, BIAS: tl.constexpr): 
 
 @triton.jit
 def _moments_of(  # type: ignore[no-untyped-def]
-    w_at, g_at, m_at, v_at, i, length,
+    p_at, w_at, g_at, m_at, v_at, i, length,
     beta1, rest1, beta2, rest2, correction1, correction2, eps, decay, factor,
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr,
+    SCALED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of pass 1; w² and u²."""
-    w, g = read(w_at, i, length, WEIGHT, WHOLE), read(g_at, i, length, GRAD, WHOLE, True)
+    w = read_weight(p_at, w_at, i, length, PARAM, WEIGHT, MASTER, WHOLE)
+    g = read(g_at, i, length, GRAD, WHOLE, True)
     m, v = read(m_at, i, length, tl.float32, WHOLE), read(v_at, i, length, tl.float32, WHOLE)
     if SCALED:
         g = g * factor
@@ -98,14 +102,14 @@ def _moments_of(  # type: ignore[no-untyped-def]
 @triton.jit
 def measure(  # type: ignore[no-untyped-def]
     chunk,
-    weights, grads, moments1, moments2,  # [tensors] int64: pointers
+    parameters, weights, grads, moments1, moments2,  # [tensors] int64: pointers
     tensor_of, start_of, length_of, layer_of,  # [chunks]
     corrections,  # [tensors, 2] float32
     decays,  # [layers] float32
     finite, clip,  # 0-d: a bool (as int8), a float32
     partial, chunks,  # [2, chunks] float32: Σ w², Σ u²
     beta1, rest1, beta2, rest2, eps,  # rest = 1 - beta, taken in float64
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr,
     BIAS: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: moments in place, and the chunk's share of ‖w‖² and ‖u‖². Reads 16 B an element (float32), writes 8.
@@ -117,22 +121,25 @@ def measure(  # type: ignore[no-untyped-def]
     if TEST:
         length = tl.where(tl.load(finite) != 0, length, 0)
     w_at, g_at = address(weights, tensor, start, WEIGHT), address(grads, tensor, start, GRAD)
+    p_at = w_at
+    if MASTER:
+        p_at = address(parameters, tensor, start, PARAM)
     m_at, v_at = address(moments1, tensor, start, tl.float32), address(moments2, tensor, start, tl.float32)
     correction1, correction2 = tl.load(corrections + 2 * tensor), tl.load(corrections + 2 * tensor + 1)
     decay = tl.load(decays + layer)
     factor = gradient_factor(clip, CLIP, UPHILL)
     sum_w, sum_u = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    whole = vectors(length, w_at | g_at | m_at | v_at, BLOCK)
+    whole = vectors(length, p_at | w_at | g_at | m_at | v_at, BLOCK)
     for begin in range(0, whole, BLOCK):
         i = begin + tl.arange(0, BLOCK)
-        ww, uu = _moments_of(w_at, g_at, m_at, v_at, i, length, beta1, rest1, beta2, rest2, correction1, correction2,
-                             eps, decay, factor, WEIGHT, GRAD, BIAS, CLIP or UPHILL, True)  # fmt: skip
+        ww, uu = _moments_of(p_at, w_at, g_at, m_at, v_at, i, length, beta1, rest1, beta2, rest2, correction1, correction2,
+                             eps, decay, factor, PARAM, WEIGHT, GRAD, MASTER, BIAS, CLIP or UPHILL, True)  # fmt: skip
         sum_w += ww
         sum_u += uu
     for begin in range(whole, length, BLOCK):
         i = begin + tl.arange(0, BLOCK)
-        ww, uu = _moments_of(w_at, g_at, m_at, v_at, i, length, beta1, rest1, beta2, rest2, correction1, correction2,
-                             eps, decay, factor, WEIGHT, GRAD, BIAS, CLIP or UPHILL, False)  # fmt: skip
+        ww, uu = _moments_of(p_at, w_at, g_at, m_at, v_at, i, length, beta1, rest1, beta2, rest2, correction1, correction2,
+                             eps, decay, factor, PARAM, WEIGHT, GRAD, MASTER, BIAS, CLIP or UPHILL, False)  # fmt: skip
         sum_w += ww
         sum_u += uu
     tl.store(partial + chunk, tl.sum(sum_w, 0))
@@ -145,7 +152,7 @@ def _step_of(  # type: ignore[no-untyped-def]
     PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of pass 2."""
-    w = read(w_at, i, length, WEIGHT, WHOLE, True)
+    w = read_weight(p_at, w_at, i, length, PARAM, WEIGHT, MASTER, WHOLE, True)
     m, v = read(m_at, i, length, tl.float32, WHOLE, True), read(v_at, i, length, tl.float32, WHOLE, True)
     w = w - rate * _update(m, v, w, correction1, correction2, eps, decay, BIAS)
     write(w_at, i, length, w, WEIGHT, WHOLE, True)
@@ -248,15 +255,15 @@ def count_steps(
 
 @triton.jit
 def _measure(  # type: ignore[no-untyped-def]
-    weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, finite, clip,
-    partial, beta1, rest1, beta2, rest2, eps,
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, BIAS: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
-    UPHILL: tl.constexpr, BLOCK: tl.constexpr,
+    parameters, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, finite,
+    clip, partial, beta1, rest1, beta2, rest2, eps,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr,
+    TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 1 of all chunks."""
-    measure(tl.program_id(0), weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,
-            decays, finite, clip, partial, tl.num_programs(0), beta1, rest1, beta2, rest2, eps,
-            WEIGHT, GRAD, BIAS, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
+    measure(tl.program_id(0), parameters, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of,
+            corrections, decays, finite, clip, partial, tl.num_programs(0), beta1, rest1, beta2, rest2, eps,
+            PARAM, WEIGHT, GRAD, MASTER, BIAS, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
 @triton.jit
@@ -286,9 +293,9 @@ def _both(  # type: ignore[no-untyped-def]
     """Both passes in the order of `order_of`."""
     item = next_item(order, done + layers)
     if item >= 0:
-        measure(item, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays,
-                finite, clip, partial, chunks, beta1, rest1, beta2, rest2, eps,
-                WEIGHT, GRAD, BIAS, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
+        measure(item, parameters, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,
+                decays, finite, clip, partial, chunks, beta1, rest1, beta2, rest2, eps,
+                PARAM, WEIGHT, GRAD, MASTER, BIAS, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
         layer = tl.load(layer_of + item)
         if is_last(done, layer, first):
             finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, 1.0, eps,
@@ -316,18 +323,16 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     beta1, beta2 = bucket.group["betas"]
     moments = (table("exp_avg"), table("exp_avg_sq"))
     numbers = tuple(map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.group["eps"])))
-    weight, grad = triton_type(bucket.weights[0].dtype), triton_type(bucket.grads[0].dtype)
+    grad = triton_type(bucket.grads[0].dtype)
     both: dict[str, Any] = {
-        "WEIGHT": weight,
+        "PARAM": triton_type(bucket.params[0].dtype),
+        "WEIGHT": triton_type(bucket.weights[0].dtype),
+        "MASTER": bucket.params[0] is not bucket.weights[0],
         "BIAS": bucket.group["bias_correction"],
         "TEST": tests["TEST"],
         "BLOCK": block(),
     }
     first: dict[str, Any] = {"GRAD": grad, "CLIP": tests["CLIP"], "UPHILL": bucket.group["maximize"]}
-    last: dict[str, Any] = {
-        "PARAM": triton_type(bucket.params[0].dtype),
-        "MASTER": bucket.params[0] is not bucket.weights[0],
-    }
     params, weights, grads = table("params"), table("weights"), table("grads")
     if not apart:
         layers = len(layout.layers)
@@ -337,18 +342,18 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
             counters(layout, device), gave_up(layout, device), attempts(), chunks.first, layers, chunks.count,
             bucket.trust.adapt.view(torch.int8), number(bucket.lr, device), stats, scale,
             params, weights, grads, *moments, *chunks.columns, corrections, decays, finite, clip, partial,
-            *numbers, *bounds(bucket.trust), SUM_BLOCK=SUM_BLOCK, **both, **first, **last,
+            *numbers, *bounds(bucket.trust), SUM_BLOCK=SUM_BLOCK, **both, **first,
         )  # fmt: skip
         return LayerNorms(*stats.unbind())
     launch(
-        _measure, chunks.count, weights, grads, *moments, *chunks.columns, corrections, decays, finite, clip, partial,
-        *numbers, **both, **first,
+        _measure, chunks.count, params, weights, grads, *moments, *chunks.columns, corrections, decays, finite, clip,
+        partial, *numbers, **both, **first,
     )  # fmt: skip
 
     def second(ratio: Tensor) -> None:
         launch(
             _apply, chunks.count, params, weights, *moments, *chunks.columns, corrections, decays,
-            (ratio * bucket.lr).contiguous(), finite, float(bucket.group["eps"]), **both, **last,
+            (ratio * bucket.lr).contiguous(), finite, float(bucket.group["eps"]), **both,
         )  # fmt: skip
 
     return FirstPass(norms_of_layers(partial, chunks), second)
@@ -366,7 +371,7 @@ def _tile(  # type: ignore[no-untyped-def]
     i = begin + tile(ROWS)
     rows = begin // BLOCK + tl.arange(0, ROWS)
     inside, inside_rows = (i >= low) & (i < high), rows * BLOCK < high
-    w = read_tile(w_at, i, inside, MASKED).to(tl.float32)
+    w = read_weight_tile(p_at, w_at, i, inside, PARAM, MASTER, MASKED)
     g = read_gradient(read_tile(g_at, i, inside, MASKED), factor, going, CLIP, UPHILL, TEST)
     m = read_moment(m_at, m_scales, i, rows, inside, inside_rows, signed_values, PLAIN, MASKED)
     v = read_moment(v_at, v_scales, i, rows, inside, inside_rows, values, PLAIN, MASKED)

@@ -24,6 +24,8 @@ from lightning_scale.optim.backends.triton.elements import (
     read,
     read_gradient,
     read_tile,
+    read_weight,
+    read_weight_tile,
     tile,
     triton_type,
     vectors,
@@ -57,11 +59,13 @@ from lightning_scale.optim.backends.triton.turns import (
 
 @triton.jit
 def _norms_of(  # type: ignore[no-untyped-def]
-    w_at, g_at, m_at, i, length, momentum, rest, decay, factor,
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, ON_MOMENTUM: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
+    p_at, w_at, g_at, m_at, i, length, momentum, rest, decay, factor,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
+    SCALED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of pass 1; w², and g² or m²."""
-    w, n = read(w_at, i, length, WEIGHT, WHOLE), read(g_at, i, length, GRAD, WHOLE)
+    w = read_weight(p_at, w_at, i, length, PARAM, WEIGHT, MASTER, WHOLE)
+    n = read(g_at, i, length, GRAD, WHOLE)
     if SCALED:
         n = n * factor
     if ON_MOMENTUM:
@@ -73,13 +77,13 @@ def _norms_of(  # type: ignore[no-untyped-def]
 @triton.jit
 def measure(  # type: ignore[no-untyped-def]
     chunk,
-    weights, grads, buffers,  # [tensors] int64: pointers
+    parameters, weights, grads, buffers,  # [tensors] int64: pointers
     tensor_of, start_of, length_of, layer_of,  # [chunks]
     decays,  # [layers] float32
     finite, clip,  # 0-d: a bool (as int8), a float32
     partial, chunks,  # [2, chunks] float32: Σ w², and Σ g² or Σ m²
     momentum, rest,  # μ, and 1 - μ taken in float64
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, ON_MOMENTUM: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
     TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: the chunk's share of ‖w‖² and of ‖g‖², or of ‖m‖² of the momentum m = μm + (1-μ)(g + λw), kept in place.
@@ -90,21 +94,23 @@ def measure(  # type: ignore[no-untyped-def]
     if TEST:
         length = tl.where(tl.load(finite) != 0, length, 0)
     w_at, g_at = address(weights, tensor, start, WEIGHT), address(grads, tensor, start, GRAD)
-    m_at = w_at
+    p_at, m_at = w_at, w_at
+    if MASTER:
+        p_at = address(parameters, tensor, start, PARAM)
     if ON_MOMENTUM:
         m_at = address(buffers, tensor, start, tl.float32)
     decay = tl.load(decays + tl.load(layer_of + chunk))
     factor = gradient_factor(clip, CLIP, UPHILL)
     sum_w, sum_n = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    whole = vectors(length, w_at | g_at | m_at, BLOCK)
+    whole = vectors(length, p_at | w_at | g_at | m_at, BLOCK)
     for begin in range(0, whole, BLOCK):
-        ww, nn = _norms_of(w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, momentum, rest, decay, factor,
-                           WEIGHT, GRAD, ON_MOMENTUM, CLIP or UPHILL, True)  # fmt: skip
+        ww, nn = _norms_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, momentum, rest, decay, factor,
+                           PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, CLIP or UPHILL, True)  # fmt: skip
         sum_w += ww
         sum_n += nn
     for begin in range(whole, length, BLOCK):
-        ww, nn = _norms_of(w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, momentum, rest, decay, factor,
-                           WEIGHT, GRAD, ON_MOMENTUM, CLIP or UPHILL, False)  # fmt: skip
+        ww, nn = _norms_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, momentum, rest, decay, factor,
+                           PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, CLIP or UPHILL, False)  # fmt: skip
         sum_w += ww
         sum_n += nn
     tl.store(partial + chunk, tl.sum(sum_w, 0))
@@ -119,7 +125,7 @@ def _step_of(  # type: ignore[no-untyped-def]
     SCALED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of pass 2."""
-    w = read(w_at, i, length, WEIGHT, WHOLE, True)
+    w = read_weight(p_at, w_at, i, length, PARAM, WEIGHT, MASTER, WHOLE, True)
     if ON_MOMENTUM:
         d = ratio * read(m_at, i, length, tl.float32, WHOLE, True)
     else:
@@ -182,14 +188,15 @@ def apply(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _measure(  # type: ignore[no-untyped-def]
-    weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, partial, momentum, rest,
-    WEIGHT: tl.constexpr, GRAD: tl.constexpr, ON_MOMENTUM: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
-    UPHILL: tl.constexpr, BLOCK: tl.constexpr,
+    parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, partial,
+    momentum, rest,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
+    TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 1 of all chunks."""
-    measure(tl.program_id(0), weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip,
-            partial, tl.num_programs(0), momentum, rest,
-            WEIGHT, GRAD, ON_MOMENTUM, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
+    measure(tl.program_id(0), parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite,
+            clip, partial, tl.num_programs(0), momentum, rest,
+            PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
 @triton.jit(do_not_specialize_on_alignment=["rate"])
@@ -221,8 +228,9 @@ def _both(  # type: ignore[no-untyped-def]
     """Both passes in the order of `order_of`."""
     item = next_item(order, done + layers)
     if item >= 0:
-        measure(item, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, partial,
-                chunks, momentum, rest, WEIGHT, GRAD, ON_MOMENTUM, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
+        measure(item, parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip,
+                partial, chunks, momentum, rest, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, TEST, CLIP, UPHILL,
+                BLOCK)  # fmt: skip
         layer = tl.load(layer_of + item)
         if is_last(done, layer, first):
             finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, coefficient, eps,
@@ -254,16 +262,16 @@ def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     rate, momentum = number(bucket.lr, device), float(bucket.group["momentum"])
     outside = bucket.group["trust_norm"] != "momentum" and not bucket.group["lr_in_momentum"]
     both: dict[str, Any] = {
+        "PARAM": triton_type(bucket.params[0].dtype),
         "WEIGHT": triton_type(bucket.weights[0].dtype),
         "GRAD": triton_type(bucket.grads[0].dtype),
+        "MASTER": bucket.params[0] is not bucket.weights[0],
         "ON_MOMENTUM": (bucket.group["trust_norm"] == "momentum"),
         "UPHILL": bucket.group["maximize"],
         "BLOCK": block(),
         **tests,
     }
     last: dict[str, Any] = {
-        "PARAM": triton_type(bucket.params[0].dtype),
-        "MASTER": bucket.params[0] is not bucket.weights[0],
         "BUFFER": bool(bucket.remembers),
         "NESTEROV": bucket.group["nesterov"],
         "RATE_OUTSIDE": outside,
@@ -281,7 +289,7 @@ def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
         )  # fmt: skip
         return LayerNorms(*stats.unbind())
     launch(
-        _measure, chunks.count, weights, grads, buffers, *chunks.columns, decays, finite, clip, partial,
+        _measure, chunks.count, params, weights, grads, buffers, *chunks.columns, decays, finite, clip, partial,
         momentum, 1 - momentum, **both,
     )  # fmt: skip
 
@@ -306,7 +314,7 @@ def _tile(  # type: ignore[no-untyped-def]
     i = begin + tile(ROWS)
     rows = begin // BLOCK + tl.arange(0, ROWS)
     inside, inside_rows = (i >= low) & (i < high), rows * BLOCK < high
-    w = read_tile(w_at, i, inside, MASKED).to(tl.float32)
+    w = read_weight_tile(p_at, w_at, i, inside, PARAM, MASTER, MASKED)
     g = read_gradient(read_tile(g_at, i, inside, MASKED), factor, going, CLIP, UPHILL, TEST)
     if ON_MOMENTUM or APPLY:
         d = tl.where(decay != 0, g + w * decay, g)

@@ -17,6 +17,7 @@ from lightning_scale.optim.backends.triton.elements import (
     parameter_places,
     read_gradient,
     read_tile,
+    read_weight_tile,
     tile,
     write_rounded,
 )
@@ -33,7 +34,7 @@ def _tile(  # type: ignore[no-untyped-def]
     i = begin + tile(ROWS)
     rows = begin // BLOCK + tl.arange(0, ROWS)
     inside, inside_rows = (i >= low) & (i < high), rows * BLOCK < high
-    w = read_tile(w_at, i, inside, MASKED).to(tl.float32)
+    w = read_weight_tile(p_at, w_at, i, inside, PARAM, MASTER, MASKED)
     d = read_gradient(read_tile(g_at, i, inside, MASKED), factor, True, CLIP, UPHILL, False)
     d = tl.where(decay != 0, d + w * decay, d)
     if BUFFER:
