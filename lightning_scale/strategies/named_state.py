@@ -13,7 +13,7 @@ from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.dtensor import is_sharded, like, local
 from lightning_scale.optim.state.moments import absmax_key
 from lightning_scale.optim.state.sharded_moments import scales_key
-from lightning_scale.strategies.whole_state import plain_name
+from lightning_scale.strategies.whole_state import all_say, params_of, plain_name
 
 
 def names_of(optimizer: Optimizer, module: nn.Module) -> list[list[tuple[str, ...]]]:
