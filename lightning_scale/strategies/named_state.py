@@ -17,20 +17,12 @@ from lightning_scale.strategies.whole_state import all_say, params_of, plain_nam
 
 
 def names_of(optimizer: Optimizer, module: nn.Module) -> list[list[tuple[str, ...]]]:
-    """Return the module's names of each parameter of each group: more than one where it is tied.
+    """Return the module's names of each parameter of each group, as they are where nothing is wrapped: several of a tied one.
 
     Raises:
         ConfigurationError: for a parameter that the module has not.
     """
-    names: dict[int, list[str]] = {}
-    for name, p in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(plain_name(name))
-    for number, group in enumerate(optimizer.param_groups):
-        if any(id(p) not in names for p in group["params"]):
-            raise ConfigurationError(
-                f"group {number} of the optimizer has a parameter that is not one of the module's."
-            )
-    return [[tuple(names[id(p)]) for p in group["params"]] for group in optimizer.param_groups]
+    return [[tuple(map(plain_name, p.keys)) for p in group] for group in params_of(optimizer, module)]
 
 
 def named(optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
