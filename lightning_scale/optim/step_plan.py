@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Addresses, Backend, Bucket, Scratch, addresses
-from lightning_scale.optim.dtensor import check_gradient, is_sharded, like, local, sharded_layout, sharding
+from lightning_scale.optim.dtensor import (
+    check_gradient,
+    is_sharded,
+    like,
+    local,
+    locals_of,
+    sharded_alike,
+    sharded_layout,
+    sharding,
+)
 from lightning_scale.optim.groups import names_of
 from lightning_scale.optim.layout import Layout, whole_layout
 from lightning_scale.optim.state.moments import of_blocks
@@ -113,9 +122,9 @@ class StepPlan:
     ) -> Bucket:
         kept = [state[p] for p in wholes]
         sharded = is_sharded(wholes[0])
-        params = [local(p) for p in wholes] if sharded else wholes
+        params = locals_of(wholes) if sharded else wholes
         grads = [p.grad for p in wholes if p.grad is not None]  # all of them, that is
-        grads = [local(g) for g in grads] if sharded else grads
+        grads = locals_of(grads) if sharded else grads
         for i, (whole, p, own) in enumerate(zip(wholes, params, kept, strict=True)):
             if not own or (len(own) == 1 and "master" in own):
                 new = init_state(group, local(own.get("master", p)), members.layout.part(i))
@@ -266,8 +275,11 @@ class _LastStep:
         self._members, self._buckets = members, [replace(b, grads=[], norms=None, at={}) for b in buckets]
         self._gradients = [b.grads[0].dtype for b in buckets]
         self._states = [[state[self._params[i]] for i in of.places] for of in members]
-        self._simple = not any(map(is_sharded, self._params)) and all(map(self._is_simple, buckets))
-        self._memory = [self._memory_of(bucket) for bucket in buckets if self._simple]
+        self._simple = all(map(self._is_simple, buckets))
+        self._wholes = [[self._params[i] for i in of.places] for of in members]
+        self._sharded = [is_sharded(wholes[0]) for wholes in self._wholes]
+        each = zip(self._wholes, self._states, self._sharded, strict=True)
+        self._memory = [self._memory_of(*of) for of in each] if self._simple else []
         self._addresses = [self._addresses_of(bucket) for bucket in buckets if self._simple]
 
     @staticmethod
@@ -279,10 +291,13 @@ class _LastStep:
         )
 
     @staticmethod
-    def _memory_of(bucket: Bucket) -> tuple[list[str], list[int], list[int]]:
+    def _memory_of(
+        wholes: Sequence[Tensor], states: Sequence[dict[str, Tensor]], sharded: bool
+    ) -> tuple[list[str], list[int], list[int]]:
         """Return what the kinds of state are called, which tensors they and the parameters are, and where each begins."""
-        tensors = [*bucket.params, *chain.from_iterable(map(dict.values, bucket.states))]
-        return [*chain.from_iterable(bucket.states)], list(map(id, tensors)), list(map(Tensor.data_ptr, tensors))
+        tensors = [*wholes, *chain.from_iterable(map(dict.values, states))]
+        own = locals_of(tensors) if sharded else tensors
+        return [*chain.from_iterable(states)], list(map(id, tensors)), list(map(Tensor.data_ptr, own))
 
     @staticmethod
     def _addresses_of(bucket: Bucket) -> dict[str, Addresses]:
@@ -311,13 +326,25 @@ class _LastStep:
             return None
         found = []
         each = zip(
-            self._members, self._buckets, self._gradients, self._states, self._memory, self._addresses, strict=True
+            self._members,
+            self._buckets,
+            self._gradients,
+            self._wholes,
+            self._states,
+            self._sharded,
+            self._memory,
+            self._addresses,
+            strict=True,
         )
-        for members, bucket, dtype, states, memory, known in each:
+        for members, bucket, dtype, wholes, states, sharded, memory, known in each:
             its = [g for i in members.places if (g := grads[i]) is not None]
+            if sharded:
+                if not sharded_alike(its, wholes):
+                    return None
+                its = locals_of(its)
             if not (
-                all(map(operator.is_, [state[self._params[i]] for i in members.places], states))
-                and self._memory_of(bucket) == memory
+                all(map(operator.is_, [state[p] for p in wholes], states))
+                and self._memory_of(wholes, states, sharded) == memory
                 and set(map(_dtype, its)) == {dtype}
                 and set(map(_layout, its)) == {torch.strided}
                 and all(map(Tensor.is_contiguous, its))

@@ -201,7 +201,7 @@ def package_classes() -> set[type]:
 
 
 # Of torch's storages, of numba's kernels, of Python's modules and of named tuples.
-OTHERS = re.compile(r"_cdata|_cache|_exit|_current_frames|_fields|_replace|_asdict")
+OTHERS = re.compile(r"_cdata|_local_tensor|_spec|_cache|_exit|_current_frames|_fields|_replace|_asdict")
 ALLOWED = {"overridden", "called", "read", "set"}  # by a subclass, of itself
 
 
