@@ -117,9 +117,13 @@ class OptimizerBase(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # torch.compiler.disable() imports the compiler, which takes seconds, when this file is imported; this one at the first call.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step on every parameter that has a gradient. Gradients are left as they are.
+
+        ``torch.compile`` leaves this to the kernels that are used without it, also inside of a function that it compiles.
 
         Args:
             closure: A function that evaluates the model anew and returns the loss.
@@ -321,9 +325,17 @@ class OptimizerBase(Optimizer):
 
         In the whole state of a sharded run there may be blocks of 8-bit codes that an edge between ranks had cut in two; those
         get one scale, and are rounded anew.
+
+        The state of an older version is taken, too, of an optimizer in another precision (8-bit optimizers round moments to 8
+        bits), and of the same kind of optimizer of another library: see `lightning_scale.optim.state.foreign`. Options that its
+        groups lack are this optimizer's own.
+
+        Raises:
+            ValueError: Before anything is loaded, for state that means something else, or has other shapes.
         """
-        state_dict = {**state_dict, "state": {key: mended(own) for key, own in state_dict["state"].items()}}
-        with keep_state_dtypes(self, self._expected_state, self._loaded_state):
+        whole = {k: mended(own) if isinstance(own, Mapping) else own for k, own in state_dict["state"].items()}
+        state_dict = {**state_dict, "state": whole}
+        with keep_state_dtypes(self):
             super().load_state_dict(state_dict)
         in_group = self.param_groups[0].pop("skipped_steps", None)
         skipped = state_dict.get("skipped_steps", in_group)

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -13,10 +14,10 @@ from torch.optim import Optimizer
 
 
 def non_negative(name: str, value: float | Tensor) -> None:
-    """Raise a ValueError unless ``value`` is a finite number, or a 0-d tensor, of at least 0."""
-    if isinstance(value, Tensor) and value.dim() > 0:
+    """Raise a ValueError unless ``value`` is a finite number, numpy's too, or a tensor of one element, of at least 0."""
+    if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}: give a number or a 0-d tensor.")
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         raise TypeError(f"{name} is {value!r}: give a number of at least 0.")
     if not (value >= 0 and (isinstance(value, Tensor) or math.isfinite(value))):
         raise ValueError(f"{name} is {value}: give a finite number of at least 0.")

@@ -119,7 +119,7 @@ class LayerwiseOptimizer(OptimizerBase):
 
 def _copy(lr: float | Tensor) -> float | Tensor:
     """Return a rate as it is now, for schedulers fill tensors anew."""
-    return lr.detach().clone() if isinstance(lr, Tensor) else lr
+    return lr.detach().reshape(()).clone() if isinstance(lr, Tensor) else lr
 
 
 def _unless_skipped(

@@ -24,8 +24,9 @@ from lightning_scale.optim.dtensor import (
     sharding,
 )
 from lightning_scale.optim.groups import names_of
-from lightning_scale.optim.layout import Layout, whole_layout
-from lightning_scale.optim.state.moments import of_blocks
+from lightning_scale.optim.layout import LayerInfo, Layout, whole_layout
+from lightning_scale.optim.state.foreign import from_eight_bits_of, in_eight_bits_of
+from lightning_scale.optim.state.moments import CODES, absmax_key, in_eight_bits, of_blocks
 
 InitState = Callable[[dict[str, Any], Tensor, Layout], dict[str, Tensor]]
 BackendOf = Callable[[Tensor], Backend]
@@ -126,6 +127,8 @@ class StepPlan:
         grads = [p.grad for p in wholes if p.grad is not None]  # all of them, that is
         grads = locals_of(grads) if sharded else grads
         for i, (whole, p, own) in enumerate(zip(wholes, params, kept, strict=True)):
+            if not self.is_flat(whole):
+                self._follow_dtype(whole, own, members.layout.layers[i])
             if not own or (len(own) == 1 and "master" in own):
                 new = init_state(group, local(own.get("master", p)), members.layout.part(i))
                 own.update({key: like(whole, t) if _of_elements(t, p, key) else t for key, t in new.items()})
@@ -152,6 +155,21 @@ class StepPlan:
             self._eight_bit_from,
             self._scratch,
         )
+
+    def _follow_dtype(self, p: Tensor, own: dict[str, Tensor], layer: LayerInfo) -> None:
+        """Bring moments to the dtype that a parameter's steps are computed in, after ``model.double()`` or ``model.float()``."""
+        compute = compute_dtype(own.get("master", p))
+        for key in CODES:
+            value, coded = own.get(key), absmax_key(key) in own
+            if value is None or (compute == torch.float32 if coded else value.dtype == compute):
+                continue
+            if coded:
+                value = from_eight_bits_of(p, key, own)
+                del own[absmax_key(key)]
+            if in_eight_bits(layer, compute, self._eight_bit_from):
+                own[key], own[absmax_key(key)] = in_eight_bits_of(p, key, value)
+            else:
+                own[key] = value.to(compute)
 
     def forget(self) -> None:
         """Forget how parameters were sorted, so that the next step sorts them anew."""
@@ -215,8 +233,12 @@ class StepPlan:
         """Return where one parameter's elements lie, without its name, or where the layers of a flat tensor do."""
         return self._layout([""], [p])
 
+    def is_flat(self, p: Tensor) -> bool:
+        """Return whether a strategy has put a tensor in the place of parameters."""
+        return bool(self.flat) and p in self.flat
+
     def _is_flat(self, params: Sequence[Tensor]) -> bool:
-        return bool(self.flat) and len(params) > 0 and params[0] in self.flat
+        return len(params) > 0 and self.is_flat(params[0])
 
     def _flat_layout(self, params: Sequence[Tensor]) -> Layout | None:
         return self.flat[params[0]] if self._is_flat(params) else None
@@ -382,9 +404,10 @@ def compute_dtype(t: Tensor) -> torch.dtype:
 
 def _master(group: dict[str, Any], state: MutableMapping[Tensor, dict[str, Tensor]], p: Tensor) -> bool:
     """Return whether a parameter has a float32 master copy, which is made here where it is wanted."""
-    if p.dtype == compute_dtype(p):
-        return False
     own = state[p]
+    if p.dtype == compute_dtype(p):
+        own.pop("master", None)  # of a time when the parameter was of lower precision
+        return False
     if group["master_weights"] and "master" not in own:
         own["master"] = p.detach().to(compute_dtype(p), copy=True)
     return "master" in own

@@ -121,7 +121,7 @@ def test_reset_moments_of_a_mixed_partition() -> None:
     assert bits(state) == before
 
 
-@pytest.mark.parametrize(("gave", "takes"), [(LAMB, LAMB8bit), (LAMB8bit, LAMB)])
+@pytest.mark.parametrize(("gave", "takes"), [(AdamW8bit, LAMB), (LAMB8bit, LAMB)])
 def test_another_kinds_state_is_refused(gave: Any, takes: Any) -> None:
     """Before anything is loaded."""
     parameter = nn.Parameter(torch.ones(64, 64))

@@ -156,9 +156,9 @@ class Bucket:
         """0-d, in compute dtype, on the bucket's device."""
         lr = self.group["lr"]
         if isinstance(lr, Tensor):
-            return lr.to(self.device, self.compute)
+            return lr.to(self.device, self.compute).reshape(())
         # Filled there, where a number would otherwise be brought by a copy that the host waits for.
-        return torch.full((), lr, dtype=self.compute, device=self.device)
+        return torch.full((), float(lr), dtype=self.compute, device=self.device)
 
     @property
     def rate(self) -> float:

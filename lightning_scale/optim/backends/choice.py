@@ -93,7 +93,6 @@ def takes_cpu_kernels(tensors: list[Tensor]) -> bool:
     return (
         all(t.device.type == "cpu" and t.dtype == tensors[0].dtype and _in_memory(t) and dense(t) for t in tensors)
         and tensors[0].dtype in _DTYPES
-        and not torch.compiler.is_compiling()
         and has_cpu_kernels()
     )
 
@@ -106,7 +105,6 @@ def _for_cpu_kernels(p: Tensor, in_order: bool) -> bool:
         and p.dtype in _DTYPES
         and grad.dtype in _DTYPES
         and (in_order or dense(p))
-        and not torch.compiler.is_compiling()  # inside a user's own graph everything must be traceable
         and _in_memory(p)
         and _in_memory(grad)
     )

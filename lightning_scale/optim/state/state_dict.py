@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,54 +10,60 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_scale.optim.dtensor import local
+from lightning_scale.optim.state.foreign import completed, in_precision, is_own, refuse_other_momentum, translated
 
 
 @contextmanager
-def keep_state_dtypes(
-    optimizer: Optimizer,
-    expected: Callable[[dict[str, Any], Tensor], dict[str, Tensor]],
-    taken: Callable[[Tensor, dict[str, Any]], dict[str, Any]],
-) -> Iterator[None]:
+def keep_state_dtypes(optimizer: Any) -> Iterator[None]:
     """Within this context ``optimizer.load_state_dict`` keeps each state tensor's dtype, and refuses another optimizer's state.
 
     torch casts floating-point parameters' state to the parameter's dtype: float32 moments of a bfloat16 parameter would
-    lose half their bits, and 8-bit codes would become floats. Other hooks see and may change what is loaded as always.
+    lose half their bits, and 8-bit codes would become floats, of four times the memory. So it sees no tensors. Other hooks see
+    and may change what is loaded as always.
 
     Args:
         optimizer: The optimizer that is about to load a state.
-        expected: Returns the state that it would make for this rank's share of a parameter, from the group and the parameter.
-        taken: Turns a loaded state of a parameter into the form that steps take.
 
     Raises:
-        ValueError: (From ``load_state_dict``, before anything is loaded) for state of other dtypes or shapes.
+        ValueError: (From ``load_state_dict``, before anything is loaded) for state that `foreign.translated` refuses, or that has
+            other dtypes or shapes.
     """
-    loaded: dict[str, Any] = {}
+    name = type(optimizer).__name__
+    ready: list[tuple[Tensor, dict[str, Any], set[int]]] = []
 
-    def remember(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        loaded.update(state_dict)
-        state = dict(loaded["state"])
-        for number, group, p in pairs():
-            if number in state:
-                state[number] = taken(p, state[number])
-                _check(type(optimizer).__name__, p, state[number], expected(group, p))
-        loaded["state"] = state
-        return {**state_dict, "state": state}
-
-    def pairs() -> Iterator[tuple[Any, dict[str, Any], Tensor]]:
-        groups, own = loaded["param_groups"], optimizer.param_groups
-        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own]:
-            return  # torch has a sentence for that
-        for theirs, ours in zip(groups, own, strict=True):
-            for number, p in zip(theirs["params"], ours["params"], strict=True):
-                yield number, ours, p
+    def prepare(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        theirs, ours = state_dict["param_groups"], optimizer.param_groups
+        if [len(group["params"]) for group in theirs] != [len(group["params"]) for group in ours]:
+            return state_dict  # torch has a sentence for that
+        own = is_own(state_dict)
+        if "momentum" in optimizer.defaults:
+            refuse_other_momentum(name, "trust_norm" in optimizer.defaults, state_dict)
+        options = (*optimizer.defaults, *optimizer._groups_own, "decay_1d")
+        groups = [completed(*pair, options) for pair in zip(theirs, ours, strict=True)]
+        state = dict(state_dict["state"])
+        for group, mine in zip(groups, ours, strict=True):
+            for number, p in zip(group["params"], mine["params"], strict=True):
+                if not isinstance(state.get(number), Mapping):
+                    continue
+                expected = optimizer._expected_state(group, p)
+                loaded = translated(name, p, optimizer._loaded_state(p, state[number]), expected, group, own)
+                made: set[int] = set() if optimizer._plan.is_flat(p) else in_precision(p, loaded, expected)
+                _check(name, p, loaded, expected)
+                ready.append((p, loaded, made))
+                state[number] = {}
+        if not own:
+            for group in groups:
+                group.pop("step", None)  # which is each parameter's now
+        return {**state_dict, "state": state, "param_groups": groups}
 
     def restore(_: Optimizer) -> None:
-        for number, _group, p in pairs():
-            for key, value in loaded["state"].get(number, {}).items():
+        for p, loaded, made in ready:
+            for key, value in loaded.items():
                 if isinstance(value, Tensor):
-                    optimizer.state[p][key] = value.detach().to(p.device, copy=True)
+                    value = value.detach().to(p.device, copy=id(value) not in made)
+                optimizer.state[p][key] = value
 
-    before = optimizer.register_load_state_dict_pre_hook(remember)  # last, after hooks that edit what is loaded
+    before = optimizer.register_load_state_dict_pre_hook(prepare)  # last, after hooks that edit what is loaded
     after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)  # first, before hooks that look at it
     try:
         yield
