@@ -23,6 +23,12 @@ def non_negative(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} is {value}: give a finite number of at least 0.")
 
 
+def finite(name: str, value: float) -> None:
+    """Raise a ValueError unless ``value`` is a finite number."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}: give a finite number.")
+
+
 def positive(name: str, value: float | None) -> None:
     """Raise a ValueError unless ``value`` is None or above 0."""
     if value is not None and not value > 0:

@@ -74,7 +74,7 @@ class LayerwiseOptimizer(OptimizerBase):
     def _update(self, buckets: list[Bucket], decided: Guard) -> None:
         norms = self._apply(buckets, decided)
         found = [(tuple(g.names), n) for g, n in zip(buckets, norms, strict=True)]
-        rules = [(tuple(g.names), _copy(g.group["lr"]), g.adapts, g.group["trust_ratio_clip"]) for g in buckets]
+        rules = [(tuple(g.names), _copy(g.group["lr"]), g.adapts, _bounds(g.group)) for g in buckets]
         if decided.finite is not None:  # the host does not know whether the step was skipped
             before = dict(self._before if self._plan.flat else self._stats)
             found = [
@@ -117,6 +117,11 @@ class LayerwiseOptimizer(OptimizerBase):
         }
 
 
+def _bounds(group: dict[str, Any]) -> tuple[float, float] | None:
+    """Return the bounds of the ratio that a step is scaled by."""
+    return (0.0, 1.0) if group.get("trust_clip") == "larc" else group["trust_ratio_clip"]
+
+
 def _copy(lr: float | Tensor) -> float | Tensor:
     """Return a rate as it is now, for schedulers fill tensors anew."""
     return lr.detach().reshape(()).clone() if isinstance(lr, Tensor) else lr
@@ -148,7 +153,7 @@ class LayerStats(NamedTuple):
     weight_norm: Tensor
     """‖w‖ before the step."""
     update_norm: Tensor
-    """The norm that the ratio was divided by: ‖u‖ for LAMB, ‖g‖ or ‖m‖ for LARS."""
+    """The norm that the ratio was divided by: ‖u‖ for LAMB, ‖g‖, ‖g + λ w‖ or ‖m‖ for LARS."""
     trust_ratio: Tensor
     """The factor that the step was scaled by; it is 1 for parameters without layer adaptation."""
 
@@ -161,4 +166,4 @@ class LayerRule(NamedTuple):
     adapts: bool
     """Whether the parameter takes a ratio of its own; the ratio is 1 otherwise."""
     clip: tuple[float, float] | None
-    """The bounds that the ratio is kept in (``trust_ratio_clip``)."""
+    """The bounds that the ratio is kept in: ``trust_ratio_clip``, or 0 to 1 with LARC's clip."""

@@ -84,6 +84,8 @@ _MOMENTUM = ("momentum_buffer",)
 _LARS_FORMS = {
     "nesterov": Form({"nesterov": True, "lr_in_momentum": False}),
     "memoryless": Form({"momentum": 0.0}, (Pass("wg", ""), Pass("wg", "w"))),
+    "decayed": Form({"trust_norm": "decayed_gradient", "lr_in_momentum": False}),
+    "dampened": Form({"dampening": 0.3, "trust_clip": "larc", "trust_coefficient": 0.03}),
 }
 _LAMB_FORMS = {
     "uncorrected": Form({"bias_correction": False, "trust_ratio_clip": (0.01, 0.5)}),

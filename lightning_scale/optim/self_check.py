@@ -114,6 +114,7 @@ def _form(optimizer: Any) -> tuple[Any, ...]:
         optimizer.skip_nonfinite,
         optimizer.max_grad_norm is not None,
         optimizer.defaults.get("momentum") == 0,
+        bool(optimizer.defaults.get("dampening")),
         *words,
     )
 

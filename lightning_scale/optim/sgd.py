@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -83,8 +82,7 @@ class SGD8bit(EightBitOptimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         groups.fraction("momentum", group["momentum"])
-        if not math.isfinite(group["dampening"]):
-            raise ValueError(f"dampening is {group['dampening']}: give a finite number.")
+        groups.finite("dampening", group["dampening"])
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 "nesterov=True needs a momentum above 0 and no dampening: give a momentum and dampening=0, or"

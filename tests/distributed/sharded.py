@@ -54,6 +54,16 @@ MAKERS: dict[str, Make] = {
     "LARS": lambda p: LARS(p, lr=2.0, weight_decay=0.1),
     "LARS-outside": lambda p: LARS(p, lr=2.0, nesterov=True, lr_in_momentum=False, max_grad_norm=0.5),
     "LARS-momentum": lambda p: LARS(p, lr=0.02, trust_norm="momentum", weight_decay=0.1),
+    "LARS-decayed": lambda p: LARS(
+        p,
+        lr=0.2,
+        weight_decay=0.3,
+        trust_norm="decayed_gradient",
+        trust_clip="larc",
+        dampening=0.2,
+        trust_coefficient=0.1,
+        max_grad_norm=0.5,
+    ),
     "LARS-memoryless": lambda p: LARS(p, lr=2.0, momentum=0.0),
 }
 

@@ -41,7 +41,8 @@ def ratio(w: Array, other: float, below: float, o: Options, coefficient: float =
     low, high = o["weight_norm_clip"] or (0.0, np.inf)
     value = coefficient * min(max(norm, low), high) / below
     low, high = o["trust_ratio_clip"] or (0.0, np.inf)
-    return min(max(value, low), high)
+    value = min(max(value, low), high)
+    return min(value / o["lr"], 1.0) if o.get("trust_clip") else value
 
 
 def decay(w: Array, o: Options) -> float:
@@ -65,10 +66,11 @@ def lars(w: Array, g: Array, state: State, o: Options) -> Array:
         m = state["m"] = mu * state.get("m", 0.0) + (1 - mu) * d
         norm = float(np.linalg.norm(m))
         return w - lr * ratio(w, norm, norm, o) * m
-    norm = float(np.linalg.norm(g))
-    d = d * ratio(w, norm, norm + decay(w, o) * float(np.linalg.norm(w)) + o["eps"], o, 0.001)
+    norm = float(np.linalg.norm(g if o["trust_norm"] == "gradient" else d))
+    below = norm + (decay(w, o) * float(np.linalg.norm(w)) if o["trust_norm"] == "gradient" else 0.0) + o["eps"]
+    d = d * ratio(w, norm, below, o, o["trust_coefficient"] or 0.001)
     d = d * lr if o["lr_in_momentum"] else d
-    m = state["m"] = mu * state.get("m", 0.0) + d
+    m = state["m"] = mu * state["m"] + (1 - o["dampening"]) * d if state else d
     step = d + mu * m if o["nesterov"] else m
     return w - (step if o["lr_in_momentum"] else lr * step)
 

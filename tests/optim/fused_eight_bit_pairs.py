@@ -28,6 +28,10 @@ KINDS: dict[str, Callable[..., Any]] = {
     "LARS8bit": lambda p, **o: LARS8bit(p, lr=0.1, weight_decay=0.1, **o),
     "LARS8bit-nesterov": lambda p, **o: LARS8bit(p, lr=0.1, nesterov=True, lr_in_momentum=False, **o),
     "LARS8bit-momentum": lambda p, **o: LARS8bit(p, lr=0.1, trust_norm="momentum", weight_decay=0.1, **o),
+    "LARS8bit-decayed": lambda p, **o: LARS8bit(
+        p, lr=0.1, trust_norm="decayed_gradient", weight_decay=0.1, trust_clip="larc", trust_coefficient=0.1, **o
+    ),
+    "LARS8bit-dampened": lambda p, **o: LARS8bit(p, lr=0.1, dampening=0.3, lr_in_momentum=False, **o),
     "LARS8bit-memoryless": lambda p, **o: LARS8bit(p, lr=0.1, momentum=0.0, maximize=True, **o),
 }
 PLAIN_KINDS = {name: make for name, make in KINDS.items() if "-" not in name}

@@ -34,6 +34,8 @@ class Options:
     trust_norm: str = "gradient"
     weight_norm_clip: tuple[float, float] | None = None
     trust_ratio_clip: tuple[float, float] | None = None
+    trust_clip: str | None = None
+    dampening: float = 0.0
     max_grad_norm: float | None = None
     exclude_1d: bool = True
     layer_adaptation: bool = True
@@ -59,6 +61,13 @@ def norm(x: Array) -> float:
 def clip(value: float, bounds: tuple[float, float] | None) -> float:
     """`value` moved into [low, high], or as it is without bounds."""
     return value if bounds is None else min(max(value, bounds[0]), bounds[1])
+
+
+def larc(ratio: float, o: Options) -> float:
+    """LARC's clip: the layer's rate, lr times what this returns, is the smaller one of the ratio and lr."""
+    if o.trust_clip is None:
+        return ratio
+    return min(ratio, o.lr) / o.lr if o.lr > 0 else 1.0
 
 
 def round_to_bfloat16(x: Array) -> Array:
@@ -96,20 +105,22 @@ def lars_step(w: Array, g: Array, state: dict[str, Any], o: Options) -> Result:
         buf = mu * buf + (1 - mu) * (g + o.weight_decay * w)
         shown = norm(buf)
         if o.layer_adaptation and w_norm != 0 and shown != 0:
-            ratio = clip(eta * clip(w_norm, o.weight_norm_clip) / shown, o.trust_ratio_clip)
+            ratio = larc(clip(eta * clip(w_norm, o.weight_norm_clip) / shown, o.trust_ratio_clip), o)
         new = w - o.lr * ratio * buf
     else:
         eta = 0.001 if o.trust_coefficient is None else o.trust_coefficient
-        shown = norm(g)
+        decayed = o.trust_norm == "decayed_gradient"
+        shown = norm(g + o.weight_decay * w) if decayed else norm(g)
+        taken = 1.0 if not state else 1 - o.dampening
         if o.layer_adaptation and w_norm != 0 and shown != 0:
-            ratio = eta * clip(w_norm, o.weight_norm_clip) / (shown + o.weight_decay * w_norm + o.eps)
-            ratio = clip(ratio, o.trust_ratio_clip)
+            ratio = eta * clip(w_norm, o.weight_norm_clip) / (shown + (not decayed) * o.weight_decay * w_norm + o.eps)
+            ratio = larc(clip(ratio, o.trust_ratio_clip), o)
         d = ratio * (g + o.weight_decay * w)
         if o.lr_in_momentum:
-            buf = mu * buf + o.lr * d
+            buf = mu * buf + taken * o.lr * d
             new = w - (o.lr * d + mu * buf) if o.nesterov else w - buf
         else:
-            buf = mu * buf + d
+            buf = mu * buf + taken * d
             new = w - o.lr * (d + mu * buf) if o.nesterov else w - o.lr * buf
     return Result(new, {"step": state.get("step", 0) + 1, "momentum_buffer": buf}, w_norm, shown, ratio)
 

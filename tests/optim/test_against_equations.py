@@ -47,6 +47,16 @@ LARS_OPTIONS: list[dict[str, Any]] = [
     {"max_grad_norm": 1.0, "weight_decay": 0.1},
     {"max_grad_norm": 0.1, "maximize": True, "weight_decay": 0.3, "exclude_1d": False},
     {"maximize": True, "weight_decay": 0.3, "nesterov": True},
+    {"trust_norm": "decayed_gradient", "weight_decay": 0.1},
+    {"trust_norm": "decayed_gradient", "weight_decay": 0.5, "exclude_1d": False, "eps": 0.5, "nesterov": True},
+    {"trust_norm": "decayed_gradient", "weight_decay": 0.1, "lr_in_momentum": False, "max_grad_norm": 0.3},
+    {"trust_norm": "decayed_gradient", "weight_decay": 0.3, "maximize": True, "trust_ratio_clip": (1e-4, 1e-3)},
+    {"trust_norm": "decayed_gradient", "weight_decay": 0.1, "trust_clip": "larc", "trust_coefficient": 0.02},
+    {"trust_clip": "larc", "trust_coefficient": 0.02, "weight_decay": 0.1},
+    {"trust_clip": "larc", "trust_coefficient": 0.02, "trust_ratio_clip": (0.0, 0.01), "lr_in_momentum": False},
+    {"dampening": 0.4, "weight_decay": 0.1},
+    {"dampening": -0.5, "weight_decay": 0.1, "lr_in_momentum": False, "trust_norm": "decayed_gradient"},
+    {"trust_norm": "momentum", "trust_clip": "larc", "trust_coefficient": 0.03, "weight_decay": 0.1},
     {"trust_norm": "momentum"},
     {"trust_norm": "momentum", "weight_decay": 0.1, "eps": 0.5},
     {"trust_norm": "momentum", "weight_decay": 0.1, "exclude_1d": False, "momentum": 0.6},
@@ -119,13 +129,16 @@ def lamb_options(draw: st.DrawFn) -> dict[str, Any]:
 def lars_options(draw: st.DrawFn) -> dict[str, Any]:
     options = draw(common_options()) | {
         "trust_coefficient": draw(st.sampled_from([None, 0.001, 0.5, 1.0])),
-        "trust_norm": draw(st.sampled_from(["gradient", "momentum"])),
+        "trust_norm": draw(st.sampled_from(["gradient", "decayed_gradient", "momentum"])),
+        "trust_clip": draw(st.sampled_from([None, "larc"])),
         "momentum": draw(st.sampled_from([0.0, 0.5, 0.9])),
         "eps": draw(st.sampled_from([0.0, 1e-8, 0.1])),
     }
-    if options["trust_norm"] == "gradient":
+    if options["trust_norm"] != "momentum":
         options["lr_in_momentum"] = draw(st.booleans())
         options["nesterov"] = options["momentum"] > 0 and draw(st.booleans())
+        dampens = options["momentum"] > 0 and not options["nesterov"]
+        options["dampening"] = draw(st.sampled_from([0.0, 0.3])) if dampens else 0.0
     return options
 
 

@@ -4,7 +4,7 @@ LAMB. Algorithm 2 of arXiv 1904.00962 with bias correction inside u: optax does 
 pytorch_optimizer multiply the learning rate by their bias correction after the ratio was taken from uncorrected moments, so
 they are compared without it (the paper's version 3 has none). Both clamp the weight norm to at most 10, which the papers do not.
 LARS. pytorch_optimizer and torch_optimizer keep the learning rate outside the momentum, optax puts it inside. optax divides by
-the norm of g + λw, the paper by ‖g‖ + λ‖w‖: the same only without decay, or without a layer's ratio.
+the norm of g + λw (trust_norm="decayed_gradient"), the paper by ‖g‖ + λ‖w‖: the same only without decay.
 """
 
 from __future__ import annotations
@@ -242,6 +242,21 @@ def test_lars_without_decay_is_optax_lars(dtype: torch.dtype, constant: bool, ne
 
 
 @dtypes
+@schedules
+@pytest.mark.parametrize("eps", [0.0, 0.5])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_on_the_decayed_gradient_is_optax_lars(
+    dtype: torch.dtype, constant: bool, nesterov: bool, eps: float
+) -> None:
+    options = {"momentum": 0.8, "nesterov": nesterov, "trust_coefficient": 0.3, "eps": eps, "weight_decay": 0.2}
+    ours = run_torch(
+        lambda p: LARS(p, 0.1, trust_norm="decayed_gradient", exclude_1d=False, **options), dtype, rates(constant)
+    )
+    theirs = run_optax(lambda lr: optax.lars(lr, **options), dtype, rates(constant))
+    assert_same(ours, theirs, dtype)
+
+
+@dtypes
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_lars_with_decay_and_no_ratio_is_optax_lars_with_a_mask(dtype: torch.dtype, nesterov: bool) -> None:
     """Decay is comparable where there is no ratio: trust_ratio_mask=False is layer_adaptation=False."""
@@ -291,6 +306,19 @@ def test_lars_by_the_norm_of_the_momentum_is_a_chain_of_optax(
 def test_lars_without_ratios_is_sgd_of_torch(dtype: torch.dtype) -> None:
     """torch.optim.SGD keeps lr outside the momentum."""
     options = {"momentum": 0.8, "weight_decay": 0.2, "nesterov": True}
+    ours = run_torch(
+        lambda p: LARS(
+            [{"params": p, "weight_decay": 0.2, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options
+        ),
+        dtype,
+        rates(False),
+    )
+    assert_same(ours, run_torch(lambda p: torch.optim.SGD(p, 0.1, **options), dtype, rates(False)), dtype)
+
+
+@dtypes
+def test_dampening_is_that_of_torch(dtype: torch.dtype) -> None:
+    options = {"momentum": 0.8, "weight_decay": 0.2, "dampening": 0.3}
     ours = run_torch(
         lambda p: LARS(
             [{"params": p, "weight_decay": 0.2, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options

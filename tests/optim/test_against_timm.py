@@ -81,6 +81,20 @@ def test_lars(dtype: torch.dtype, constant: bool, nesterov: bool) -> None:
 
 
 @dtypes
+@schedules
+@pytest.mark.parametrize("dampening", [0.0, 0.3])
+def test_larc_and_dampening(dtype: torch.dtype, constant: bool, dampening: float) -> None:
+    kind = timms("lars", "Lars")
+    options = {"momentum": 0.9, "dampening": dampening}
+    expected = run_torch(
+        lambda p: kind(two_groups(p, 0.1), trust_coeff=0.02, trust_clip=True, **options), dtype, rates(constant)
+    )
+    more: dict[str, Any] = {"trust_coefficient": 0.02, "trust_clip": "larc", "lr_in_momentum": False}
+    got = run_torch(lambda p: LARS(p, 0.1, weight_decay=0.1, **more, **options), dtype, rates(constant))
+    assert_same(got, expected, dtype)
+
+
+@dtypes
 def test_lars_without_decay_is_sgd_there_alone(dtype: torch.dtype) -> None:
     kind = timms("lars", "Lars")
     theirs = run_torch(lambda p: kind(p, momentum=0.9), dtype, rates(True))

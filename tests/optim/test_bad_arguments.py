@@ -48,6 +48,12 @@ CASES: list[tuple[Any, str, dict[str, Any]]] = [
     (LARS, "trust_norm", {"trust_norm": "weights"}),
     (LARS, "nesterov", {"nesterov": True, "momentum": 0.0}),
     (LARS, "nesterov", {"nesterov": True, "trust_norm": "momentum"}),
+    (LARS, "nesterov", {"nesterov": True, "dampening": 0.1}),
+    (LARS, "dampening", {"dampening": NAN}),
+    (LARS, "dampening", {"dampening": 0.1, "trust_norm": "momentum"}),
+    (LARS, "trust_clip", {"trust_clip": True}),
+    (LARS, "trust_clip", {"trust_clip": "LARC"}),
+    (LARS, "trust_clip", {"trust_clip": (0.0, 1.0)}),
     (LARS, "lr_in_momentum", {"lr_in_momentum": False, "trust_norm": "momentum"}),
 ]
 

@@ -30,6 +30,10 @@ KINDS: dict[str, Callable[..., Any]] = {
     "LARS": lambda p, **o: LARS(p, lr=0.1, **o),
     "LARS-nesterov": lambda p, **o: LARS(p, lr=0.1, nesterov=True, lr_in_momentum=False, **o),
     "LARS-memoryless": lambda p, **o: LARS(p, lr=0.1, momentum=0.0, max_grad_norm=0.5, **o),
+    "LARS-decayed": lambda p, **o: LARS(
+        p, lr=0.1, trust_norm="decayed_gradient", trust_clip="larc", trust_coefficient=0.1, max_grad_norm=0.5, **o
+    ),
+    "LARS-dampened": lambda p, **o: LARS(p, lr=0.1, dampening=0.3, trust_clip="larc", trust_coefficient=0.1, **o),
     "LARS-momentum": lambda p, **o: LARS(p, lr=0.1, trust_norm="momentum", maximize=True, **o),
 }
 # A step rounds about 25 times, and norms add up thousands of squares in another order.

@@ -73,11 +73,13 @@ class TrustRatio:
         adapt: For each layer, whether it takes a ratio of its own (1 otherwise); 1-D bool tensor on the bucket's device.
         weight_norm_clip: φ's bounds on the weight norm.
         clip: Bounds on the ratio.
+        larc: Whether the ratio is then min(ratio / lr, 1).
     """
 
     adapt: Tensor
     weight_norm_clip: tuple[float, float] | None
     clip: tuple[float, float] | None
+    larc: bool
 
 
 Addresses = NDArray[np.int64]
@@ -187,7 +189,8 @@ class Bucket:
             )
         else:
             adapt = constant(self.layout, "adapt", self.adapts, torch.bool, self.device)
-        return TrustRatio(adapt, self.group["weight_norm_clip"], self.group["trust_ratio_clip"])
+        larc = self.group.get("trust_clip") == "larc"
+        return TrustRatio(adapt, self.group["weight_norm_clip"], self.group["trust_ratio_clip"], larc)
 
     def _by_dimensions(self, name: str, one: Any, more: Any) -> list[Any]:
         """Of each layer: ``one`` for at most one dimension, else ``more``."""

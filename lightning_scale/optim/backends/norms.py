@@ -173,16 +173,24 @@ def lamb_ratio(bucket: Bucket, weight_norm: Tensor, update_norm: Tensor) -> Tens
 
 
 def lars_ratio(bucket: Bucket, weight_norm: Tensor, other_norm: Tensor) -> Tensor:
-    """LARS': η φ(‖w‖) / (‖g‖ + λ ‖w‖ + ε), or η φ(‖w‖) / ‖m‖ of each layer, 1-D."""
+    """LARS': η φ(‖w‖) / (‖g‖ + λ ‖w‖ + ε), η φ(‖w‖) / (‖g + λ w‖ + ε), or η φ(‖w‖) / ‖m‖ of each layer, 1-D."""
     denominator = other_norm
     if bucket.group["trust_norm"] == "gradient":
         decay = constant(bucket.layout, "decays", bucket.weight_decay, weight_norm.dtype, weight_norm.device)
         denominator = other_norm + decay * weight_norm + bucket.group["eps"]
-    return _trust_ratio(weight_norm, other_norm, bucket.trust, denominator, trust_coefficient(bucket.group))
+    elif bucket.group["trust_norm"] == "decayed_gradient":
+        denominator = other_norm + bucket.group["eps"]
+    lr = bucket.lr if bucket.trust.larc else None
+    return _trust_ratio(weight_norm, other_norm, bucket.trust, denominator, trust_coefficient(bucket.group), lr)
 
 
 def _trust_ratio(
-    weight_norm: Tensor, update_norm: Tensor, rule: TrustRatio, denominator: Tensor, coefficient: float = 1.0
+    weight_norm: Tensor,
+    update_norm: Tensor,
+    rule: TrustRatio,
+    denominator: Tensor,
+    coefficient: float = 1.0,
+    lr: Tensor | None = None,
 ) -> Tensor:
     """``coefficient · φ(‖w‖) / denominator``, clipped; 1 where a norm is 0 or the layer is excluded.
 
@@ -192,21 +200,31 @@ def _trust_ratio(
         rule: Which layers adapt, and the clips.
         denominator: What φ(‖w‖) is divided by.
         coefficient: A constant factor.
+        lr: The rate that LARC's clip compares the ratio with, where there is one.
     """
     if weight_norm.device.type == "cpu":
         # By numpy, which takes a microsecond for an operation where torch takes many.
         w, n, adapt, below = (t.numpy() for t in (weight_norm, update_norm, rule.adapt, denominator))
-        return torch.from_numpy(ratio_by_numpy(w, n, adapt, below, rule, coefficient))
+        rate = None if lr is None else lr.numpy()
+        return torch.from_numpy(ratio_by_numpy(w, n, adapt, below, rule, coefficient, rate))
     phi = weight_norm.clamp(*rule.weight_norm_clip) if rule.weight_norm_clip else weight_norm
     value = coefficient * phi / denominator
     if rule.clip:
         value = value.clamp(*rule.clip)
+    if lr is not None:  # the ratio is compared before it is divided: a rate of 0 makes no NaN
+        value = torch.where(value >= lr, torch.ones_like(value), value / lr)
     adapts = rule.adapt & (weight_norm > 0) & (update_norm > 0)
     return torch.where(adapts, value, torch.ones_like(value))
 
 
 def ratio_by_numpy(
-    weight_norm: Array, update_norm: Array, adapt: Array, denominator: Array, rule: TrustRatio, coefficient: float
+    weight_norm: Array,
+    update_norm: Array,
+    adapt: Array,
+    denominator: Array,
+    rule: TrustRatio,
+    coefficient: float,
+    lr: Array | None = None,
 ) -> Array:
     """What `_trust_ratio` says, on numbers of the host."""
     phi = weight_norm.clip(*rule.weight_norm_clip) if rule.weight_norm_clip else weight_norm
@@ -214,6 +232,9 @@ def ratio_by_numpy(
         value = weight_norm.dtype.type(coefficient) * phi / denominator
     if rule.clip:
         value = value.clip(*rule.clip)
+    if lr is not None:
+        with np.errstate(all="ignore"):
+            value = np.where(value >= lr, value.dtype.type(1), value / lr)
     adapts = adapt & (weight_norm > 0) & (update_norm > 0)
     chosen: Array = np.where(adapts, value, value.dtype.type(1))
     return chosen

@@ -386,10 +386,11 @@ def count(steps, found):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def finish_layers(begin, end, layer, sums, adapt, bounds, coefficient, lr, found, rate):  # type: ignore[no-untyped-def]
+def finish_layers(begin, end, layer, sums, adapt, bounds, coefficient, lr, larc, found, rate):  # type: ignore[no-untyped-def]
     """The norms, the trust ratio and the rate of each layer of some chunks, whose sums are added in order.
 
-    found: [3, layers]: ‖w‖, ‖u‖ and coefficient · φ(‖w‖) / ‖u‖, clipped; 1 where a norm is 0 or the layer is excluded.
+    found: [3, layers]: ‖w‖, ‖u‖ and coefficient · φ(‖w‖) / ‖u‖, clipped (larc: then min(ratio / lr, 1)); 1 where a norm is 0
+    or the layer is excluded.
     """
     phi_low, phi_high, low, high = bounds
     c = begin
@@ -405,5 +406,7 @@ def finish_layers(begin, end, layer, sums, adapt, bounds, coefficient, lr, found
         if adapt[of] and w > 0 and u > 0:
             ratio = coefficient * min(max(w, phi_low), phi_high) / u
             ratio = min(max(ratio, low), high)
+            if larc:
+                ratio = np.float32(1) if ratio >= lr else ratio / lr
         found[0, of], found[1, of], found[2, of] = w, u, ratio
         rate[of] = ratio * lr

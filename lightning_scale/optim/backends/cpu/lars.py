@@ -1,5 +1,5 @@
-"""LARS on CPUs, with its momentum in float32 or in 8 bits: on the gradient's norm (You et al. 2017, arXiv 1708.03888), or on
-the momentum's (You et al. 2019, arXiv 1904.00962, algorithm 1).
+"""LARS on CPUs, with its momentum in float32 or in 8 bits: on the gradient's norm (You et al. 2017, arXiv 1708.03888), with
+or without the decay in it, or on the momentum's (You et al. 2019, arXiv 1904.00962, algorithm 1).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lightning_scale.optim.backends.cpu.elements import (
     store_weight,
 )
 from lightning_scale.optim.backends.cpu.lamb import move
-from lightning_scale.optim.backends.cpu.launch import Group, Launch, float32s, layer_squares, two_passes
+from lightning_scale.optim.backends.cpu.launch import Group, Launch, float32s, layer_norms, layer_squares, two_passes
 from lightning_scale.optim.backends.cpu.quantization import QUANTUM, read_signed, write_signed
 from lightning_scale.optim.backends.norms import trust_coefficient
 
@@ -47,6 +47,28 @@ def update_momentum(g, m, w, momentum, rest, decay):  # type: ignore[no-untyped-
     """m = μ m + (1-μ) (g + λ w)"""
     for i in range(w.size):
         m[i] = m[i] * momentum + (g[i] + w[i] * decay) * rest
+
+
+@kernel
+def measure_decayed(turns, tensors, kinds, chunks, factor, decay, sums):  # type: ignore[no-untyped-def]
+    """The first pass on the decayed gradient: Σ w² and Σ (g + λ w)² of each chunk."""
+    grads = tensors[2]
+    layer, tensor, start, stop, _, _, _, _ = chunks
+    w_buffer, g_buffer, d_buffer = block_memory(), block_memory(), block_memory()
+    for c in ascending(turns):
+        t = tensor[c]
+        ww = dd = 0.0
+        for a in range(start[c], stop[c], BLOCK):
+            b = min(a + BLOCK, stop[c])
+            w = load_weight(tensors, kinds, t, a, b, w_buffer)
+            g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
+            d = floats(d_buffer, 0, b - a)
+            for i in range(d.size):
+                d[i] = g[i] + w[i] * decay[layer[c]]
+            ww += squares(w)
+            dd += squares(d)
+        sums[0, c] = ww
+        sums[1, c] = dd
 
 
 @kernel
@@ -147,28 +169,50 @@ def measure_momentum_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers
 
 def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     """One LARS step on a bucket, in place."""
-    remembers = bucket.group["momentum"] != 0 or bucket.group["trust_norm"] == "momentum"
-    launch = Launch(bucket, guard, ("momentum_buffer",) if remembers else ())
+    group = bucket.group
+    remembers = group["momentum"] != 0 or group["trust_norm"] == "momentum"
+    needs = ("step", "momentum_buffer") if group["dampening"] else ("momentum_buffer",)
+    launch = Launch(bucket, guard, needs if remembers else ())
     return _on_momentum(bucket, launch) if bucket.group["trust_norm"] == "momentum" else _on_gradient(bucket, launch)
 
 
 def _on_gradient(bucket: Bucket, launch: Launch) -> FirstPass:
     group = bucket.group
-    norms = bucket.norms
-    if norms is None:
-        squares = (launch.weight_squares(), layer_squares(bucket.layout, launch.grads))
-        norms = torch.stack([own.sqrt() for own in squares])
-    clipped = norms * torch.tensor([[1.0], [abs(float(launch.factor))]], dtype=torch.float64, device="cpu")
+    norms = _norms(bucket, launch)
     own, buffered = nesterov(bucket)
     outside = 1.0 if group["lr_in_momentum"] else bucket.rate
 
     def second(ratios: Tensor) -> None:
         inside = (ratios * bucket.lr if group["lr_in_momentum"] else ratios).numpy()
-        move_all(
-            launch, (group["momentum"], own, buffered, outside), inside, np.ones(len(bucket.params), np.float32), True
-        )
+        move_all(launch, (group["momentum"], own, buffered, outside), inside, shares(bucket, launch), True)
 
-    return FirstPass(clipped, second)
+    return FirstPass(norms, second)
+
+
+def _norms(bucket: Bucket, launch: Launch) -> Tensor:
+    """[2, layers] float64: ‖w‖, and ‖g‖ or ‖g + λ w‖ of the clipped gradient."""
+    if bucket.group["trust_norm"] == "decayed_gradient":
+        chunks = launch.chunks
+        for group in chunks.spans:
+            launch.run(
+                measure_decayed, group, launch.tensors, launch.kinds, chunks.columns, launch.factor, launch.decays, chunks.sums
+            )  # fmt: skip
+        return layer_norms(bucket.layout, chunks)
+    norms = bucket.norms
+    if norms is None:
+        squares = (launch.weight_squares(), layer_squares(bucket.layout, launch.grads))
+        norms = torch.stack([own.sqrt() for own in squares])
+    return norms * torch.tensor([[1.0], [abs(float(launch.factor))]], dtype=torch.float64, device="cpu")
+
+
+def shares(bucket: Bucket, launch: Launch) -> np.ndarray:
+    """[tensors] float32: how much of d the momentum takes, all of the first, and of later ones what dampening leaves.
+
+    This counts the step where steps are counted.
+    """
+    if not bucket.steps:
+        return np.ones(len(bucket.params), np.float32)
+    return np.where(launch.count_steps() == 1, np.float32(1), np.float32(1 - bucket.group["dampening"]))
 
 
 def nesterov(bucket: Bucket) -> tuple[float, float]:

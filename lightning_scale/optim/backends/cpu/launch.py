@@ -279,18 +279,23 @@ def two_passes(
                 second(group, rate)
             launch.copy_back()
 
-        return FirstPass(torch.from_numpy(np.sqrt(_by_layer(chunks.layer, chunks.sums, layers))), move)
+        return FirstPass(layer_norms(bucket.layout, chunks), move)
     found = np.zeros((3, layers), np.float32)
     found[2] = 1
     adapt, trust = bucket.trust.adapt.numpy(), bucket.trust
     bounds = float32s(*(trust.weight_norm_clip or (0.0, math.inf)), *(trust.clip or (0.0, math.inf)))
-    numbers = (chunks.layer, chunks.sums, adapt, bounds, np.float32(coefficient), lr, found, rate)
+    numbers = (chunks.layer, chunks.sums, adapt, bounds, np.float32(coefficient), lr, trust.larc, found, rate)
     for group in chunks.groups:
         first(group)
         elements.finish_layers(group.begin, group.end, *numbers)
         second(group, rate)
     launch.copy_back()
     return LayerNorms(*torch.from_numpy(found).unbind())
+
+
+def layer_norms(layout: Layout, chunks: Chunks) -> Tensor:
+    """[2, layers] float64: the roots of what kernels have summed over each layer's chunks."""
+    return torch.from_numpy(np.sqrt(_by_layer(chunks.layer, chunks.sums, len(layout.layers))))
 
 
 def layer_squares(

@@ -1,13 +1,14 @@
-"""LARS, one layer after the other: You et al. 2017 (arXiv 1708.03888), or the 2019 form on the momentum (arXiv 1904.00962,
-algorithm 1).
+"""LARS, one layer after the other: You et al. 2017 (arXiv 1708.03888), its form on the norm of g + λ w, or the 2019 form on
+the momentum (arXiv 1904.00962, algorithm 1).
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Bucket, FirstPass, Guard
-from lightning_scale.optim.backends.reference.chunks import Chunk, chunks, norms
+from lightning_scale.optim.backends.reference.chunks import Chunk, chunks, count, norms
 
 
 def decayed(g: Tensor, w: Tensor, decay: float) -> Tensor:
@@ -20,12 +21,18 @@ def update_momentum(d: Tensor, m: Tensor, momentum: float) -> Tensor:
     return m * momentum + d * (1 - momentum)
 
 
-def direction(d: Tensor, m: Tensor | None, momentum: float, nesterov: bool) -> tuple[Tensor, Tensor]:
-    """The form of 2017: m = μ m + d, and what is taken off the weights: m, or with Nesterov's momentum d + μ m."""
-    if m is None:
-        return d, d
-    m = m * momentum + d
+def direction(d: Tensor, m: Tensor, momentum: float, share: Tensor, nesterov: bool) -> tuple[Tensor, Tensor]:
+    """m = μ m + share · d, and what is taken off the weights: m, or with Nesterov's momentum d + μ m"""
+    m = m * momentum + d * share
     return (d + m * momentum if nesterov else m), m
+
+
+def shares(bucket: Bucket) -> list[Tensor]:
+    """How much of d each local tensor's momentum takes: all of the first, and of later ones what dampening leaves; 0-d."""
+    first, later = torch.ones_like(bucket.lr), torch.full_like(bucket.lr, 1 - bucket.group["dampening"])
+    if not bucket.steps:
+        return [first] * len(bucket.params)
+    return [torch.where(step.to(first.device) == 0, first, later) for step in bucket.steps]
 
 
 def apply(w: Tensor, step: Tensor) -> Tensor:
@@ -34,7 +41,9 @@ def apply(w: Tensor, step: Tensor) -> Tensor:
 
 
 def lars(bucket: Bucket, guard: Guard) -> FirstPass:
-    """The first pass of a step only measures ‖w‖ and ‖g‖ (or ‖m‖); the second computes the same again, and takes the step."""
+    """The first pass of a step only measures ‖w‖ and ‖g‖, ‖g + λ w‖ or ‖m‖; the second computes the same again, and takes the
+    step.
+    """
     return _on_momentum(bucket, guard) if bucket.group["trust_norm"] == "momentum" else _on_gradient(bucket, guard)
 
 
@@ -42,17 +51,22 @@ def _on_gradient(bucket: Bucket, guard: Guard) -> FirstPass:
     group = bucket.group
 
     def second(ratio: Tensor) -> None:
-        inside = (ratio * bucket.lr if group["lr_in_momentum"] else ratio).unbind()
+        inside, share = (ratio * bucket.lr if group["lr_in_momentum"] else ratio).unbind(), shares(bucket)
         for chunk in chunks(bucket, guard):
             w = chunk.weight()
-            d = decayed(chunk.gradient(), w, chunk.decay) * inside[chunk.layer]
-            before = chunk.moment("momentum_buffer") if chunk.moments else None
-            step, m = direction(d, before, group["momentum"], group["nesterov"])
-            chunk.set_weight(apply(w, step if group["lr_in_momentum"] else step * bucket.lr))
+            step = decayed(chunk.gradient(), w, chunk.decay) * inside[chunk.layer]
             if chunk.moments:
+                m = chunk.moment("momentum_buffer")
+                step, m = direction(step, m, group["momentum"], share[chunk.tensor], group["nesterov"])
                 chunk.set_moment("momentum_buffer", m)
+            chunk.set_weight(apply(w, step if group["lr_in_momentum"] else step * bucket.lr))
+        count(bucket, guard)
 
-    return FirstPass(norms(bucket, guard, Chunk.gradient), second)
+    def measured(chunk: Chunk) -> Tensor:
+        g = chunk.gradient()
+        return decayed(g, chunk.weight(), chunk.decay) if group["trust_norm"] == "decayed_gradient" else g
+
+    return FirstPass(norms(bucket, guard, measured), second)
 
 
 def _on_momentum(bucket: Bucket, guard: Guard) -> FirstPass:

@@ -298,8 +298,8 @@ def _both(  # type: ignore[no-untyped-def]
                 PARAM, WEIGHT, GRAD, MASTER, BIAS, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
         layer = tl.load(layer_of + item)
         if is_last(done, layer, first):
-            finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, 1.0, eps,
-                         phi_low, phi_high, low, high, False, False, SUM_BLOCK)  # fmt: skip
+            finish_layer(layer, layers, chunks, first, partial, decays, adapts, rate, stats, scale, 1.0, 0.0,
+                         phi_low, phi_high, low, high, False, False, False, SUM_BLOCK)  # fmt: skip
             open_second_pass(done, layer)
     elif ratio_is_known(done, tl.load(layer_of - 1 - item), first, layers, attempts, gave_up):
         apply(-1 - item, parameters, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,

@@ -102,16 +102,19 @@ def finish_layer(  # type: ignore[no-untyped-def]
     stats,  # [3, layers] float32: ‖w‖, the other norm, the ratio
     scale,  # [layers] float32: what pass 2 takes
     coefficient, eps, phi_low, phi_high, low, high,
-    PLUS_DECAY: tl.constexpr, RATE_OUTSIDE: tl.constexpr, BLOCK: tl.constexpr,
+    PLUS_DECAY: tl.constexpr, RATE_OUTSIDE: tl.constexpr, LARC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The norms and the ratio of a layer that has been through pass 1; the same operations as `ratios`."""
     begin, end = tl.load(first + layer), tl.load(first + layer + 1)
     w = tl.sqrt(sum_of_chunks(partial, begin, end, BLOCK)).to(tl.float32)
     n = tl.sqrt(sum_of_chunks(partial + chunks, begin, end, BLOCK)).to(tl.float32)
-    below = n
+    below = n + eps
     if PLUS_DECAY:
         below = n + tl.load(decays + layer) * w + eps
     ratio = within(tl.div_rn(coefficient * within(w, phi_low, phi_high), below), low, high)
+    if LARC:
+        rate = tl.load(rate_at)
+        ratio = tl.where(ratio >= rate, 1.0, tl.div_rn(ratio, rate))
     ratio = tl.where((tl.load(adapts + layer) != 0) & (w > 0) & (n > 0), ratio, 1.0)
     tl.store(stats + layer, w)
     tl.store(stats + layers + layer, n)
