@@ -32,7 +32,10 @@ OPTIMIZERS: dict[str, Any] = {
         p, lr=0.2, nesterov=True, lr_in_momentum=False, max_grad_norm=0.5, trust_coefficient=0.1
     ),
     "LARS-momentum": MAKERS["LARS-momentum"],
-    "LARS-decayed": MAKERS["LARS-decayed"],
+    "LARS-decayed": lambda p: LARS(
+        p, lr=0.1, momentum=0.5, weight_decay=0.1, trust_norm="decayed_gradient", trust_clip="larc", dampening=0.2,
+        trust_coefficient=0.02,
+    ),  # fmt: skip
     "LARS-memoryless": lambda p: LARS(p, lr=0.2, momentum=0.0, trust_coefficient=0.1),
     "LAMB-masters": lambda p: LAMB(p, lr=0.02, weight_decay=0.1, max_grad_norm=0.5, master_weights=True),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
