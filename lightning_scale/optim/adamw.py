@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,10 @@ class AdamW8bit(EightBitOptimizer):
         eps: ε, which is added to the root of the second moment.
         weight_decay: λ, the share that every step takes off the weights, times the rate.
         max_grad_norm: First scale all gradients so that their global L2 norm is at most this.
+        exclude: Patterns (``fnmatch``'s, such as ``["*.bn.*", "head.*"]``) of parameters' names in ``named_parameters()``. What
+            they match has no weight decay, whatever its group says. What wrappers put into names (``_orig_mod.``) may
+            be left out. A pattern that matches no parameter is an error.
+        eight_bit_except: Patterns of the names of parameters that keep float32 moments, whatever their size.
         master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and take the steps on those.
         skip_nonfinite: Leave out a step with a NaN or Inf in any gradient: weights and state stay as they were, and
             ``skipped_steps`` counts it.
@@ -64,6 +69,8 @@ class AdamW8bit(EightBitOptimizer):
         weight_decay: float = 1e-2,
         *,
         max_grad_norm: float | None = None,
+        exclude: Sequence[str] | None = None,
+        eight_bit_except: Sequence[str] | None = None,
         master_weights: bool = False,
         skip_nonfinite: bool = True,
         maximize: bool = False,
@@ -74,10 +81,18 @@ class AdamW8bit(EightBitOptimizer):
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
+            "exclude": exclude,
             "master_weights": master_weights,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, fused=fused)
+        super().__init__(
+            params,
+            defaults,
+            eight_bit_except=eight_bit_except,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            fused=fused,
+        )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)

@@ -42,7 +42,13 @@ class OptimizerBase(Optimizer):
 
     _groups_own: ClassVar[tuple[str, ...]] = ()
     """The options that a group may have and the constructor does not."""
-    _pickled: ClassVar[tuple[str, ...]] = ("max_grad_norm", "skip_nonfinite", "fused", "skipped_steps")
+    _pickled: ClassVar[tuple[str, ...]] = (
+        "max_grad_norm",
+        "skip_nonfinite",
+        "fused",
+        "skipped_steps",
+        "eight_bit_except",
+    )
     """The attributes beside torch's that a copied or unpickled optimizer has, too."""
     _waits: ClassVar[bool] = False
     """Whether the Triton kernels of this optimizer wait for one another inside a launch."""
@@ -52,6 +58,8 @@ class OptimizerBase(Optimizer):
     """Whether moments lie in row-major order, whatever the parameters' memory format: 8-bit ones do."""
     _eight_bit_from: ClassVar[float] = math.inf
     """The number of elements from which on a layer's moments are kept in 8 bits."""
+    eight_bit_except: tuple[str, ...] | None = None
+    """Patterns of the names of parameters whose moments are not."""
 
     def __init__(
         self,
@@ -70,7 +78,10 @@ class OptimizerBase(Optimizer):
         self.skip_nonfinite = skip_nonfinite
         self.fused = fused
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device="cpu")
-        self._plan = StepPlan(self._in_order, self._eight_bit_from)
+        self._plan = self._new_plan()
+        groups.check_patterns("eight_bit_except", self.eight_bit_except, self.param_groups)
+        if "exclude" in defaults:
+            groups.check_patterns("exclude", groups.patterns("exclude", defaults["exclude"]), self.param_groups)
         self._decided: list[Guard | None] = []  # by `decide`, for all calls of a step
         self._lost_layouts = False  # of flat tensors: a copy has others, which say nothing of layers
 
@@ -94,12 +105,19 @@ class OptimizerBase(Optimizer):
             self._plan.forget()  # what all parameters together decide may be otherwise now
         group = self.param_groups[-1]
         try:
+            if "exclude" in self.defaults:
+                self._check_exclude(group)
             self._check_group(group)
             for p in group["params"]:
                 refuse_unsupported(p)
         except Exception:
             self.param_groups.pop()
             raise
+
+    def _check_exclude(self, group: dict[str, Any]) -> None:
+        group["exclude"] = groups.patterns("exclude", group["exclude"])
+        if group["exclude"] != groups.patterns("exclude", self.defaults["exclude"]):  # these may match in another group
+            groups.check_patterns("exclude", group["exclude"], [group])
 
     def _complete_group(self, group: dict[str, Any]) -> None:
         """Add to a group what follows from the keys that its user has written, and from those left out."""
@@ -350,7 +368,9 @@ class OptimizerBase(Optimizer):
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """Return the state that a parameter has before its first step, on the meta device."""
         dtype = compute_dtype(p) if group["master_weights"] else p.dtype
-        return self._init_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), self._plan.layout_of(p))
+        name = groups.parameter_names(self).get(id(p), "") if self.eight_bit_except else ""
+        layout = self._plan.layout_of(p, name)
+        return self._init_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), layout)
 
     def __getstate__(self) -> dict[str, Any]:
         lost = self._lost_layouts or bool(self._plan.flat)
@@ -359,9 +379,15 @@ class OptimizerBase(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         flat = self._plan.flat if "_plan" in self.__dict__ else {}  # load_state_dict comes here, too
-        self._plan = StepPlan(self._in_order, self._eight_bit_from)
+        self._plan = self._new_plan()
         self._plan.flat.update(flat)
         self._decided = []
+        if "exclude" in self.defaults:
+            for group in self.param_groups:
+                group.setdefault("exclude", None)  # of a checkpoint from before there was this
+
+    def _new_plan(self) -> StepPlan:
+        return StepPlan(self._in_order, self._eight_bit_from, self.eight_bit_except or ())
 
 
 def _count_versions(buckets: list[Bucket]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor
 
-from lightning_scale.optim.layout import LayerInfo, Layout, Run
+from lightning_scale.optim.layout import Layout, Run, layer_info
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -69,15 +69,15 @@ def like(p: Tensor, own: Tensor) -> Tensor:
     return DTensor(own, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
-def sharded_layout(names: Sequence[str], params: Sequence[Tensor]) -> Layout:
-    """Return the layout of DTensors of one mesh and placement. Each has one run at the most.
+def sharded_layout(names: Sequence[str], params: Sequence[Tensor], full_precision: Sequence[str] = ()) -> Layout:
+    """Return the layout of DTensors of one mesh and placement. Each has one run at the most. See `layer_info` for the patterns.
 
     Raises:
         ValueError: For placements that a norm over ranks is not defined on.
     """
     shares = [share(name, p) for name, p in zip(names, params, strict=True)]
     return Layout(
-        layers=tuple(LayerInfo(n, p.numel(), p.dim()) for n, p in zip(names, params, strict=True)),
+        layers=tuple(layer_info(n, p.shape, full_precision) for n, p in zip(names, params, strict=True)),
         runs=tuple(Run(i, i, 0, start, length) for i, (start, length) in enumerate(shares) if length),
         tensor_numels=tuple(length for _, length in shares),
         all_reduce=_all_reduce(params[0]),

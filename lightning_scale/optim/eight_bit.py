@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,16 +10,27 @@ from torch import Tensor
 
 from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.dtensor import check_rows, is_sharded
+from lightning_scale.optim.groups import patterns
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.state.moments import EIGHT_BIT_FROM, new_moment
 from lightning_scale.optim.state.sharded_moments import loaded, saved
 
 
 class EightBitOptimizer(OptimizerBase):
-    """Base of the optimizers with 8-bit moments. `lightning_scale.optim.state.moments` says what the state holds."""
+    """Base of the optimizers with 8-bit moments. `lightning_scale.optim.state.moments` says what the state holds.
+
+    Args:
+        params: As those that follow, but for the last, the float32 optimizer's.
+        eight_bit_except: Patterns (``fnmatch``'s, such as ``["embed*"]``) of the names of parameters that keep float32 moments,
+            whatever their size. A pattern that matches no parameter is an error.
+    """
 
     _in_order: ClassVar[bool] = True
     _eight_bit_from: ClassVar[float] = EIGHT_BIT_FROM
+
+    def __init__(self, params: Any, *args: Any, eight_bit_except: Sequence[str] | None = None, **kwargs: Any) -> None:
+        self.eight_bit_except = patterns("eight_bit_except", eight_bit_except)
+        super().__init__(params, *args, **kwargs)
 
     def _new_moments(self, weight: Tensor, layout: Layout, *keys: str) -> dict[str, Tensor]:
         """Return the state of a local tensor's moments before the first step, which are zero."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_scale.optim.layout import matches
 
 
 def non_negative(name: str, value: float | Tensor) -> None:
@@ -67,6 +70,51 @@ def bounds(name: str, value: Sequence[float] | None) -> tuple[float, float] | No
     if pair is None or not 0 <= pair[0] <= pair[1]:
         raise ValueError(f"{name} is {value!r}: give (low, high) with 0 <= low <= high, or None for no clip.")
     return pair
+
+
+def patterns(name: str, value: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return patterns of parameters' names as a tuple, or None where there are none.
+
+    Raises:
+        ValueError: For anything but a sequence of strings.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value):
+        raise ValueError(
+            f'{name} is {value!r}: give a list of patterns of names, such as ["*.bn.*"], or None for none.'
+        )
+    return tuple(value) or None
+
+
+def check_patterns(name: str, value: Sequence[str] | None, groups: Sequence[dict[str, Any]]) -> None:
+    """Raise a ValueError for patterns without names that they could match, and for one that matches none in these groups."""
+    if not value:
+        return
+    if any("param_names" not in group for group in groups):
+        raise ValueError(
+            f"{name} has patterns of names, and the parameters were given without names: give named_parameters(), not"
+            " parameters()."
+        )
+    names = [own for group in groups for own in group["param_names"]]
+    for pattern in value:
+        if not any(matches(own, (pattern,)) for own in names):
+            close = ", ".join(map(repr, _closest(pattern, names)))
+            raise ValueError(
+                f"{name} has the pattern {pattern!r}, which matches no parameter's name: write one that does, or leave it out;"
+                f" close to it are {close}."
+            )
+
+
+def _closest(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the three names whose parts are most like the parts of a pattern."""
+    wanted = [part for part in re.split(r"[^\w]+", pattern) if part]
+
+    def likeness(name: str) -> float:
+        parts = name.split(".")
+        return sum(max(SequenceMatcher(None, part, own).ratio() for own in parts) for part in wanted)
+
+    return sorted(dict.fromkeys(names), key=likeness, reverse=True)[:3]
 
 
 def bool_or_none(name: str, value: bool | None) -> None:

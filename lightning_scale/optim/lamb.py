@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -40,8 +41,11 @@ class LAMB(LayerwiseOptimizer):
         weight_norm_clip: The bounds (low, high) that φ keeps ‖w‖ in; with ``None`` φ(x) = x.
         trust_ratio_clip: The bounds (low, high) that the ratio is kept in; ``None`` for none.
         max_grad_norm: First scale all gradients so that their global L2 norm is at most this (NVLAMB).
-        exclude_1d: Give parameters of one dimension or fewer (biases, norms) no weight decay and the ratio 1, unless their
-            group says ``weight_decay`` or ``layer_adaptation`` itself.
+        exclude_1d: Give parameters of one dimension or fewer (biases, norms, and weight_norm's lengths of rows) no weight decay
+            and the ratio 1, unless their group says ``weight_decay`` or ``layer_adaptation`` itself.
+        exclude: Patterns (``fnmatch``'s, such as ``["*.bn.*", "head.*"]``) of parameters' names in ``named_parameters()``. What
+            they match has no weight decay and the ratio 1, whatever its group says. What wrappers put into names
+            (``_orig_mod.``) may be left out. A pattern that matches no parameter is an error.
         master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and take the steps on those.
         skip_nonfinite: Leave out a step with a NaN or Inf in any gradient: weights and state stay as they were, and
             ``skipped_steps`` counts it.
@@ -71,6 +75,7 @@ class LAMB(LayerwiseOptimizer):
         trust_ratio_clip: tuple[float, float] | None = None,
         max_grad_norm: float | None = None,
         exclude_1d: bool = True,
+        exclude: Sequence[str] | None = None,
         master_weights: bool = False,
         skip_nonfinite: bool = True,
         maximize: bool = False,
@@ -85,6 +90,7 @@ class LAMB(LayerwiseOptimizer):
             "weight_norm_clip": weight_norm_clip,
             "trust_ratio_clip": trust_ratio_clip,
             "exclude_1d": exclude_1d,
+            "exclude": exclude,
             "master_weights": master_weights,
             "maximize": maximize,
         }
@@ -123,7 +129,8 @@ class LAMB8bit(EightBitOptimizer, LAMB):
     may differ by one where a number lies within 4 units in the last place of the border between two codes.
 
     Args:
-        params: As every argument after it, LAMB's.
+        params: As every argument after it but the last, LAMB's.
+        eight_bit_except: Patterns of the names of parameters that keep float32 moments, whatever their size.
     """
 
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,8 +57,11 @@ class LARS(LayerwiseOptimizer):
         dampening: How much of each gradient but a parameter's first is left out of the momentum:
             buf = μ buf + (1 - dampening) lr · d, as torch's SGD has it.
         max_grad_norm: First scale all gradients so that their global L2 norm is at most this.
-        exclude_1d: Give parameters of one dimension or fewer (biases, norms) no weight decay and the ratio 1, unless their
-            group says ``weight_decay`` or ``layer_adaptation`` itself.
+        exclude_1d: Give parameters of one dimension or fewer (biases, norms, and weight_norm's lengths of rows) no weight decay
+            and the ratio 1, unless their group says ``weight_decay`` or ``layer_adaptation`` itself.
+        exclude: Patterns (``fnmatch``'s, such as ``["*.bn.*", "head.*"]``) of parameters' names in ``named_parameters()``. What
+            they match has no weight decay and the ratio 1, whatever its group says. What wrappers put into names
+            (``_orig_mod.``) may be left out. A pattern that matches no parameter is an error.
         master_weights: Keep float32 copies of bfloat16 and float16 parameters in the state, and take the steps on those.
         skip_nonfinite: Leave out a step with a NaN or Inf in any gradient: weights and state stay as they were, and
             ``skipped_steps`` counts it.
@@ -93,6 +97,7 @@ class LARS(LayerwiseOptimizer):
         dampening: float = 0.0,
         max_grad_norm: float | None = None,
         exclude_1d: bool = True,
+        exclude: Sequence[str] | None = None,
         master_weights: bool = False,
         skip_nonfinite: bool = True,
         maximize: bool = False,
@@ -112,6 +117,7 @@ class LARS(LayerwiseOptimizer):
             "trust_clip": trust_clip,
             "dampening": dampening,
             "exclude_1d": exclude_1d,
+            "exclude": exclude,
             "master_weights": master_weights,
             "maximize": maximize,
         }
@@ -192,7 +198,8 @@ class LARS8bit(EightBitOptimizer, LARS):
     the last place of the border between two codes.
 
     Args:
-        params: As every argument after it, LARS'.
+        params: As every argument after it but the last, LARS'.
+        eight_bit_except: Patterns of the names of parameters that keep a float32 momentum, whatever their size.
     """
 
     def _init_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -6,8 +6,11 @@ local tensor, and a flat partition holds runs of many parameters. A `Layout` des
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -25,7 +28,35 @@ class LayerInfo:
     numel: int
     """The elements of the whole parameter, not of this rank's share."""
     ndim: int
-    """The dimensions of the whole parameter, before any flattening."""
+    """The dimensions of the whole parameter, before any flattening; 1 of weight_norm's lengths of rows, whatever their shape."""
+    full_precision: bool = False
+    """Whether the moments are never in 8 bits."""
+
+
+# What torch.compile, checkpoint_wrapper and FSDP's first version put into names.
+_WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+# The lengths of rows, of parametrizations.weight_norm and of the older one.
+_LENGTHS = re.compile(r"(^|\.)(parametrizations\.\w+\.original0|\w*weight\w*_g)$")
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a parameter's name, as it is or without what wrappers put into it, matches one of fnmatch's patterns."""
+    bare = _WRAPPERS.sub("", name)
+    return any(fnmatchcase(own, pattern) for pattern in patterns for own in (name, bare))
+
+
+def layer_info(name: str, shape: Sequence[int], full_precision: Sequence[str] = ()) -> LayerInfo:
+    """Return what is known of a whole parameter.
+
+    Args:
+        name: The parameter's name.
+        shape: The shape of the whole parameter.
+        full_precision: Patterns of the names of parameters whose moments are never in 8 bits.
+    """
+    numel = math.prod(shape)
+    lengths = _LENGTHS.search(name) is not None and numel == max(shape, default=1)
+    ndim = min(len(shape), 1) if lengths else len(shape)
+    return LayerInfo(name, numel, ndim, matches(name, full_precision))
 
 
 @dataclass(frozen=True)
@@ -118,10 +149,10 @@ class Layout:
         ]
 
 
-def whole_layout(names: Sequence[str], tensors: Sequence[Tensor]) -> Layout:
-    """Return the layout of plain parameters, which have one run each."""
+def whole_layout(names: Sequence[str], tensors: Sequence[Tensor], full_precision: Sequence[str] = ()) -> Layout:
+    """Return the layout of plain parameters, which have one run each; see `layer_info` for the patterns."""
     return Layout(
-        layers=tuple(LayerInfo(n, t.numel(), t.dim()) for n, t in zip(names, tensors, strict=True)),
+        layers=tuple(layer_info(n, t.shape, full_precision) for n, t in zip(names, tensors, strict=True)),
         runs=tuple(Run(i, i, 0, 0, t.numel()) for i, t in enumerate(tensors)),
         tensor_numels=tuple(t.numel() for t in tensors),
     )

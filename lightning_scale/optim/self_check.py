@@ -128,6 +128,8 @@ def after_some_steps(optimizer: Any, fused: bool, where: Where) -> list[Tensor]:
 
     params = [nn.Parameter(values(shape, where.dtype)) for shape in _SHAPES]
     options = {**optimizer.defaults, "lr": 0.05}
+    if "exclude" in options:  # these parameters have no names
+        options["exclude"] = None
     tried = _kind(optimizer)(
         params, **options, max_grad_norm=optimizer.max_grad_norm, skip_nonfinite=optimizer.skip_nonfinite, fused=fused
     )

@@ -60,6 +60,7 @@ class StepPlan:
     Args:
         in_order: Whether moments lie in row-major order, whatever the parameters' memory format.
         eight_bit_from: The number of elements from which on a layer's moments are kept in 8 bits.
+        full_precision: Patterns of the names of parameters whose moments are not, whatever their size.
 
     Attributes:
         flat: The layouts of the flat tensors that a strategy has put in the parameters' place. Each is a bucket by itself, or
@@ -67,11 +68,12 @@ class StepPlan:
         all_reduce: A sum over ranks that plain parameters' layouts are given, so that they take the steps of sharded ones.
     """
 
-    def __init__(self, in_order: bool, eight_bit_from: float) -> None:
+    def __init__(self, in_order: bool, eight_bit_from: float, full_precision: Sequence[str] = ()) -> None:
         self.flat: dict[Tensor, Layout] = {}
         self.all_reduce: Callable[[Tensor], None] | None = None
         self._in_order = in_order
         self._eight_bit_from = eight_bit_from
+        self._full_precision = full_precision
         self._scratch = Scratch()
         self._known: dict[int, dict[Hashable, list[BucketPlan]]] = {}
         self._last: dict[int, _LastStep] = {}
@@ -229,9 +231,9 @@ class StepPlan:
             for members in kept.values():
                 yield from (m.layout for m in members)
 
-    def layout_of(self, p: Tensor) -> Layout:
-        """Return where one parameter's elements lie, without its name, or where the layers of a flat tensor do."""
-        return self._layout([""], [p])
+    def layout_of(self, p: Tensor, name: str = "") -> Layout:
+        """Return where one parameter's elements lie, or where the layers of a flat tensor do."""
+        return self._layout([name], [p])
 
     def is_flat(self, p: Tensor) -> bool:
         """Return whether a strategy has put a tensor in the place of parameters."""
@@ -247,8 +249,8 @@ class StepPlan:
         if self._is_flat(params):
             return self.flat[params[0]]
         if is_sharded(params[0]):
-            return sharded_layout(names, params)
-        layout = whole_layout(names, params)
+            return sharded_layout(names, params, self._full_precision)
+        layout = whole_layout(names, params, self._full_precision)
         return layout if self.all_reduce is None else replace(layout, all_reduce=self.all_reduce)
 
     def _sorted(

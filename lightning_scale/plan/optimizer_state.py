@@ -11,8 +11,11 @@ from torch.optim import Optimizer
 
 from lightning_scale.optim import LAMB
 from lightning_scale.optim.base import OptimizerBase
+from lightning_scale.optim.groups import names_of
 from lightning_scale.optim.layerwise import LayerwiseOptimizer
+from lightning_scale.optim.layout import layer_info
 from lightning_scale.optim.registry import REGISTRY, Entry
+from lightning_scale.optim.state.moments import in_eight_bits
 
 Make = Callable[[list[tuple[str, Tensor]]], Optimizer]
 
@@ -61,14 +64,17 @@ def kept_updates(optimizer: Optimizer) -> list[list[int]]:
     """
     if not isinstance(optimizer, LayerwiseOptimizer) or optimizer.fused is False:
         return []
-    found = []
-    for group in optimizer.param_groups:
-        sizes = [p.numel() for p in group["params"] if p.requires_grad and p.dtype != torch.float64]
-        coded = [n for n in sizes if n >= optimizer._eight_bit_from]
+    found: list[list[int]] = []
+    for number, group in enumerate(optimizer.param_groups):
+        sizes: dict[bool, list[int]] = {True: [], False: []}  # by whether their moments are in 8 bits
+        for name, p in zip(names_of(group, number), group["params"], strict=True):
+            if p.requires_grad and p.dtype != torch.float64:
+                layer = layer_info(name, p.shape, optimizer.eight_bit_except or ())
+                sizes[in_eight_bits(layer, torch.float32, optimizer._eight_bit_from)].append(layer.numel)
         # LARS' update is its momentum, which waits in the state unless it is rounded there.
-        if isinstance(optimizer, LAMB) or (group.get("trust_norm") == "momentum" and coded):
-            found += [coded, [n for n in sizes if n < optimizer._eight_bit_from]]
-    return [sizes for sizes in found if sizes]
+        if isinstance(optimizer, LAMB) or (group.get("trust_norm") == "momentum" and sizes[True]):
+            found += sizes.values()
+    return [own for own in found if own]
 
 
 def with_dtype(optimizer: Optimizer, dtype: torch.dtype) -> Optimizer:

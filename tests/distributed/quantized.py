@@ -57,6 +57,9 @@ MAKERS: dict[str, Make] = {
     "SGD8bit": lambda p: SGD8bit(p, lr=0.05, nesterov=True),
     "LAMB8bit": lambda p: LAMB8bit(p, lr=0.02, weight_decay=0.1),
     "LAMB8bit-clip": lambda p: LAMB8bit(p, lr=0.02, weight_decay=0.1, max_grad_norm=20.0),
+    "LAMB8bit-named": lambda p: LAMB8bit(
+        p, lr=0.02, weight_decay=0.1, exclude=["layers_uneven"], eight_bit_except=["*_cut", "single"]
+    ),
     "LARS8bit": lambda p: LARS8bit(p, lr=0.2, weight_decay=0.1, trust_coefficient=0.1),
     "LARS8bit-momentum": lambda p: LARS8bit(p, lr=0.02, trust_norm="momentum"),
 }

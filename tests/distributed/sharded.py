@@ -51,6 +51,7 @@ MAKERS: dict[str, Make] = {
     "LAMB": lambda p: LAMB(p, lr=0.02, weight_decay=0.1, max_grad_norm=0.5),
     "LAMB-plain": lambda p: LAMB(p, lr=0.02, bias_correction=False, exclude_1d=False, skip_nonfinite=False),
     "LAMB-bounds": lambda p: LAMB(p, lr=0.02, trust_ratio_clip=(0.1, 2.0), weight_norm_clip=(0.5, 5.0), maximize=True),
+    "LAMB-named": lambda p: LAMB(p, lr=0.02, weight_decay=0.1, exclude=["*embedding.*", "*layers.3.weight"]),
     "LARS": lambda p: LARS(p, lr=2.0, weight_decay=0.1),
     "LARS-outside": lambda p: LARS(p, lr=2.0, nesterov=True, lr_in_momentum=False, max_grad_norm=0.5),
     "LARS-momentum": lambda p: LARS(p, lr=0.02, trust_norm="momentum", weight_decay=0.1),

@@ -33,15 +33,22 @@ OPTIMIZERS: dict[str, Any] = {
     ),
     "LARS-momentum": MAKERS["LARS-momentum"],
     "LARS-decayed": lambda p: LARS(
-        p, lr=0.1, momentum=0.5, weight_decay=0.1, trust_norm="decayed_gradient", trust_clip="larc", dampening=0.2,
+        p,
+        lr=0.1,
+        momentum=0.5,
+        weight_decay=0.1,
+        trust_norm="decayed_gradient",
+        trust_clip="larc",
+        dampening=0.2,
         trust_coefficient=0.02,
-    ),  # fmt: skip
+    ),
     "LARS-memoryless": lambda p: LARS(p, lr=0.2, momentum=0.0, trust_coefficient=0.1),
     "LAMB-masters": lambda p: LAMB(p, lr=0.02, weight_decay=0.1, max_grad_norm=0.5, master_weights=True),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
     "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=0.1),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, dampening=0.1, weight_decay=0.1),
     "LAMB8bit": lambda p: LAMB8bit(p, lr=0.02, weight_decay=0.1),
+    "LAMB8bit-named": lambda p: LAMB8bit(p, lr=0.02, weight_decay=0.1, exclude=["*narrow"], eight_bit_except=["*wide"]),
     "LARS8bit": lambda p: LARS8bit(p, lr=0.2, weight_decay=0.1, trust_coefficient=0.1),
     "AdamW8bit": lambda p: AdamW8bit(p, lr=0.01),
     "SGD8bit": lambda p: SGD8bit(p, lr=0.1),
@@ -100,7 +107,7 @@ def _cases() -> dict[str, Case]:
                 "LAMB", _zero(stage), None, fit={"accumulate_grad_batches": 2}, steps=6
             ),
         }
-        for name in ("LAMB8bit", "LARS8bit", "AdamW8bit", "SGD8bit"):
+        for name in ("LAMB8bit", "LARS8bit", "AdamW8bit", "SGD8bit", "LAMB8bit-named"):
             eight_bit = Case(name, _zero(stage), None, make_network=Directions)
             cases[f"{name}, stage {stage}"] = eight_bit
             cases[f"{name}, offloaded, stage {stage}"] = replace(eight_bit, zero=_zero(stage, offload=True))

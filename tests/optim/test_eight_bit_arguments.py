@@ -42,7 +42,8 @@ def test_bad_ones_are_refused(kind: Any, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("eight_bit", "kind"), [(LAMB8bit, LAMB), (LARS8bit, LARS)])
 def test_the_layerwise_ones_are_called_as_in_float32(eight_bit: Any, kind: Any) -> None:
     assert issubclass(eight_bit, kind)
-    assert inspect.signature(eight_bit) == inspect.signature(kind)
+    own = inspect.signature(eight_bit).parameters
+    assert set(own) == {"params", "args", "eight_bit_except", "kwargs"}  # all else is passed on
     assert eight_bit([parameter()], lr=0.1).defaults == kind([parameter()], lr=0.1).defaults
 
 

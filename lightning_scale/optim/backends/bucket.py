@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_scale.optim.backends.device import constant
-from lightning_scale.optim.layout import Layout
-from lightning_scale.optim.state.moments import CODES, Moment, StoredMoment, moments, stored_moment
+from lightning_scale.optim.layout import LayerInfo, Layout, matches
+from lightning_scale.optim.state.moments import CODES, Moment, StoredMoment, in_eight_bits, moments, stored_moment
 
 
 class Backend(Enum):
@@ -171,14 +171,14 @@ class Bucket:
     def weight_decay(self) -> list[float]:
         """λ of each layer."""
         decay = float(self.group["weight_decay"])
-        return self._by_dimensions("decay", decay if self.group.get("decay_1d", True) else 0.0, decay)
+        return self._of_layers("decay", 0.0, decay if self.group.get("decay_1d", True) else 0.0, decay)
 
     @cached_property
     def adapts(self) -> list[bool]:
         """Of each layer: whether it takes a ratio of its own."""
         own = self.group["layer_adaptation"]
         one, more = (not self.group["exclude_1d"], True) if own is None else (bool(own), bool(own))
-        return self._by_dimensions("adapts", one, more)
+        return self._of_layers("adapts", False, one, more)
 
     @cached_property
     def trust(self) -> TrustRatio:
@@ -192,11 +192,14 @@ class Bucket:
         larc = self.group.get("trust_clip") == "larc"
         return TrustRatio(adapt, self.group["weight_norm_clip"], self.group["trust_ratio_clip"], larc)
 
-    def _by_dimensions(self, name: str, one: Any, more: Any) -> list[Any]:
-        """Of each layer: ``one`` for at most one dimension, else ``more``."""
-        return self.layout.once(
-            (name, one, more), lambda: [more if layer.ndim > 1 else one for layer in self.layout.layers]
-        )
+    def _of_layers(self, name: str, excluded: Any, one: Any, more: Any) -> list[Any]:
+        """Of each layer: ``excluded`` where the group names it so, else ``one`` for at most one dimension, and ``more``."""
+        patterns = self.group.get("exclude") or ()
+
+        def of(layer: LayerInfo) -> Any:
+            return excluded if matches(layer.name, patterns) else more if layer.ndim > 1 else one
+
+        return self.layout.once((name, one, more, patterns), lambda: list(map(of, self.layout.layers)))
 
     @cached_property
     def steps(self) -> list[Tensor]:
@@ -208,7 +211,8 @@ class Bucket:
         """Of each layer, whether its moments are in 8 bits."""
         smallest = self.eight_bit_from if self.remembers and self.compute == torch.float32 else float("inf")
         return self.layout.once(
-            ("coded", smallest), lambda: tuple(layer.numel >= smallest for layer in self.layout.layers)
+            ("coded", smallest),
+            lambda: tuple(in_eight_bits(layer, torch.float32, smallest) for layer in self.layout.layers),
         )
 
     @cached_property

@@ -163,7 +163,7 @@ def new_moment(
 
 def in_eight_bits(layer: LayerInfo, compute: torch.dtype, eight_bit_from: float = EIGHT_BIT_FROM) -> bool:
     """Return whether a layer's moments are kept in 8 bits."""
-    return layer.numel >= eight_bit_from and compute == torch.float32
+    return layer.numel >= eight_bit_from and compute == torch.float32 and not layer.full_precision
 
 
 def moments(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_scale.optim.dtensor import AllReduce
-from lightning_scale.optim.layout import LayerInfo, Layout
+from lightning_scale.optim.layout import LayerInfo, Layout, layer_info
 from lightning_scale.strategies.zero.deepspeed_internals import insist
 from lightning_scale.strategies.zero.flat import Flat
 
@@ -46,10 +46,11 @@ class Partitions(ABC):
     def forget_gradients(self) -> None:
         """Drop what micro-batches have left, as if there had been none."""
 
-    def layer(self, p: Any, numel: int, ndim: int) -> LayerInfo:
+    def layer(self, p: Any, shape: Sequence[int]) -> LayerInfo:
         """A parameter as a layer."""
         insist(id(p) in self._names, "its wrapper holds a parameter that the optimizer was not given")
-        return LayerInfo(self._names[id(p)], numel, ndim)
+        full_precision = getattr(self.wrapper.optimizer, "eight_bit_except", None)
+        return layer_info(self._names[id(p)], shape, full_precision or ())
 
     def run_before(self, method: str, prepare: Callable[[], None]) -> None:
         """Call ``prepare()`` ahead of a method of the wrapper."""

@@ -41,7 +41,7 @@ class Slices(Partitions):
         # The views tell, also where the order of the parameters was changed or space was left between them.
         starts = [_offset(p.data, long) for p in params]
         insist(all(p.is_contiguous() for p in params), "a parameter is not contiguous")
-        layers = [self.layer(p, p.numel(), p.dim()) for p in params]
+        layers = [self.layer(p, p.shape) for p in params]
         return Flat(own, group, slice_layout(layers, starts, begin, size, sum_over(ranks)))
 
     def before_step(self, prepare: Callable[[], None]) -> None:

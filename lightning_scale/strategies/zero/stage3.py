@@ -40,7 +40,7 @@ class Stage3(Partitions):
     def _flat(self, number: int, params: list[Any]) -> Flat:
         w, own = self.wrapper, self.wrapper.fp32_partitioned_groups_flat[number]
         ranks = w._get_sub_group_process_group(number)
-        layers = [self.layer(p, p.ds_numel, len(p.ds_shape)) for p in params]
+        layers = [self.layer(p, p.ds_shape) for p in params]
         shares = [p.partition_numel() for p in params]
         layout = shard_layout(layers, shares, torch.distributed.get_rank(ranks), sum_over(ranks))
         insist(
