@@ -20,6 +20,7 @@ from lightning_scale.strategies.zero.refusals import (
     refuse_optimizer,
     refuse_precision,
     refuse_two_clips,
+    steps_by_layer,
     unused_option,
 )
 from tests.distributed.zero_runs import needs_deepspeed
@@ -105,6 +106,50 @@ def test_layer_wise_optimizers_of_others_are_refused() -> None:
             refuse_optimizer(type(name, (torch.optim.SGD,), {})(_parameters(), lr=0.1))
     for fine in (LAMB(_parameters()), AdamW8bit(_parameters()), torch.optim.AdamW(_parameters())):
         refuse_optimizer(fine)
+
+
+def test_optimizers_are_tried_on_slices() -> None:
+    """Whatever they are called; those that step element by element pass, also where they draw numbers, or cannot be tried."""
+    import pytorch_optimizer
+
+    for theirs in (
+        *(torch.optim.Muon, torch.optim.Adafactor),
+        *(pytorch_optimizer.StableAdamW, pytorch_optimizer.SOAP, pytorch_optimizer.SCION, pytorch_optimizer.RACS),
+    ):
+        nameless = type("Nameless", (theirs,), {})
+        assert steps_by_layer(nameless(_parameters(), lr=0.1)), theirs
+
+    class OfTheNorm(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for p in self.param_groups[0]["params"]:
+                p.grad /= p.grad.norm()
+            return super().step(closure)
+
+    class Noisy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for p in self.param_groups[0]["params"]:
+                p.grad += torch.randn_like(p)
+            return super().step(closure)
+
+    class NeedsMore(torch.optim.SGD):
+        def __init__(self, params: Any, model: nn.Module) -> None:
+            super().__init__(params, lr=0.1)
+
+    with pytest.raises(ConfigurationError, match="OfTheNorm computes its step from whole layers"):
+        refuse_optimizer(OfTheNorm(_parameters(), lr=0.1))
+    state = torch.get_rng_state()
+    for fine in (Noisy(_parameters(), lr=0.1), NeedsMore(_parameters(), nn.Identity())):
+        refuse_optimizer(fine)
+    for kind in (
+        torch.optim.AdamW,
+        torch.optim.NAdam,
+        torch.optim.RMSprop,
+        torch.optim.Adagrad,
+        pytorch_optimizer.Lion,
+    ):
+        refuse_optimizer(kind(_parameters(), lr=1e-3, weight_decay=0.1))
+    refuse_optimizer(torch.optim.SGD(_parameters(), lr=0.1, momentum=0.9, nesterov=True))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_two_clips_and_float16_are_refused() -> None:

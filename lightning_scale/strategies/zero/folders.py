@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightning_scale.checkpoints.plain import load_plain, unsafe
-from lightning_scale.errors import ConfigurationError
+from lightning_scale.errors import ConfigurationError, UnsafeCheckpointError
 from lightning_scale.strategies.zero import deepspeed_internals
 from lightning_scale.strategies.zero.deepspeed_internals import insist, stored_classes
 
@@ -27,6 +27,26 @@ def refuse_other_ranks(folder: Path, world_size: int) -> None:
             f"{folder} has the shares of {len(shares)} ranks, and this run has {world_size}: DeepSpeed's folders are for the same"
             " number. Resume on that many, and save with save_distributed_checkpoint=False what others shall go on from."
         )
+
+
+OPTIMIZER = "zero_optimizer"
+"""Under this key folders have the name of the optimizer's class."""
+
+
+def refuse_other_optimizer(folder: Path, name: str) -> None:
+    """Raises ConfigurationError where an optimizer of another class has saved the folder, whose state would be taken for this
+    one's. All ranks look into the same file; folders of older versions do not say it.
+    """
+    for file in sorted(folder.glob("*/*_model_states.pt"))[:1]:
+        try:
+            saved = load_plain(file, allowed=stored_classes(), mmap=True).get(OPTIMIZER, name)
+        except (UnsafeCheckpointError, RuntimeError, OSError):  # who loads it has a sentence for that
+            return
+        if saved != name:
+            raise ConfigurationError(
+                f"{folder} was saved with {saved}, and this run's optimizer is {name}: resume with {saved}, or begin anew from"
+                " the folder's weights, which deepspeed.utils.zero_to_fp32 makes whole."
+            )
 
 
 def check_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +24,16 @@ class Partitions(ABC):
     Args:
         wrapper: DeepSpeed's optimizer, around the user's.
         names: What the user's optimizer calls each parameter, by ``id``.
+        frozen: The parameters that it does not step.
     """
 
-    def __init__(self, wrapper: Any, names: Mapping[int, str]) -> None:
+    alike = True
+    """Whether gradients are added up in buckets, so that each rank must have those of the same layers."""
+
+    def __init__(self, wrapper: Any, names: Mapping[int, str], frozen: Sequence[Any] = ()) -> None:
         self.wrapper = wrapper
         self._names = names
+        self._frozen = frozen
 
     @abstractmethod
     def flats(self) -> list[Flat]:
@@ -37,6 +42,23 @@ class Partitions(ABC):
     @abstractmethod
     def gradients(self) -> Gradients:
         """Of one window, between its last micro-batch and the step; to be changed in place."""
+
+    @abstractmethod
+    def copies(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is kept from step to step, in float32 where it is stepped, and what the model computes with: 1-D, as long."""
+
+    def take_up_written(self) -> None:
+        """Write into what is stepped what hooks have written into the model's weights since the last step: it stays, as it does
+        where there is one copy of the weights.
+        """
+        pairs = [(own, live) for own, live in self.copies() if own.data_ptr() != live.data_ptr()]
+        if not pairs:
+            return
+        written = [(own.to(live.dtype) != live.to(own.device)).any() for own, live in pairs]
+        for (own, live), other in zip(pairs, torch.stack(written).tolist(), strict=True):
+            if other:
+                live = live.to(own.device)
+                own.copy_(torch.where(own.to(live.dtype) == live, own, live.to(own.dtype)))
 
     @abstractmethod
     def before_step(self, prepare: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.layout import Layout, Run
 from lightning_scale.optim.state.moments import PlainMoment, absmax_key
@@ -49,12 +50,28 @@ class Seen:
         """Begin a window."""
         self._seen = [False] * len(self._names)
 
-    def missing(self) -> frozenset[str]:
-        """The layers that no rank has seen a gradient of since `forget`; one collective, on all ranks."""
-        seen = torch.tensor(self._seen, dtype=torch.float32, device="cpu")
+    def missing(self, alike: bool) -> frozenset[str]:
+        """The layers that no rank has seen a gradient of since `forget`; one collective, on all ranks.
+
+        Args:
+            alike: Whether DeepSpeed needs the same layers' gradients on all ranks.
+
+        Raises:
+            ConfigurationError: On all ranks, where it does, and some ranks have had a layer's gradient and others have not.
+        """
+        seen = torch.tensor([*self._seen, True], dtype=torch.float32, device="cpu")  # and how many ranks there are
         if self._all_reduce is not None:
             self._all_reduce(seen)
-        return frozenset(name for name, count in zip(self._names, seen.tolist(), strict=True) if not count)
+        *found, ranks = map(int, seen.tolist())
+        counts = dict(zip(self._names, found, strict=True))
+        partly = [f"{name!r} ({count} of {ranks})" for name, count in counts.items() if 0 < count < ranks]
+        if alike and partly:
+            raise ConfigurationError(
+                f"some ranks have a gradient of a layer and others have none: {', '.join(partly[:3])}. DeepSpeed adds up the"
+                " ranks' gradients in the order in which they come, and would add those of different layers: let every rank use"
+                " the same layers (add the output of the others, times 0, to the loss), or train under ddp."
+            )
+        return frozenset(name for name, count in counts.items() if not count)
 
 
 class Pieces:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,13 @@ from lightning_scale.strategies.zero.partitions import Gradients, Partitions, sa
 
 class Slices(Partitions):
     """A slice of each group's long tensor."""
+
+    _flats: list[Flat]
+
+    def __init__(self, wrapper: Any, names: Mapping[int, str], frozen: Sequence[Any] = ()) -> None:
+        super().__init__(wrapper, names, frozen)
+        self._views: list[tuple[Any, Tensor]] = []
+        self._live: list[Tensor] = []
 
     def slice_of(self, group: int, params: list[Any], long: Tensor, slices: list[Tensor], own: Tensor) -> Flat:
         """The slice of one group.
@@ -42,7 +49,17 @@ class Slices(Partitions):
         starts = [_offset(p.data, long) for p in params]
         insist(all(p.is_contiguous() for p in params), "a parameter is not contiguous")
         layers = [self.layer(p, p.shape) for p in params]
+        self._views += [(p, p.data) for p in params]
+        self._live.append(slices[rank])
         return Flat(own, group, slice_layout(layers, starts, begin, size, sum_over(ranks)))
+
+    def copies(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for p, view in self._views:
+            if p.data_ptr() != view.data_ptr():  # p.data = ...
+                view.copy_(p.data)
+                p.data = view
+        for flat, live in zip(self._flats, self._live, strict=True):
+            yield flat.tensor.detach(), live
 
     def before_step(self, prepare: Callable[[], None]) -> None:
         self.run_before("step", prepare)
@@ -103,6 +120,8 @@ class Stage12(Slices):
 
 class Bf16(Slices):
     """Every rank has all gradients, and steps on those of its slice."""
+
+    alike = False
 
     def flats(self) -> list[Flat]:
         w = self.wrapper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -60,6 +60,24 @@ class Stage3(Partitions):
 
     def gradients(self) -> Gradients:
         return [(flat.layout, [gradient]) for flat, gradient in zip(self._flats, self._gradients, strict=True)]
+
+    def copies(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for flat, params in zip(self._flats, self.wrapper.fp16_groups, strict=True):
+            for run in flat.layout.runs if flat.loaded else ():
+                p = params[run.layer]
+                # Small ones stay whole between steps; of the others there is the share, into which
+                # deepspeed.zero.GatheredParameters writes.
+                whole = p.numel() == p.ds_numel
+                live = p.data.view(-1)[run.layer_start :] if whole else p.ds_tensor.detach().view(-1)
+                if live.numel() >= run.length:  # else it lies on a disk
+                    own = flat.tensor.detach()[run.tensor_start : run.tensor_start + run.length]
+                    yield own, live[: run.length]
+        rank = torch.distributed.get_rank(self.wrapper._get_sub_group_process_group(0))
+        for p in self._frozen:
+            start = rank * p.partition_numel()
+            length = min(p.partition_numel(), p.ds_numel - start)
+            if p.numel() == p.ds_numel and length > 0:
+                yield p.ds_tensor.detach().view(-1)[:length], p.data.view(-1)[start : start + length]
 
     def before_step(self, prepare: Callable[[], None]) -> None:
         def prepared() -> None:

@@ -60,9 +60,15 @@ class Preparation:
         return [layer.name for layout in self._layouts for layer in layout.layers]
 
     @torch.no_grad()
+    def take_up_written(self) -> None:
+        """See `Partitions.take_up_written`; before every step and every checkpoint."""
+        self._partitions.take_up_written()
+
+    @torch.no_grad()
     def __call__(self) -> None:
         """Every rank calls it in every step."""
-        self._pieces.missing = self._seen.missing()
+        self.take_up_written()
+        self._pieces.missing = self._seen.missing(self._partitions.alike)
         gradients = self._partitions.gradients()
         divisor, self.divisor = self.divisor, 1.0
         if self.watching:  # a clip by the norm would spread a NaN over all of them
@@ -116,7 +122,8 @@ def attach(
     insist(wrapper.optimizer is optimizer, "the wrapper holds another optimizer than it was given")
     insist(not engine.managed_gradient_accumulation(), "managed_gradient_accumulation is not off")
     assert kind is not None
-    partitions = kind(wrapper, names)
+    trained = {id(p) for p in params if p.requires_grad}
+    partitions = kind(wrapper, names, [p for p in engine.module.parameters() if id(p) not in trained])
     flats = partitions.flats()
     check_whole(flats, engine.device)
     if isinstance(optimizer, OptimizerBase):
@@ -124,7 +131,7 @@ def attach(
         for flat in flats:
             if flat.loaded:  # before the first step, or DeepSpeed would not link those of later groups
                 optimizer.init_state(optimizer.param_groups[flat.group], flat.tensor)
-    seen = Seen({names[id(p)]: p for p in params if p.requires_grad}, flats)
+    seen = Seen({names[id(p)]: p for p in params if id(p) in trained}, flats)
     pieces = Pieces(optimizer, flats)
     preparation = Preparation(partitions, optimizer, clip, [flat.layout for flat in flats], seen, pieces)
     partitions.before_step(preparation)

@@ -31,17 +31,28 @@ from lightning_scale.strategies.whole_state import Param, params_of
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
 from lightning_scale.strategies.zero.deepspeed_internals import check_installed, nothing_compiled
 from lightning_scale.strategies.zero.flat import Flat
-from lightning_scale.strategies.zero.folders import check_folder, load_plainly, refuse_other_ranks
+from lightning_scale.strategies.zero.folders import (
+    OPTIMIZER,
+    check_folder,
+    load_plainly,
+    refuse_other_optimizer,
+    refuse_other_ranks,
+)
 from lightning_scale.strategies.zero.refusals import (
+    refuse_added_group,
+    refuse_averaging,
     refuse_config,
+    refuse_frozen_groups,
     refuse_optimizer,
     refuse_precision,
+    refuse_sync_batchnorm,
     refuse_two_clips,
+    refuse_unfrozen,
     refuse_unverified_nvme,
     unused_option,
 )
 from lightning_scale.strategies.zero.step import Preparation, attach
-from lightning_scale.strategies.zero.whole_file import collected, restore_optimizer, restore_weights
+from lightning_scale.strategies.zero.whole_file import restore_optimizer, restore_weights, whole_state, whole_weights
 
 
 class ZeROStrategy(DeepSpeedStrategy):
@@ -135,6 +146,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         self._preparation: Preparation | None = None
         self._flats: list[Flat] = []
         self._params: list[list[Param]] = []
+        self._frozen: dict[str, Tensor] = {}
         self._save_distributed_checkpoint = save_distributed_checkpoint
 
     # -- devices -------------------------------------------------------------------------------------------------------
@@ -171,6 +183,14 @@ class ZeROStrategy(DeepSpeedStrategy):
         # DeepSpeed wants an index.
         return torch.device("cpu", 0) if isinstance(self.accelerator, CPUAccelerator) else super().root_device
 
+    def setup(self, trainer: L.Trainer) -> None:
+        if self._layer_sync is not None and trainer.state.fn == TrainerFn.FITTING:
+            assert self.model is not None
+            if isinstance(self.accelerator, CPUAccelerator):
+                refuse_sync_batchnorm(self.model)
+            self.model = self._layer_sync.apply(self.model)  # as DDPStrategy does
+        super().setup(trainer)
+
     # -- windows -------------------------------------------------------------------------------------------------------
 
     @property
@@ -200,6 +220,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         return self._preparation.nonfinite if self._preparation is not None else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        refuse_unfrozen(self._frozen)
         output = super().training_step(*args, **kwargs)
         if output is None:
             raise ConfigurationError(
@@ -212,17 +233,36 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if self._save_distributed_checkpoint:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            if self._preparation is not None:
+                self._preparation.take_up_written()
+            kind = {OPTIMIZER: type(self._users_optimizer()).__name__} if self._preparation is not None else {}
+            super().save_checkpoint({**checkpoint, **kind}, filepath, storage_options)
             return
         path = Path(self.broadcast(filepath))
-        optimizer = self._users_optimizer()
-        weights, states = collected(self.deepspeed_engine, optimizer, self._flats, self._params)
         if self.is_global_zero:
-            if self.exclude_frozen_parameters:
-                frozen = {k for k, p in self._module().named_parameters(remove_duplicate=False) if not p.requires_grad}
-                weights = {key: value for key, value in weights.items() if key not in frozen}
-            whole = {**checkpoint, "state_dict": weights, "optimizer_states": states}
-            self.checkpoint_io.save_checkpoint(whole, path, storage_options=storage_options)
+            self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What hooks find in a checkpoint that is being made, and a file then holds; folders hold what DeepSpeed writes."""
+        if self._save_distributed_checkpoint:
+            return super().lightning_module_state_dict()
+        if self._preparation is not None:
+            self._preparation.take_up_written()
+        weights = whole_weights(self.deepspeed_engine, self._flats, self._params)
+        if self.exclude_frozen_parameters:
+            module = self._module()
+            frozen = {key for key, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+            # What is frozen for a while may have moved before.
+            held = {layer.name for flat in self._flats for layer in flat.layout.layers}
+            frozen -= {key for group in self._params for p in group if p.name in held for key in p.keys}
+            weights = {key: value for key, value in weights.items() if key not in frozen}
+        return weights
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Likewise."""
+        if self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        return whole_state(self._users_optimizer(), self._flats, self._params)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a folder or a file; ``weights_only=False``: with whatever code it asks for.
@@ -242,6 +282,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             )
         if fits and path.is_dir():
             refuse_other_ranks(path, self.world_size)
+            refuse_other_optimizer(path, type(self._users_optimizer()).__name__)
         if weights_only is False:
             return super().load_checkpoint(path, weights_only)
         if not (self.zero_stage_3 and self.load_full_weights):
@@ -315,14 +356,19 @@ class ZeROStrategy(DeepSpeedStrategy):
             raise ConfigurationError("ZeROStrategy needs an optimizer, and configure_optimizers returned none.")
         refuse_optimizer(optimizer)
         refuse_two_clips(optimizer, self._clip)
+        refuse_averaging(self._module().trainer, self.zero_stage_3, self._save_distributed_checkpoint)
+        refuse_frozen_groups(optimizer.param_groups)
         assert isinstance(self.config, dict)
         if (warning := unused_option(optimizer, self.config)) is not None:
             rank_zero_warn(warning)
         names = parameter_names(optimizer)  # while it still has the parameters
         self._params = params_of(optimizer, self._module())
         params = [p for group in optimizer.param_groups for p in group["params"]]
+        keys = [p.keys[0] for group in self._params for p in group]
+        self._frozen = {key: p for key, p in zip(keys, params, strict=True) if not p.requires_grad}
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         self._flats, self._preparation = attach(engine, optimizer, names, params, self._clip)
+        setattr(wrapper, "add_param_group", refuse_added_group)  # noqa: B010 (it has none)
         return engine, wrapper
 
 

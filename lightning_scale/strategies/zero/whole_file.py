@@ -19,36 +19,54 @@ from lightning_scale.strategies.zero.flat import Flat
 _WEIGHT = "weight"
 
 
-def collected(
-    engine: Any, optimizer: Any, flats: Sequence[Flat], groups: Sequence[Sequence[Param]]
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """The module's ``state_dict`` and the optimizer's, as DDP would save them, on rank 0. Every rank calls it.
+def whole_weights(engine: Any, flats: Sequence[Flat], groups: Sequence[Sequence[Param]]) -> dict[str, Tensor]:
+    """The module's ``state_dict``, as DDP would save it, on rank 0. Every rank calls it.
+
+    The others have it as they hold it, or on stage 3 tensors without memory: hooks that look for a key find it on all ranks.
 
     Args:
         engine: DeepSpeed's engine.
+        flats: The flat tensors that its optimizer steps.
+        groups: The optimizer's parameters, group by group.
+    """
+    _check_loaded(flats)
+    wholes = gather([(flat.layout, {_WEIGHT: flat.tensor.detach()}) for flat in flats], groups, EIGHT_BIT_FROM)
+    weights = _module_state(engine)
+    for p in (p for group in groups for p in group):
+        if p.name in wholes:  # in float32, where the module's is rounded
+            weights.update({key: wholes[p.name][_WEIGHT] for key in p.keys if key in weights})
+    return weights
+
+
+def whole_state(optimizer: Any, flats: Sequence[Flat], groups: Sequence[Sequence[Param]]) -> dict[str, Any]:
+    """The optimizer's ``state_dict``, as DDP would save it, on rank 0; on the others without ``state``. Every rank calls it.
+
+    Args:
         optimizer: The optimizer that the user configured.
         flats: The flat tensors that it steps.
         groups: Its parameters, group by group.
     """
     _check(optimizer, flats)
-    shares = [(flat.layout, {_WEIGHT: flat.tensor.detach(), **optimizer.state[flat.tensor]}) for flat in flats]
+    shares = [(flat.layout, optimizer.state[flat.tensor]) for flat in flats]
     wholes = gather(shares, groups, _eight_bit_from(optimizer))
-    weights = _module_state(engine)
-    for p in (p for group in groups for p in group):
-        if p.name in wholes:
-            weight = wholes[p.name].pop(_WEIGHT)  # in float32, where the module's is rounded
-            weights.update(dict.fromkeys(p.keys, weight))
-    if not wholes:
-        return {}, []
-    more = {"skipped_steps": optimizer.skipped_steps}
-    return weights, [to_state_dict(wholes, groups, optimizer.param_groups, more)]
+    return to_state_dict(wholes, groups, optimizer.param_groups, {"skipped_steps": optimizer.skipped_steps})
 
 
-def _module_state(engine: Any) -> dict[str, Tensor]:
+def _module_state(engine: Any) -> dict[str, Any]:
+    """With the keys that the module's own ``state_dict()`` has."""
+    state: dict[str, Any] = engine.module.state_dict()
     if not engine.zero_optimization_partition_weights():
-        return {key: value.detach().cpu() for key, value in engine.module.state_dict().items()}
-    whole: dict[str, Tensor] | None = engine._zero3_consolidated_16bit_state_dict()
-    return whole or {}  # on rank 0 alone
+        return {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in state.items()}
+    whole: dict[str, Tensor] = engine._zero3_consolidated_16bit_state_dict() or {}  # on rank 0 alone
+    params = dict(engine.module.named_parameters(remove_duplicate=False))
+    return {
+        key: whole[key]
+        if key in whole
+        else torch.empty(params[key].ds_shape, device="meta")
+        if key in params
+        else value
+        for key, value in state.items()
+    }
 
 
 def restore_weights(engine: Any, module: nn.Module, weights: Mapping[str, Tensor], strict: bool) -> None:
@@ -105,14 +123,20 @@ def restore_optimizer(
     """
     _check(optimizer, flats)
     wholes: Wholes = from_state_dict(state_dict, groups)
-    copies: Wholes = {}
+    copies: dict[str, Tensor] = {}
     for p in (p for group in groups for p in group):
         own = wholes.setdefault(p.name, {})
         # A master copy, where the run kept one, is what the weights were rounded from.
-        copies[p.name] = {_WEIGHT: own.pop("master", weights[p.keys[0]]).float()}
+        weight = own.pop("master", weights.get(p.keys[0]))
+        if weight is not None:  # else the module's stays, as the rest of what a file leaves out
+            copies[p.name] = weight
     with all_say(ValueError):
         for flat in flats:
-            fill(flat.layout, {_WEIGHT: flat.tensor.detach()}, copies, _eight_bit_from(optimizer))
+            for run in flat.layout.runs:
+                whole = copies.get(flat.layout.layers[run.layer].name)
+                if whole is not None:
+                    own_share = flat.tensor.detach()[run.tensor_start : run.tensor_start + run.length]
+                    own_share.copy_(whole.contiguous().view(-1)[run.layer_start : run.layer_start + run.length])
             fill(flat.layout, optimizer.state[flat.tensor], wholes, _eight_bit_from(optimizer))
     for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         own.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
@@ -126,6 +150,10 @@ def _check(optimizer: Any, flats: Sequence[Flat]) -> None:
             f"single-file checkpoints under ZeRO hold the state of this package's optimizers, and the optimizer is"
             f" {type(optimizer).__name__}: save DeepSpeed's folders (leave save_distributed_checkpoint out)."
         )
+    _check_loaded(flats)
+
+
+def _check_loaded(flats: Sequence[Flat]) -> None:
     if not all(flat.loaded for flat in flats):
         raise ConfigurationError("single-file checkpoints need the optimizer in memory, and it is offloaded to NVMe.")
 
