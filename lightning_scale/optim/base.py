@@ -6,8 +6,9 @@ A subclass says what state a parameter has, and hands buckets of tensors to the 
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, overload
 
 import torch
@@ -48,6 +49,7 @@ class OptimizerBase(Optimizer):
         "fused",
         "skipped_steps",
         "eight_bit_except",
+        "_unused",
     )
     """The attributes beside torch's that a copied or unpickled optimizer has, too."""
     _waits: ClassVar[bool] = False
@@ -72,11 +74,13 @@ class OptimizerBase(Optimizer):
     ) -> None:
         groups.positive("max_grad_norm", max_grad_norm)
         check_fused(fused)
-        super().__init__(params, defaults)
         # Over all groups together, so they are the optimizer's and no group's.
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = skip_nonfinite
         self.fused = fused
+        self._unused: dict[str, None] = {}  # keys of groups, in order
+        super().__init__(params, defaults)
+        self._warn_of_unused(())
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device="cpu")
         self._plan = self._new_plan()
         groups.check_patterns("eight_bit_except", self.eight_bit_except, self.param_groups)
@@ -97,12 +101,15 @@ class OptimizerBase(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with the key 'params', not {type(param_group).__name__}.")
-        check_group_keys(param_group, (*self.defaults, *self._groups_own), type(self).__name__)
-        param_group = dict(param_group)  # the caller's own stays as it is
+        whole = {key: getattr(self, key) for key in ("max_grad_norm", "skip_nonfinite", "fused")}
+        unused = check_group_keys(param_group, (*self.defaults, *self._groups_own), type(self).__name__, whole)
+        param_group = {k: v for k, v in param_group.items() if k not in whole}  # the caller's own stays as it is
         self._complete_group(param_group)
         super().add_param_group(param_group)
+        known, self._unused = self._unused, {**self._unused, **dict.fromkeys(unused)}
         if "_plan" in self.__dict__:
             self._plan.forget()  # what all parameters together decide may be otherwise now
+            self._warn_of_unused(known)
         group = self.param_groups[-1]
         try:
             if "exclude" in self.defaults:
@@ -118,6 +125,13 @@ class OptimizerBase(Optimizer):
         group["exclude"] = groups.patterns("exclude", group["exclude"])
         if group["exclude"] != groups.patterns("exclude", self.defaults["exclude"]):  # these may match in another group
             groups.check_patterns("exclude", group["exclude"], [group])
+
+    def _warn_of_unused(self, known: Iterable[str]) -> None:
+        """Warn once of the keys that groups have and nobody reads, but for those that are known already."""
+        new = [key for key in self._unused if key not in known]
+        if new:
+            name = type(self).__name__
+            warnings.warn(f"{name} does not use these keys of a parameter group: {', '.join(new)}.", stacklevel=3)
 
     def _complete_group(self, group: dict[str, Any]) -> None:
         """Add to a group what follows from the keys that its user has written, and from those left out."""
@@ -385,6 +399,7 @@ class OptimizerBase(Optimizer):
         if "exclude" in self.defaults:
             for group in self.param_groups:
                 group.setdefault("exclude", None)  # of a checkpoint from before there was this
+        self.__dict__.setdefault("_unused", {})
 
     def _new_plan(self) -> StepPlan:
         return StepPlan(self._in_order, self._eight_bit_from, self.eight_bit_except or ())

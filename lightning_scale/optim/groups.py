@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from numbers import Real
 from typing import Any
@@ -139,13 +138,16 @@ _EVERY_GROUPS = ("params", "param_names")
 _TAKEN = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "name", "decay_1d"}
 
 
-def check_group_keys(group: dict[str, Any], options: Iterable[str], optimizer: str) -> None:
-    """Refuse keys that would silently do nothing, and warn once of those that are no misspelling.
+def check_group_keys(
+    group: dict[str, Any], options: Iterable[str], optimizer: str, whole: Mapping[str, Any]
+) -> list[str]:
+    """Refuse keys that would silently do nothing, and return those that are no misspelling.
 
     Args:
-        group: A parameter group as its user wrote it.
+        group: A parameter group as its user wrote it, or as a wrapper did, out of the defaults that it was given.
         options: The names of the options that a group may have for itself.
         optimizer: The optimizer's name, for the sentences.
+        whole: The options of the whole optimizer. A group may repeat them.
 
     Raises:
         ValueError: For a key that resembles a known one, and for an option of the whole optimizer.
@@ -157,6 +159,8 @@ def check_group_keys(group: dict[str, Any], options: Iterable[str], optimizer: s
             continue
         close = get_close_matches(str(key).lower(), known, n=1, cutoff=0.8)
         meant = close[0] if close else None
+        if key in whole and same(group[key], whole[key]):
+            continue
         if meant in _OPTIMIZERS_OWN:
             raise ValueError(
                 f"a parameter group has the key {key!r}, but {meant} holds for all groups together: leave it out of the"
@@ -169,8 +173,15 @@ def check_group_keys(group: dict[str, Any], options: Iterable[str], optimizer: s
                 f"a parameter group has the key {key!r}, which {optimizer} does not know: write {meant!r}, or leave it"
                 " out."
             )
-    if unused:
-        warnings.warn(f"{optimizer} does not use these keys of a parameter group: {', '.join(unused)}.", stacklevel=2)
+    return unused
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether an option of a group is what the optimizer has anyway, and so no word of the group's own."""
+    try:
+        return bool(one == other)
+    except (RuntimeError, TypeError, ValueError):  # tensors and arrays of several elements
+        return one is other
 
 
 def names_of(group: dict[str, Any], number: int) -> list[str]:

@@ -42,7 +42,7 @@ class LAMB(LayerwiseOptimizer):
         trust_ratio_clip: The bounds (low, high) that the ratio is kept in; ``None`` for none.
         max_grad_norm: First scale all gradients so that their global L2 norm is at most this (NVLAMB).
         exclude_1d: Give parameters of one dimension or fewer (biases, norms, and weight_norm's lengths of rows) no weight decay
-            and the ratio 1, unless their group says ``weight_decay`` or ``layer_adaptation`` itself.
+            and the ratio 1, unless their group says another ``weight_decay``, or ``layer_adaptation``, itself.
         exclude: Patterns (``fnmatch``'s, such as ``["*.bn.*", "head.*"]``) of parameters' names in ``named_parameters()``. What
             they match has no weight decay and the ratio 1, whatever its group says. What wrappers put into names
             (``_orig_mod.``) may be left out. A pattern that matches no parameter is an error.

@@ -43,8 +43,9 @@ class LayerwiseOptimizer(OptimizerBase):
         """Add a parameter group, as torch does.
 
         A group's own ``weight_decay`` or ``layer_adaptation`` (bool) holds for all of its parameters. Where it says
-        nothing, ``exclude_1d=True`` leaves parameters of at most one dimension without decay and with ratio 1. A key
-        that is not used brings a warning.
+        nothing, ``exclude_1d=True`` leaves parameters of at most one dimension without decay and with ratio 1. The same
+        ``weight_decay`` as the optimizer's says nothing, for wrappers write all defaults into their groups; where biases are to
+        decay by just that, the group says ``exclude_1d=False``. A key that is not used brings a warning.
 
         Raises:
             TypeError: For a group that is no dict, and for an option that is no number.
@@ -55,7 +56,8 @@ class LayerwiseOptimizer(OptimizerBase):
 
     def _complete_group(self, group: dict[str, Any]) -> None:
         exclude_1d = group.get("exclude_1d", self.defaults["exclude_1d"])
-        group.setdefault("decay_1d", "weight_decay" in group or not exclude_1d)
+        own = "weight_decay" in group and not groups.same(group["weight_decay"], self.defaults["weight_decay"])
+        group.setdefault("decay_1d", own or not exclude_1d)
         group.setdefault("layer_adaptation", None)
 
     def _check_group(self, group: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import SWALR
 
 from lightning_scale.optim import LAMB, LARS
 
-from .kinds import Make, every_kind, model_of, through_a_file, train
+from .kinds import Make, bits, every_kind, model_of, through_a_file, train
 from .test_bad_arguments import parameter, refused
 
 BOTH = pytest.mark.parametrize("kind", [LAMB, LARS])
@@ -56,7 +56,7 @@ def test_the_nearest_is_one_of_this_optimizers() -> None:
 
 
 @BOTH
-@pytest.mark.parametrize(("key", "value"), [("max_grad_norm", 1.0), ("skip_nonfinite", False), ("fused", None)])
+@pytest.mark.parametrize(("key", "value"), [("max_grad_norm", 1.0), ("skip_nonfinite", False), ("fused", False)])
 def test_what_is_the_optimizers_is_no_groups(kind: Any, key: str, value: Any) -> None:
     refused(f"{key}.*{kind.__name__}", lambda: kind([{"params": [parameter()], key: value}], lr=0.1))
 
@@ -74,6 +74,79 @@ def test_keys_that_resemble_nothing_get_one_warning(kind: Any) -> None:
         optimizer = kind([group], lr=0.1)
     assert len(caught) == 1 and str(caught[0].message).endswith(".")
     assert optimizer.param_groups[0]["tag"] == "head"
+
+
+@BOTH
+def test_several_groups_and_later_ones_get_one_warning_a_key(kind: Any) -> None:
+    groups = [{"params": [parameter()], "lr_scale": 0.5**i, "tag": str(i)} for i in range(4)]
+    with pytest.warns(UserWarning, match="lr_scale, tag") as caught:
+        optimizer = kind(groups, lr=0.1)
+    assert len(caught) == 1
+    optimizer.add_param_group({"params": [parameter()], "lr_scale": 1.0})
+    with pytest.warns(UserWarning, match="group: rho\\.") as caught:
+        copy.deepcopy(optimizer).add_param_group({"params": [parameter()], "tag": 1, "rho": 0.05})
+    assert len(caught) == 1
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As SAM and Lookahead make their groups: with all of their own defaults, handed to the optimizer inside."""
+
+    def __init__(self, params: Any, inside: Any, **options: Any) -> None:
+        super().__init__(params, options)
+        self.inside = inside(self.param_groups, **options)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.inside.step()
+
+
+def _in_wrapper(params: Any, **options: Any) -> Any:
+    return Wrapper(params, LAMB, **options)
+
+
+def _in_zero(params: Any, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own at the import
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(params, optimizer_class=LAMB, **options)
+
+
+@pytest.mark.parametrize("wrapped", [_in_wrapper, _in_zero])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.1, "max_grad_norm": 1.0, "skip_nonfinite": False, "fused": False},
+        {"weight_decay": 0.1, "exclude_1d": False},
+        {"weight_decay": 0.0, "fused": None},
+        {"trust_ratio_clip": [0.0, 2.0], "betas": (0.5, 0.75)},
+    ],
+)
+def test_a_wrapper_takes_the_steps_that_the_optimizer_takes_by_itself(
+    wrapped: Any, options: dict[str, Any], tmp_path: Any
+) -> None:
+    """What a group repeats of the constructor's options is no word of its own."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/store")
+    try:
+        alone, inside = model_of(), model_of()
+        train(alone, LAMB(alone.parameters(), lr=0.05, **options), range(3))
+        train(inside, wrapped(inside.parameters(), lr=0.05, **options), range(3))
+        assert bits(alone) == bits(inside)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("group", "decays"),
+    [({"weight_decay": 0.2}, True), ({"weight_decay": 0.1}, False), ({"exclude_1d": False}, True), ({}, False)],
+)
+def test_a_decay_of_its_own_is_a_groups_word(kind: Any, group: dict[str, Any], decays: bool) -> None:
+    biases = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for bias, decay in zip(biases, (0.1, 0.0), strict=True):
+        bias.grad = torch.ones(3)
+        own = {"params": [bias], "layer_adaptation": False, **(group if decay else {})}
+        kind([own], lr=0.1, weight_decay=decay).step()
+    assert torch.equal(*biases) is not decays
 
 
 @pytest.mark.parametrize("source", [torch.optim.SGD, torch.optim.Adagrad])
