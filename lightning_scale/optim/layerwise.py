@@ -5,6 +5,7 @@ A subclass says what state a parameter has and turns buckets into a step; it see
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -17,6 +18,11 @@ from lightning_scale.optim.backends.bucket import Bucket, Guard, LayerNorms
 from lightning_scale.optim.backends.device import is_capturing, keep_captured
 from lightning_scale.optim.base import OptimizerBase
 from lightning_scale.optim.layout import Layout
+
+_NAMED = 5
+"""Layers that a warning names."""
+_LOOKED = "looked whether weights are zeros"
+"""In the cache of a layout."""
 
 
 class LayerwiseOptimizer(OptimizerBase):
@@ -36,6 +42,14 @@ class LayerwiseOptimizer(OptimizerBase):
     _before: Sequence[tuple[tuple[str, ...], LayerNorms]] = ()
     _new_stats: Sequence[tuple[tuple[str, ...], LayerNorms]] = ()
     _new_rules: Sequence[tuple[tuple[str, ...], float | Tensor, list[bool], tuple[float, float] | None]] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._looked: set[str] = set()
+        super().__init__(*args, **options)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_looked", set())
 
     # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -75,6 +89,7 @@ class LayerwiseOptimizer(OptimizerBase):
 
     def _update(self, buckets: list[Bucket], decided: Guard) -> None:
         norms = self._apply(buckets, decided)
+        self._warn_of_zeros(buckets, norms, decided)
         found = [(tuple(g.names), n) for g, n in zip(buckets, norms, strict=True)]
         rules = [(tuple(g.names), _copy(g.group["lr"]), g.adapts, _bounds(g.group)) for g in buckets]
         if decided.finite is not None:  # the host does not know whether the step was skipped
@@ -87,6 +102,37 @@ class LayerwiseOptimizer(OptimizerBase):
             found, rules = [*self._new_stats, *found], [*self._new_rules, *rules]
             self._new_stats, self._new_rules = found, rules
         self._stats, self._rules = found, rules
+
+    def _warn_of_zeros(self, buckets: list[Bucket], norms: list[LayerNorms], decided: Guard) -> None:
+        """Warn once of layers that adapt and are all zero in the first step that they take, on all ranks alike.
+
+        To look waits for the device, so each layer is looked at once.
+        """
+        zero: list[str] = []
+        for b, found in zip(buckets, norms, strict=True):
+            if _LOOKED in b.layout.cache or is_capturing(b.device):
+                continue
+            if decided.finite is not None and not bool(decided.finite):
+                continue  # nothing was measured
+            b.layout.cache[_LOOKED] = True
+            clips = (b.group["weight_norm_clip"], b.group["trust_ratio_clip"])
+            if self._looked.issuperset(b.names) or any(clip and clip[0] > 0 for clip in clips):
+                continue
+            layers = zip(b.layout.layers, b.adapts, found.weight.tolist(), strict=True)
+            zero += [
+                of.name
+                for of, adapts, norm in layers
+                if adapts and not norm and of.numel and of.name not in self._looked
+            ]
+            self._looked.update(b.names)
+        if zero:
+            more = f" and {len(zero) - _NAMED} more" if len(zero) > _NAMED else ""
+            warnings.warn(
+                f"{', '.join(map(repr, zero[:_NAMED]))}{more} began as zeros, as an adapter's second factor does:"
+                f" {type(self).__name__} moves a layer by a share of its own norm, so one that begins at 0 hardly trains. Give"
+                ' what begins as zeros a parameter group with "layer_adaptation": False.',
+                stacklevel=2,
+            )
 
     @abstractmethod
     def _apply(self, buckets: list[Bucket], decided: Guard) -> list[LayerNorms]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,32 @@ def ranks_naive(folder: str) -> float:
 def test_norms_of_shares_alone_are_noticed(tmp_path: Path) -> None:
     for worst in run_ranks(__name__, "ranks_naive", tmp_path):
         assert worst > 1e-3
+
+
+def ranks_that_begin_with_zeros(folder: str) -> dict[str, list[str]]:
+    """The warnings of a rank's first two steps: of a layer of zeros, and of one that is zero in the last rank's rows alone."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    found = {}
+    for name in ("LAMB", "LARS"):
+        model = torch.nn.ModuleDict({key: torch.nn.Linear(6, 8, bias=False) for key in ("zero", "part")})
+        with torch.no_grad():
+            model["zero"].weight.zero_()
+            model["part"].weight[4:] = 0
+        fully_shard(model, mesh=mesh_of(torch.distributed.get_world_size()))
+        optimizer = MAKERS[name](model.named_parameters())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                for p in model.parameters():
+                    p.grad = torch.ones_like(p)
+                optimizer.step()
+        found[name] = [str(w.message) for w in caught if "began as zeros" in str(w.message)]
+    return found
+
+
+def test_all_ranks_warn_of_whole_layers_of_zeros(tmp_path: Path) -> None:
+    for found in run_ranks(__name__, "ranks_that_begin_with_zeros", tmp_path):
+        for said in found.values():
+            assert len(said) == 1 and said[0].startswith("'zero.weight' began")
