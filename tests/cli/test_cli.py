@@ -77,6 +77,15 @@ def test_the_optimizer_is_built_after_the_layers_and_knows_their_names(tmp_path:
     assert cli.trainer.global_step == 3
 
 
+def test_patterns_of_names_reach_the_optimizer(tmp_path: Path) -> None:
+    names = {"exclude": ["net.0.*"], "eight_bit_except": ["*.2.weight"]}
+    optimizer = {"class_path": "lightning_scale.optim.LAMB8bit", "init_args": {"lr": 0.01, **names}}
+    rules = fit(tmp_path, optimizer=optimizer).trainer.optimizers[0].layer_rules()
+    assert {name for name, rule in rules.items() if rule.adapts} == {"net.2.weight"}
+    with pytest.raises(ConfigurationError, match=r"exclude has the pattern 'nets.*', .*'net\.0\.weight'"):
+        fit(tmp_path, optimizer__init_args__exclude=["nets.0.weight"])
+
+
 @pytest.mark.parametrize("kind", ["OwnOptimizer", "Inherited"])
 def test_an_optimizer_of_the_modules_own_is_said_not_to_be_used(tmp_path: Path, kind: str) -> None:
     with pytest.warns(UserWarning, match=f"{kind}.configure_optimizers is not used"):

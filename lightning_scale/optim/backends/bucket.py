@@ -79,7 +79,7 @@ class TrustRatio:
     adapt: Tensor
     weight_norm_clip: tuple[float, float] | None
     clip: tuple[float, float] | None
-    larc: bool
+    larc: bool = False
 
 
 Addresses = NDArray[np.int64]

@@ -238,6 +238,8 @@ def move_all(
 
 def _on_momentum(bucket: Bucket, launch: Launch) -> FirstPass | LayerNorms:
     momentum = bucket.group["momentum"]
+    if bucket.steps:
+        launch.count_steps()
     numbers = (*float32s(momentum, 1 - momentum), launch.factor)
     updates = launch.scratch() if any(group.quantized for group in launch.chunks.groups) else None
     chunks = launch.chunks

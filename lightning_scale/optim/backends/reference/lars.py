@@ -80,5 +80,6 @@ def _on_momentum(bucket: Bucket, guard: Guard) -> FirstPass:
             m = updated(chunk)
             chunk.set_weight(apply(chunk.weight(), m * rates[chunk.layer]))
             chunk.set_moment("momentum_buffer", m)
+        count(bucket, guard)
 
     return FirstPass(norms(bucket, guard, updated), second)
