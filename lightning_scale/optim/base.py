@@ -382,8 +382,9 @@ class OptimizerBase(Optimizer):
     def _expected_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         """Return the state that a parameter has before its first step, on the meta device."""
         dtype = compute_dtype(p) if group["master_weights"] else p.dtype
-        name = groups.parameter_names(self).get(id(p), "") if self.eight_bit_except else ""
-        layout = self._plan.layout_of(p, name)
+        # (A flat tensor's group has the names of all of its layers, and its layout knows them.)
+        named = zip(group["params"], group.get("param_names", ()), strict=False)
+        layout = self._plan.layout_of(p, next((name for q, name in named if q is p), ""))
         return self._init_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), layout)
 
     def __getstate__(self) -> dict[str, Any]:

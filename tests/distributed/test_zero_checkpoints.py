@@ -42,6 +42,8 @@ SAVED = [
     *(f"LAMB8bit, stage {stage}" for stage in (1, 2, 3)),
     *(f"bfloat16, stage {stage}" for stage in (1, 2, 3)),
     "LARS, stage 2",
+    "LARS-decayed, stage 3",
+    "LAMB8bit-named, stage 2",
     "sub-groups below a layer",
     *LEFT_OUT,
 ]

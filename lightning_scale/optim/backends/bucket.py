@@ -194,7 +194,7 @@ class Bucket:
 
     def _of_layers(self, name: str, excluded: Any, one: Any, more: Any) -> list[Any]:
         """Of each layer: ``excluded`` where the group names it so, else ``one`` for at most one dimension, and ``more``."""
-        patterns = self.group.get("exclude") or ()
+        patterns = tuple(self.group.get("exclude") or ())  # of a file it may be a list
 
         def of(layer: LayerInfo) -> Any:
             return excluded if matches(layer.name, patterns) else more if layer.ndim > 1 else one
