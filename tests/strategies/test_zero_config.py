@@ -117,7 +117,9 @@ def test_optimizers_are_tried_on_slices() -> None:
         *(pytorch_optimizer.StableAdamW, pytorch_optimizer.SOAP, pytorch_optimizer.SCION, pytorch_optimizer.RACS),
     ):
         nameless = type("Nameless", (theirs,), {})
-        assert steps_by_layer(nameless(_parameters(), lr=0.1)), theirs
+        optimizer = nameless(_parameters(), lr=0.1)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)  # whose first rate is 0
+        assert steps_by_layer(optimizer), theirs
 
     class OfTheNorm(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:

@@ -139,6 +139,7 @@ def _like(optimizer: Optimizer, p: Tensor) -> Optimizer:
     """Another one of the class, of one parameter, with the options of the group that has most."""
     group = max(optimizer.param_groups, key=lambda group: sum(q.numel() for q in group["params"]))
     options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    options |= {"lr": 0.01} if "lr" in options else {}  # a warmup may have set it to 0
     takes = inspect.signature(type(optimizer)).parameters
     return type(optimizer)(
         [{"params": [p], **options}], **{key: value for key, value in options.items() if key in takes}
