@@ -118,7 +118,7 @@ def test_a_skipped_step_is_not_the_first(fused: bool | None) -> None:
     assert all(int(own["step"]) == 1 for own in dampened.state.values())
 
 
-def test_a_state_from_before_these_options_goes_on_as_it_was() -> None:
+def test_a_state_from_before_these_options_goes_on_with_those_of_the_optimizer() -> None:
     first, second = model_of(), model_of()
     before = LARS(first.parameters(), lr=0.1, weight_decay=0.1)
     train(first, before, range(2))
@@ -127,6 +127,9 @@ def test_a_state_from_before_these_options_goes_on_as_it_was() -> None:
         del group["dampening"], group["trust_clip"]
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     after = LARS(second.parameters(), lr=0.1, dampening=0.5, trust_clip="larc")
+    after.load_state_dict(saved)
+    assert (after.param_groups[0]["dampening"], after.param_groups[0]["trust_clip"]) == (0.5, "larc")
+    after = LARS(second.parameters(), lr=0.1)
     after.load_state_dict(saved)
     train(first, before, range(2, 4))
     train(second, after, range(2, 4))

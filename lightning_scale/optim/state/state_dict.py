@@ -42,10 +42,11 @@ def keep_state_dtypes(optimizer: Any) -> Iterator[None]:
         groups = [completed(*pair, options) for pair in zip(theirs, ours, strict=True)]
         state = dict(state_dict["state"])
         for group, mine in zip(groups, ours, strict=True):
+            named = {**group, "params": mine["params"], "param_names": mine.get("param_names") or ()}
             for number, p in zip(group["params"], mine["params"], strict=True):
                 if not isinstance(state.get(number), Mapping):
                     continue
-                expected = optimizer._expected_state(group, p)
+                expected = optimizer._expected_state(named, p)
                 loaded = translated(name, p, optimizer._loaded_state(p, state[number]), expected, group, own)
                 made: set[int] = set() if optimizer._plan.is_flat(p) else in_precision(p, loaded, expected)
                 _check(name, p, loaded, expected)

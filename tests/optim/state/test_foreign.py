@@ -262,7 +262,7 @@ REFUSED: dict[str, tuple[Callable[[list[nn.Parameter]], dict[str, Any]], Any, st
     "Adagrad": (_of_torch(torch.optim.Adagrad), AdamW8bit, "sum"),
     "SGD in LAMB": (_of_torch(torch.optim.SGD, momentum=0.9), LAMB, "momentum_buffer"),
     "AdamW in SGD8bit": (_of_torch(torch.optim.AdamW), SGD8bit, "exp_avg.*torch's SGD"),
-    "AdamW in LARS": (_of_torch(torch.optim.AdamW), LARS, "exp_avg.*LARS keeps momentum_buffer"),
+    "AdamW in LARS": (_of_torch(torch.optim.AdamW), LARS, "exp_avg.*LARS keeps .*momentum_buffer"),
     "SGD in LARS": (_of_torch(torch.optim.SGD, momentum=0.9), LARS, "SGD's.*trust ratio"),
     "SGD in LARS8bit": (_of_torch(torch.optim.SGD, momentum=0.9), LARS8bit, "SGD's.*trust ratio"),
     "LARS in SGD8bit": (_of_torch(LARS, lr=0.1), SGD8bit, "LARS's.*trust ratio"),
