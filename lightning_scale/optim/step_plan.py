@@ -163,7 +163,9 @@ class StepPlan:
         compute = compute_dtype(own.get("master", p))
         for key in CODES:
             value, coded = own.get(key), absmax_key(key) in own
-            if value is None or (compute == torch.float32 if coded else value.dtype == compute):
+            if value is None or (
+                compute == torch.float32 if coded else value.dtype == compute or not value.is_floating_point()
+            ):
                 continue
             if coded:
                 value = from_eight_bits_of(p, key, own)

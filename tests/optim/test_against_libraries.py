@@ -262,7 +262,7 @@ def test_lars_with_decay_and_no_ratio_is_optax_lars_with_a_mask(dtype: torch.dty
     """Decay is comparable where there is no ratio: trust_ratio_mask=False is layer_adaptation=False."""
     options = {"momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.2}
     ours = run_torch(
-        lambda p: LARS([{"params": p, "weight_decay": 0.2, "layer_adaptation": False}], 0.1, **options),
+        lambda p: LARS([{"params": p, "exclude_1d": False, "layer_adaptation": False}], 0.1, **options),
         dtype,
         rates(False),
     )
@@ -308,7 +308,7 @@ def test_lars_without_ratios_is_sgd_of_torch(dtype: torch.dtype) -> None:
     options = {"momentum": 0.8, "weight_decay": 0.2, "nesterov": True}
     ours = run_torch(
         lambda p: LARS(
-            [{"params": p, "weight_decay": 0.2, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options
+            [{"params": p, "exclude_1d": False, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options
         ),
         dtype,
         rates(False),

@@ -516,7 +516,7 @@ def test_another_optimizers_state_is_refused() -> None:
     p = nn.Parameter(torch.randn(64, 100))
     for kind, key, wrong in (
         (LAMB, "exp_avg", torch.zeros(64, 99)),
-        (LAMB, "exp_avg_sq", torch.zeros(64, 100, dtype=torch.float64)),
+        (LAMB, "exp_avg_sq", torch.zeros(64, 100, dtype=torch.int64)),
         (LAMB8bit, "exp_avg_absmax", torch.zeros(3)),
         (LARS8bit, "momentum_buffer", torch.zeros(64, 100)),
         (LAMB, "exp_avg", None),
