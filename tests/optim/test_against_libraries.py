@@ -321,7 +321,7 @@ def test_dampening_is_that_of_torch(dtype: torch.dtype) -> None:
     options = {"momentum": 0.8, "weight_decay": 0.2, "dampening": 0.3}
     ours = run_torch(
         lambda p: LARS(
-            [{"params": p, "weight_decay": 0.2, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options
+            [{"params": p, "exclude_1d": False, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options
         ),
         dtype,
         rates(False),
