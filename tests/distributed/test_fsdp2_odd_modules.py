@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_scale.callbacks import GradientAccumulation
 from lightning_scale.data import ResumableBatchSampler
 from lightning_scale.optim import LAMB, LAMB8bit
-from lightning_scale.strategies import FSDP2Strategy
+from lightning_scale.strategies import FSDP2Strategy, ZeROStrategy
 from tests.distributed.launch import run_ranks
+from tests.distributed.zero_runs import needs_deepspeed
 from tests.toys import trainer
 
 
@@ -203,6 +204,34 @@ def test_checkpoints_go_over_to_other_strategies_and_wrappers(tmp_path: Path) ->
     one, other = run_ranks(__name__, "crossing_ranks", tmp_path, timeout=200)
     assert one == other
     assert max(one.values()) < 1e-6, one
+
+
+def zero_ranks(folder: str) -> dict[str, Any]:
+    """Files between FSDP2 and ZeRO, where a layer is compiled in one of them."""
+    found: dict[str, Any] = {}
+    ways: dict[str, Callable[[], Any]] = {
+        "zero": lambda: ZeROStrategy(stage=2, save_distributed_checkpoint=False),
+        "fsdp2": lambda: FSDP2Strategy(save_distributed_checkpoint=False),
+    }
+    straight = Base()
+    fit(folder, straight, FSDP2Strategy())
+    expected = whole(straight)
+    for saves, loads in (("zero", "fsdp2"), ("fsdp2", "zero"), ("zero", "zero")):
+        for first, second in ((Compiled, Base), (Base, Compiled)):
+            path = f"{folder}/{saves}-{loads}-{first.__name__}.ckpt"
+            fit(folder, first(), ways[saves](), epochs=2).save_checkpoint(path)
+            resumed = second()
+            fit(folder, resumed, ways[loads](), ckpt_path=path)
+            seen = whole(resumed)
+            worst = max(float((expected[n] - seen[n]).norm() / expected[n].norm()) for n in expected)
+            found[f"{first.__name__} under {saves}, {second.__name__} under {loads}"] = worst
+    return found
+
+
+@needs_deepspeed
+def test_files_of_compiled_layers_go_between_fsdp2_and_zero(tmp_path: Path) -> None:
+    for seen in run_ranks(__name__, "zero_ranks", tmp_path, timeout=200):
+        assert max(seen.values()) < 1e-5, seen
 
 
 class Tied(Base):

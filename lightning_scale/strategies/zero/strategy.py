@@ -27,7 +27,7 @@ from lightning_scale.checkpoints.plain import refusing
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import names
 from lightning_scale.optim.groups import parameter_names
-from lightning_scale.strategies.whole_state import Param, params_of
+from lightning_scale.strategies.whole_state import Param, params_of, plain_name
 from lightning_scale.strategies.zero.config import Offload, merged, needed, offload_device, read
 from lightning_scale.strategies.zero.deepspeed_internals import check_installed, nothing_compiled
 from lightning_scale.strategies.zero.flat import Flat
@@ -300,7 +300,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         module = self._module()
         if "state_dict" not in checkpoint:
             raise ConfigurationError(f"{path} has no state_dict: it is not a checkpoint that Lightning has written.")
-        restore_weights(self.deepspeed_engine, module, checkpoint["state_dict"], module.strict_loading)
+        here = {plain_name(key): key for key in module.state_dict()}  # what is compiled has other names
+        weights = {here.get(plain_name(key), key): value for key, value in checkpoint["state_dict"].items()}
+        restore_weights(self.deepspeed_engine, module, weights, module.strict_loading)
         if fits:
             states = checkpoint.get("optimizer_states", [])
             if len(states) != 1:
@@ -308,7 +310,7 @@ class ZeROStrategy(DeepSpeedStrategy):
                     f"{path} has the state of {len(states)} optimizers, and ZeRO steps one: resume from a checkpoint of a run"
                     " with one, saved with save_weights_only=False."
                 )
-            restore_optimizer(self._users_optimizer(), self._flats, self._params, checkpoint["state_dict"], states[0])
+            restore_optimizer(self._users_optimizer(), self._flats, self._params, weights, states[0])
         return checkpoint
 
     def _module(self) -> L.LightningModule:
