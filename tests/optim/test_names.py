@@ -184,7 +184,8 @@ def test_a_state_without_names_keeps_the_names_that_are_here() -> None:
     saved = unnamed.state_dict()
     del saved["param_groups"][0]["exclude"]  # of a time before it
     optimizer.load_state_dict(saved)
-    assert optimizer.param_groups[0]["exclude"] == tuple(EXCLUDED)  # what the state does not say is this optimizer's own
+    # What the state does not say is this optimizer's own.
+    assert optimizer.param_groups[0]["exclude"] == tuple(EXCLUDED)
     assert optimizer.param_groups[0]["param_names"] == [name for name, _ in second.named_parameters()]
 
 
