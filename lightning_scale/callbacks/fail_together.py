@@ -72,7 +72,12 @@ class FailTogether(L.Callback):
             port=self.port or 0,
         )
         self._watchdog = Watchdog(
-            trainer.global_rank, connections, self.hang_seconds, self.silent_seconds, _killer_of_children(trainer)
+            trainer.global_rank,
+            connections,
+            self.hang_seconds,
+            self.silent_seconds,
+            _killer_of_children(trainer),
+            runs_ahead=strategy.root_device.type != "cpu",
         )
         self._watchdog.start()
 

@@ -76,6 +76,7 @@ class Watchdog(OfOneRun, threading.Thread):
         hang_seconds: The time without progress (`passed`) after which a rank counts as one that hangs.
         silent_seconds: The time without a word from its process after which a rank counts as lost.
         kill_children: A function that ends the processes that this one has launched.
+        runs_ahead: Whether ranks queue work for devices, and wait for it later.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Watchdog(OfOneRun, threading.Thread):
         hang_seconds: float,
         silent_seconds: float,
         kill_children: Callable[[], None],
+        runs_ahead: bool = False,
     ) -> None:
         super().__init__(daemon=True, name="lightning_scale-watchdog")
         self._rank = rank
@@ -92,6 +94,7 @@ class Watchdog(OfOneRun, threading.Thread):
         self._hang_seconds = hang_seconds
         self._silent_seconds = silent_seconds
         self._kill_children = kill_children
+        self._runs_ahead = runs_ahead
         self._seen = {other: Seen() for other in sorted({rank, *connections})}
         self._own = self._seen[rank]
         self._said: Failure | None = None  # by this rank, not yet told to rank 0
@@ -254,6 +257,8 @@ class Watchdog(OfOneRun, threading.Thread):
         listed = "" if len(late) == 1 or len(late) == len(running) else f" (as little as ranks {late[1:]})"
         place = running[late[0]].place
         reason = f"has not gone on for {self._hang_seconds:g} s after {place}{listed}, and {others}"
+        if self._runs_ahead:  # the place is where its host stands, and all hosts stand where they wait for a device
+            reason += " (hosts run ahead of their devices: it may be another rank's that hangs; see each rank's log)"
         self._say(Failure(late[0], reason, hang=True))
 
     def _after_failure(self, now: float) -> bool:

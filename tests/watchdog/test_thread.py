@@ -56,6 +56,14 @@ def test_the_rank_that_came_least_far_hangs(counts: list[int], rank: int, said: 
     assert {"first": vars(failure)} in made._connections[3].messages  # type: ignore[attr-defined]
 
 
+def test_where_hosts_run_ahead_nobody_is_blamed_for_sure() -> None:
+    made = watch([8, 7])
+    made._runs_ahead = True
+    failure = found(made, 101.0)
+    assert failure is not None and failure.rank == 1
+    assert "it may be another rank's that hangs" in str(failure)
+
+
 @pytest.mark.parametrize("place", ["on_train_epoch_end", "on_train_end", "on_train_epoch_start"])
 @pytest.mark.parametrize("out", [0, 2])
 def test_a_rank_that_ran_out_of_data_is_named_not_those_that_wait(place: str, out: int) -> None:
