@@ -155,9 +155,15 @@ class AllReduce:
 
     def __call__(self, tensor: Tensor) -> None:
         """Replace the tensor's numbers by their sums over the ranks."""
-        # Offloaded shards lie on the CPU, where their group (NCCL's) cannot reduce.
-        moved = tensor if tensor.device.type == self.device else tensor.to(self.device)
+        # Offloaded shards lie on the CPU: a group of NCCL alone cannot reduce there, one of "cpu:gloo,cuda:nccl" can.
+        here = all(f"{tensor.device.type}:" in backends_of(group) for group in self.groups)
+        moved = tensor if here else tensor.to(self.device)
         for group in self.groups:
             torch.distributed.all_reduce(moved, group=group)
         if moved is not tensor:
             tensor.copy_(moved)
+
+
+def backends_of(group: ProcessGroup) -> str:
+    """Return what reduces tensors of which device in a group, such as "cpu:gloo,cuda:nccl"."""
+    return torch.distributed.distributed_c10d.get_backend_config(group)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit
+from lightning_scale.optim import LAMB, LARS, AdamW8bit, LAMB8bit, dtensor
 
 SHAPES = ((80, 64), (64,), (3, 5), (7,))
 MAKE: dict[str, Callable[[Any], Any]] = {
@@ -150,3 +150,17 @@ def test_a_gradient_of_another_sharding_is_seen(mesh: Any) -> None:
     params[0].grad = distribute_tensor(torch.ones(SHAPES[0]), mesh, [Replicate()])
     with pytest.raises(ValueError, match=r"gradient of .* is sharded as"):
         optimizer.step()
+
+
+def test_sums_of_offloaded_shards_stay_on_the_host_where_their_group_reduces_there(
+    mesh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reduce = dtensor.AllReduce((dist.group.WORLD,), "meta")  # of a device that is not the tensor's
+    here = torch.tensor([1.0, 2.0])
+    reduce(here)
+    assert here.tolist() == [1.0, 2.0]
+    moved = []
+    monkeypatch.setattr(dtensor, "backends_of", lambda group: "cuda:nccl")
+    monkeypatch.setattr(Tensor, "to", lambda t, device: moved.append(device) or t.clone())
+    reduce(here)
+    assert moved == ["meta"]
