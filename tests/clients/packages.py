@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_scale.alias import alias_pytorch_lightning
 from lightning_scale.data import ResumableBatchSampler
+
+alias_pytorch_lightning()  # neuralforecast and darts are built on it
 
 
 @dataclass(frozen=True)
