@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,11 @@ def ranks_that_begin_with_zeros(folder: str) -> dict[str, list[str]]:
     torch.distributed.init_process_group("gloo")
     found = {}
     for name in ("LAMB", "LARS"):
-        model = torch.nn.ModuleDict({key: torch.nn.Linear(6, 8, bias=False) for key in ("zero", "part")})
+        layers = {key: torch.nn.Linear(6, 8, bias=False) for key in ("zero", "part")}
         with torch.no_grad():
-            model["zero"].weight.zero_()
-            model["part"].weight[4:] = 0
+            layers["zero"].weight.zero_()
+            layers["part"].weight[4:] = 0
+        model = torch.nn.Sequential(OrderedDict(layers))
         fully_shard(model, mesh=mesh_of(torch.distributed.get_world_size()))
         optimizer = MAKERS[name](model.named_parameters())
         with warnings.catch_warnings(record=True) as caught:
