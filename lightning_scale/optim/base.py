@@ -30,6 +30,9 @@ from lightning_scale.optim.state.state_dict import keep_state_dtypes
 from lightning_scale.optim.state.whole import mended
 from lightning_scale.optim.step_plan import StepPlan, compute_dtype, refuse_unsupported
 
+OWN_STATE = ("skipped_steps", "weight_rounding_seed")
+"""What stands in a ``state_dict`` beside the parameters' state and the groups."""
+
 
 class OptimizerBase(Optimizer):
     """Base of the optimizers: one test and one clip over the gradients of all groups before each step.
@@ -47,6 +50,8 @@ class OptimizerBase(Optimizer):
         "max_grad_norm",
         "skip_nonfinite",
         "fused",
+        "weight_rounding",
+        "weight_rounding_seed",
         "skipped_steps",
         "eight_bit_except",
         "_unused",
@@ -71,16 +76,29 @@ class OptimizerBase(Optimizer):
         max_grad_norm: float | None,
         skip_nonfinite: bool,
         fused: bool | None,
+        weight_rounding: str = "nearest",
+        weight_rounding_seed: int = 0,
     ) -> None:
         groups.positive("max_grad_norm", max_grad_norm)
+        groups.rounding(weight_rounding, weight_rounding_seed)
         check_fused(fused)
         # Over all groups together, so they are the optimizer's and no group's.
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = skip_nonfinite
         self.fused = fused
+        self.weight_rounding = weight_rounding
+        self.weight_rounding_seed = weight_rounding_seed
         self._unused: dict[str, None] = {}  # keys of groups, in order
         super().__init__(params, defaults)
         self._warn_of_unused(())
+        if weight_rounding == "stochastic" and not any(
+            p.dtype == torch.bfloat16 for group in self.param_groups for p in group["params"]
+        ):
+            warnings.warn(
+                'weight_rounding="stochastic" is not used: none of the parameters is bfloat16. Give the optimizer a model in'
+                " bfloat16, or leave weight_rounding out.",
+                stacklevel=2,
+            )
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device="cpu")
         self._plan = self._new_plan()
         groups.check_patterns("eight_bit_except", self.eight_bit_except, self.param_groups)
@@ -97,11 +115,12 @@ class OptimizerBase(Optimizer):
         Raises:
             TypeError: For a group that is no dict, and for an option that is no number.
             ValueError: For options out of range, for misspelled keys, for options of the whole optimizer
-                (``max_grad_norm``, ``skip_nonfinite``, ``fused``), and for sparse or complex parameters.
+                (``max_grad_norm``, ``skip_nonfinite``, ``fused``, ``weight_rounding``), for sparse or complex parameters, and
+                for ones that stochastic rounding does not go with.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with the key 'params', not {type(param_group).__name__}.")
-        whole = {key: getattr(self, key) for key in ("max_grad_norm", "skip_nonfinite", "fused")}
+        whole = {key: getattr(self, key) for key in groups.OPTIMIZERS_OWN}
         unused = check_group_keys(param_group, (*self.defaults, *self._groups_own), type(self).__name__, whole)
         param_group = {k: v for k, v in param_group.items() if k not in whole}  # the caller's own stays as it is
         self._complete_group(param_group)
@@ -117,6 +136,8 @@ class OptimizerBase(Optimizer):
             self._check_group(group)
             for p in group["params"]:
                 refuse_unsupported(p)
+            if self.weight_rounding == "stochastic":
+                _refuse_rounding(group["master_weights"], group["params"])
         except Exception:
             self.param_groups.pop()
             raise
@@ -173,14 +194,26 @@ class OptimizerBase(Optimizer):
         buckets = [
             bucket
             for number, group in enumerate(self.param_groups)
-            for bucket in self._plan.buckets(group, number, self.state, self._init_state, self._backend_of, self.fused)
+            for bucket in self._plan.buckets(group, number, self.state, self._new_state, self._backend_of, self.fused)
         ]
+        if self.weight_rounding == "stochastic":
+            self._round_stochastically(buckets)
         if buckets:
             decided = self._decide(buckets)
             if decided is not None:
                 self._update(buckets, decided)
                 _count_versions(buckets)
         return loss
+
+    def _round_stochastically(self, buckets: list[Bucket]) -> None:
+        """Have the buckets' weights in bfloat16 rounded so.
+
+        Raises:
+            ValueError: Where parameters became float16, or got masters, after the optimizer was made.
+        """
+        for b in buckets:
+            _refuse_rounding(any("master" in own for own in b.states), b.params)
+            b.rounding_seed = self.weight_rounding_seed if any(w.dtype == torch.bfloat16 for w in b.weights) else None
 
     def _backend_of(self, p: Tensor) -> Backend:
         """Return the backend that takes a parameter's step: the reference where the device's own has no file of the algorithm."""
@@ -255,6 +288,13 @@ class OptimizerBase(Optimizer):
             layout: Which layers' elements that tensor holds.
         """
 
+    def _new_state(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """Return `_init_state`; with a step count, too, where random numbers follow from it."""
+        state = self._init_state(group, weight, layout)
+        if self.weight_rounding == "stochastic" and "step" not in state:
+            return {"step": torch.zeros((), dtype=torch.float32, device=weight.device), **state}
+        return state
+
     @abstractmethod
     def _update(self, buckets: list[Bucket], decided: Guard) -> None:
         """Hand the buckets to the backends, which take the step."""
@@ -298,7 +338,7 @@ class OptimizerBase(Optimizer):
         """Make the state of a flat tensor of a group now, before its first step, unless it has one."""
         self._check_layouts()
         if not self.state[flat]:
-            self.state[flat].update(self._init_state(group, flat, self._plan.flat[flat]))
+            self.state[flat].update(self._new_state(group, flat, self._plan.flat[flat]))
 
     @torch.no_grad()
     def decide(self, gradients: Sequence[tuple[Layout, list[Tensor]]]) -> None:
@@ -343,14 +383,26 @@ class OptimizerBase(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return torch's dict, with ``skipped_steps`` beside ``state`` and ``param_groups``.
 
-        Where parameters are sharded (FSDP2), the count is also in the first group: torch.distributed.checkpoint keeps only these
-        two.
+        With ``weight_rounding="stochastic"`` ``weight_rounding_seed`` stands there, too. Where parameters are sharded (FSDP2),
+        both are also in the first group: torch.distributed.checkpoint keeps only these two.
         """
         self.refuse_incomplete()
-        found = {**super().state_dict(), "skipped_steps": self.skipped_steps}
+        found, own = super().state_dict(), self.own_state()
         if any(is_sharded(p) for group in self.param_groups for p in group["params"]):
-            found["param_groups"][0]["skipped_steps"] = int(self.skipped_steps)
-        return found
+            found["param_groups"][0].update({key: int(value) for key, value in own.items()})
+        return {**found, **own}
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what `state_dict` has beside ``state`` and ``param_groups``: one of the keys of `OWN_STATE`, or both."""
+        seed = {"weight_rounding_seed": self.weight_rounding_seed} if self.weight_rounding == "stochastic" else {}
+        return {"skipped_steps": self.skipped_steps, **seed}
+
+    def load_own_state(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `own_state` gave; what is not there stays."""
+        if "skipped_steps" in saved:
+            self.skipped_steps = torch.as_tensor(saved["skipped_steps"]).clone()
+        if self.weight_rounding == "stochastic":
+            self.weight_rounding_seed = int(saved.get("weight_rounding_seed", self.weight_rounding_seed))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore every bit of what ``state_dict()`` gave: state keeps its own dtype, whatever the parameters' is.
@@ -367,12 +419,18 @@ class OptimizerBase(Optimizer):
         """
         whole = {k: mended(own) if isinstance(own, Mapping) else own for k, own in state_dict["state"].items()}
         state_dict = {**state_dict, "state": whole}
+        if self.weight_rounding == "stochastic":
+            masters = any(isinstance(own, Mapping) and "master" in own for own in whole.values())
+            _refuse_rounding(masters or any(group.get("master_weights") for group in state_dict["param_groups"]), ())
         with keep_state_dtypes(self):
             super().load_state_dict(state_dict)
-        in_group = self.param_groups[0].pop("skipped_steps", None)
-        skipped = state_dict.get("skipped_steps", in_group)
-        if skipped is not None:
-            self.skipped_steps = torch.as_tensor(skipped).clone()
+        first = self.param_groups[0]
+        in_group = {key: first.pop(key) for key in OWN_STATE if key in first}
+        self.load_own_state({**in_group, **state_dict})
+        if self.weight_rounding == "stochastic":
+            for p, kept in self.state.items():  # of a run that did not count
+                if isinstance(p, Tensor) and kept and "step" not in kept:
+                    kept["step"] = torch.ones((), dtype=torch.float32, device=p.device)
 
     def _loaded_state(self, p: Tensor, state: dict[str, Any]) -> dict[str, Any]:
         """Turn the state of a parameter that ``state_dict()`` gave into the form that steps take it in."""
@@ -385,7 +443,7 @@ class OptimizerBase(Optimizer):
         # (A flat tensor's group has the names of all of its layers, and its layout knows them.)
         named = zip(group["params"], group.get("param_names", ()), strict=False)
         layout = self._plan.layout_of(p, next((name for q, name in named if q is p), ""))
-        return self._init_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), layout)
+        return self._new_state(group, torch.empty_like(local(p), dtype=dtype, device="meta"), layout)
 
     def __getstate__(self) -> dict[str, Any]:
         lost = self._lost_layouts or bool(self._plan.flat)
@@ -401,9 +459,25 @@ class OptimizerBase(Optimizer):
             for group in self.param_groups:
                 group.setdefault("exclude", None)  # of a checkpoint from before there was this
         self.__dict__.setdefault("_unused", {})
+        self.__dict__.setdefault("weight_rounding", "nearest")  # of a pickle from before there was this
+        self.__dict__.setdefault("weight_rounding_seed", 0)
 
     def _new_plan(self) -> StepPlan:
         return StepPlan(self._in_order, self._eight_bit_from, self.eight_bit_except or ())
+
+
+def _refuse_rounding(masters: bool, params: Iterable[Tensor]) -> None:
+    """Raise a ValueError for what stochastic rounding does not go with."""
+    if masters:
+        raise ValueError(
+            'weight_rounding="stochastic" is for bfloat16 weights that have no float32 masters, and here master_weights=True'
+            " keeps or has kept some: leave one of the two out."
+        )
+    if any(p.dtype == torch.float16 for p in params):
+        raise ValueError(
+            'weight_rounding="stochastic" is for bfloat16, and float16 parameters are rounded to nearest only: train in'
+            " bfloat16, or leave weight_rounding out and write master_weights=True."
+        )
 
 
 def _count_versions(buckets: list[Bucket]) -> None:

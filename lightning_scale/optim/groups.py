@@ -71,6 +71,14 @@ def bounds(name: str, value: Sequence[float] | None) -> tuple[float, float] | No
     return pair
 
 
+def rounding(how: str, seed: int) -> None:
+    """Raise a ValueError unless ``how`` is a way to round weights, and ``seed`` a whole number."""
+    if how not in ("nearest", "stochastic"):
+        raise ValueError(f'weight_rounding is {how!r}: write "nearest" or "stochastic".')
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"weight_rounding_seed is {seed!r}: give a whole number.")
+
+
 def patterns(name: str, value: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return patterns of parameters' names as a tuple, or None where there are none.
 
@@ -132,7 +140,7 @@ def _pair(value: Sequence[float]) -> tuple[float, float] | None:
 
 
 # Over all groups together.
-_OPTIMIZERS_OWN = ("max_grad_norm", "skip_nonfinite", "fused")
+OPTIMIZERS_OWN = ("max_grad_norm", "skip_nonfinite", "fused", "weight_rounding", "weight_rounding_seed")
 _EVERY_GROUPS = ("params", "param_names")
 # A group may have been another optimizer's: what torch's schedulers, Lightning's monitors and this package keep there.
 _TAKEN = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum", "name", "decay_1d"}
@@ -152,7 +160,7 @@ def check_group_keys(
     Raises:
         ValueError: For a key that resembles a known one, and for an option of the whole optimizer.
     """
-    known = (*options, *_EVERY_GROUPS, *_OPTIMIZERS_OWN)
+    known = (*options, *_EVERY_GROUPS, *OPTIMIZERS_OWN)
     unused = []
     for key in group:
         if key in _TAKEN:
@@ -161,7 +169,7 @@ def check_group_keys(
         meant = close[0] if close else None
         if key in whole and same(group[key], whole[key]):
             continue
-        if meant in _OPTIMIZERS_OWN:
+        if meant in OPTIMIZERS_OWN:
             raise ValueError(
                 f"a parameter group has the key {key!r}, but {meant} holds for all groups together: leave it out of the"
                 f" group and write {optimizer}(..., {meant}=...)."

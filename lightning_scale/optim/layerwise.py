@@ -64,7 +64,8 @@ class LayerwiseOptimizer(OptimizerBase):
         Raises:
             TypeError: For a group that is no dict, and for an option that is no number.
             ValueError: For options out of range, for misspelled keys, for options of the whole optimizer
-                (``max_grad_norm``, ``skip_nonfinite``, ``fused``), and for sparse or complex parameters.
+                (``max_grad_norm``, ``skip_nonfinite``, ``fused``, ``weight_rounding``), for sparse or complex parameters, and
+                for ones that stochastic rounding does not go with.
         """
         super().add_param_group(param_group)
 

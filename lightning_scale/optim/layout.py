@@ -39,10 +39,14 @@ _WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_m
 _LENGTHS = re.compile(r"(^|\.)(parametrizations\.\w+\.original0|\w*weight\w*_g)$")
 
 
+def bare(name: str) -> str:
+    """Return a parameter's name without what wrappers put into it."""
+    return _WRAPPERS.sub("", name)
+
+
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Return whether a parameter's name, as it is or without what wrappers put into it, matches one of fnmatch's patterns."""
-    bare = _WRAPPERS.sub("", name)
-    return any(fnmatchcase(own, pattern) for pattern in patterns for own in (name, bare))
+    return any(fnmatchcase(own, pattern) for pattern in patterns for own in (name, bare(name)))
 
 
 def layer_info(name: str, shape: Sequence[int], full_precision: Sequence[str] = ()) -> LayerInfo:

@@ -115,6 +115,7 @@ def _form(optimizer: Any) -> tuple[Any, ...]:
         optimizer.max_grad_norm is not None,
         optimizer.defaults.get("momentum") == 0,
         bool(optimizer.defaults.get("dampening")),
+        optimizer.weight_rounding,
         *words,
     )
 
@@ -128,10 +129,17 @@ def after_some_steps(optimizer: Any, fused: bool, where: Where) -> list[Tensor]:
 
     params = [nn.Parameter(values(shape, where.dtype)) for shape in _SHAPES]
     options = {**optimizer.defaults, "lr": 0.05}
+    stochastic = optimizer.weight_rounding == "stochastic" and where.dtype == torch.bfloat16
+    rounding = {"weight_rounding": "stochastic"} if stochastic else {}
     if "exclude" in options:  # these parameters have no names
         options["exclude"] = None
     tried = _kind(optimizer)(
-        params, **options, max_grad_norm=optimizer.max_grad_norm, skip_nonfinite=optimizer.skip_nonfinite, fused=fused
+        params,
+        **options,
+        **rounding,
+        max_grad_norm=optimizer.max_grad_norm,
+        skip_nonfinite=optimizer.skip_nonfinite,
+        fused=fused,
     )
     if where.shared:  # other ranks add nothing
         tried._plan.all_reduce = lambda sums: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -48,6 +48,9 @@ class SGD8bit(EightBitOptimizer):
         skip_nonfinite: Leave out a step with a NaN or Inf in any gradient: weights and state stay as they were, and
             ``skipped_steps`` counts it.
         maximize: Step up the gradient, not down.
+        weight_rounding: How new bfloat16 weights without masters are rounded. ``"stochastic"``: up or down at random, so that
+            steps smaller than half a unit in the last place are kept in expectation; see ``docs/optimizers.md``.
+        weight_rounding_seed: Gives other random numbers.
         fused: How a step on float32, bfloat16 and float16 parameters is computed. ``None``: on CUDA devices by Triton's
             kernels, where they agree with the reference on a small problem that is tried first; on CPUs by numba's, which
             are compiled once for a machine; else by the reference, which is written in plain torch and takes everything.
@@ -73,6 +76,8 @@ class SGD8bit(EightBitOptimizer):
         master_weights: bool = False,
         skip_nonfinite: bool = True,
         maximize: bool = False,
+        weight_rounding: Literal["nearest", "stochastic"] = "nearest",
+        weight_rounding_seed: int = 0,
         fused: bool | None = None,
     ) -> None:
         defaults = {
@@ -92,6 +97,8 @@ class SGD8bit(EightBitOptimizer):
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
             fused=fused,
+            weight_rounding=weight_rounding,
+            weight_rounding_seed=weight_rounding_seed,
         )
 
     def _check_group(self, group: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.hosts import collected
+from lightning_scale.optim.base import OWN_STATE
 from lightning_scale.optim.groups import names_of
 from lightning_scale.optim.layout import Layout
 from lightning_scale.optim.state.whole import Shard, by_blocks, mended, shards, whole
@@ -170,8 +171,8 @@ def with_keys(state_dict: Mapping[str, Any], groups: Sequence[Sequence[Param]]) 
         {**theirs, "params": [p.keys[0] for p in ours]}
         for theirs, ours in zip(state_dict["param_groups"], groups, strict=True)
     ]
-    if "skipped_steps" in state_dict:  # where `OptimizerBase.state_dict` of sharded parameters has it
-        saved[0]["skipped_steps"] = int(state_dict["skipped_steps"])
+    # Where `OptimizerBase.state_dict` of sharded parameters has it.
+    saved[0] |= {key: int(state_dict[key]) for key in OWN_STATE if key in state_dict}
     return {"state": state, "param_groups": saved}
 
 

@@ -127,6 +127,7 @@ class Bucket:
         scratch: See there.
         place: Which of its memory the updates wait in.
         norms: [2, layers] float64: this rank's own ‖w‖ and ‖g‖ before any clip, where the look at all gradients has found them.
+        rounding_seed: Of weights in bfloat16 that are rounded stochastically: see `lightning_scale.optim.backends.rounding`.
     """
 
     group: dict[str, Any]
@@ -143,6 +144,7 @@ class Bucket:
     place: int = 0
     norms: Tensor | None = None
     at: dict[str, Addresses] = field(default_factory=dict)
+    rounding_seed: int | None = None
 
     @property
     def device(self) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import lightning.pytorch as L
@@ -225,6 +225,18 @@ def unused_option(optimizer: Optimizer, config: Mapping[str, Any]) -> str | None
     return (
         "skip_nonfinite=False is not used under ZeRO: DeepSpeed itself leaves out every step with a NaN or Inf gradient (and"
         " skipped_steps does not count them). Leave skip_nonfinite out."
+    )
+
+
+def unused_rounding(optimizer: Optimizer, stepped: Iterable[Tensor]) -> str | None:
+    """A warning where the optimizer is told to round bfloat16 weights stochastically, and steps DeepSpeed's float32 ones."""
+    if not isinstance(optimizer, OptimizerBase) or optimizer.weight_rounding == "nearest":
+        return None
+    if any(t.dtype == torch.bfloat16 for t in stepped):
+        return None
+    return (
+        'weight_rounding="stochastic" is not used under ZeRO: the optimizer steps float32 weights, which DeepSpeed keeps and'
+        " rounds to nearest for the model. Leave weight_rounding out."
     )
 
 

@@ -50,6 +50,7 @@ from lightning_scale.strategies.zero.refusals import (
     refuse_unfrozen,
     refuse_unverified_nvme,
     unused_option,
+    unused_rounding,
 )
 from lightning_scale.strategies.zero.step import Preparation, attach
 from lightning_scale.strategies.zero.whole_file import restore_optimizer, restore_weights, whole_state, whole_weights
@@ -370,6 +371,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         self._frozen = {key: p for key, p in zip(keys, params, strict=True) if not p.requires_grad}
         engine, wrapper = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
         self._flats, self._preparation = attach(engine, optimizer, names, params, self._clip)
+        if (warning := unused_rounding(optimizer, [flat.tensor for flat in self._flats])) is not None:
+            rank_zero_warn(warning)
         setattr(wrapper, "add_param_group", refuse_added_group)  # noqa: B010 (it has none)
         return engine, wrapper
 

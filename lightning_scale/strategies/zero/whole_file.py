@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_scale.errors import ConfigurationError
-from lightning_scale.optim.base import OptimizerBase
+from lightning_scale.optim.base import OWN_STATE, OptimizerBase
 from lightning_scale.optim.eight_bit import EightBitOptimizer
 from lightning_scale.optim.state.moments import EIGHT_BIT_FROM
 from lightning_scale.optim.state.whole import fill
@@ -49,7 +49,7 @@ def whole_state(optimizer: Any, flats: Sequence[Flat], groups: Sequence[Sequence
     _check(optimizer, flats)
     shares = [(flat.layout, optimizer.state[flat.tensor]) for flat in flats]
     wholes = gather(shares, groups, _eight_bit_from(optimizer))
-    return to_state_dict(wholes, groups, optimizer.param_groups, {"skipped_steps": optimizer.skipped_steps})
+    return to_state_dict(wholes, groups, optimizer.param_groups, optimizer.own_state())
 
 
 def _module_state(engine: Any) -> dict[str, Any]:
@@ -139,9 +139,8 @@ def restore_optimizer(
                     own_share.copy_(whole.contiguous().view(-1)[run.layer_start : run.layer_start + run.length])
             fill(flat.layout, optimizer.state[flat.tensor], wholes, _eight_bit_from(optimizer))
     for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
-        own.update({key: value for key, value in saved.items() if key not in ("params", "param_names")})
-    if "skipped_steps" in state_dict:
-        optimizer.skipped_steps = torch.as_tensor(state_dict["skipped_steps"]).clone()
+        own.update({key: value for key, value in saved.items() if key not in ("params", "param_names", *OWN_STATE)})
+    optimizer.load_own_state(state_dict)
 
 
 def _check(optimizer: Any, flats: Sequence[Flat]) -> None:

@@ -19,9 +19,10 @@ PRECISIONS = {
     "float32": (torch.float32, False),
     "bf16-master": (torch.bfloat16, True),
     "bf16": (torch.bfloat16, False),
+    "bf16-stochastic": (torch.bfloat16, False),
     "fp16": (torch.float16, False),
 }
-"""The dtype of parameters and gradients, and whether there are float32 masters."""
+"""The dtype of parameters and gradients, and whether there are float32 masters; "stochastic" is how weights are rounded."""
 
 OWN_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     name: {form: dict(own.options) for form, own in REGISTRY[name].forms.items()} for name in OPTIMIZERS
@@ -72,6 +73,7 @@ class Variant:
             "max_grad_norm": 1.0 if self.clip else None,
             "skip_nonfinite": self.test,
             "fused": True,
+            "weight_rounding": "stochastic" if "stochastic" in self.precision else "nearest",
             **(OWN_OPTIONS[self.optimizer][self.own] if self.own else {}),
         }
 

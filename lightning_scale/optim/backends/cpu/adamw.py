@@ -61,7 +61,7 @@ def step(turns, tensors, kinds, m_at, v_at, chunks, numbers, inverse1, inverse2,
             g = load_gradient(grads[t], kinds[2], a, b, g_buffer, factor)
             m, v = floats_from_memory(m_at[t], a + moved, b + moved), floats_from_memory(v_at[t], a + moved, b + moved)
             update(w, m, v, g, numbers, inverse1[t], inverse2[t], kept[layer[c]], lr)
-            store_weight(w, tensors, kinds, t, a, b)
+            store_weight(w, tensors, kinds, t, a, b, c, start[c])
 
 
 @kernel
@@ -84,7 +84,7 @@ def step_8bit(turns, tensors, kinds, m_at, m_scales, v_at, v_scales, chunks, num
             read_signed(m, m_codes, m_scale[0])
             read_unsigned(v, v_codes, v_scale[0])
             update(w, m, v, g, numbers, inverse1[t], inverse2[t], kept[layer[c]], lr)
-            store_weight(w, tensors, kinds, t, a, b)
+            store_weight(w, tensors, kinds, t, a, b, c, start[c])
             write_signed(m_codes, m_scale, m)
             write_unsigned(v_codes, v_scale, v)
             a, b, k = b, min(b + QUANTUM, stop[c]), k + 1

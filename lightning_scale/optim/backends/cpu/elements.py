@@ -297,7 +297,7 @@ def take_written(w, param, kind, start, stop):  # type: ignore[no-untyped-def]
 @inlined
 def load_weight(tensors, kinds, tensor, start, stop, buffer, looked=False):  # type: ignore[no-untyped-def]
     """Weights as float32; masters after `take_written`, unless this step has looked at them before."""
-    weights, params, _ = tensors
+    weights, params, _, _ = tensors
     w = load(weights[tensor], kinds[0], start, stop, buffer)
     if not looked:
         take_written(w, params[tensor], kinds[1], start, stop)
@@ -318,10 +318,43 @@ def store(x, address, kind, start, stop):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def store_weight(w, tensors, kinds, tensor, start, stop):  # type: ignore[no-untyped-def]
-    """Store new weights, and round them into parameters whose masters they are."""
-    weights, params, _ = tensors
-    store(w, weights[tensor], kinds[0], start, stop)
+def _mixed(x):  # type: ignore[no-untyped-def]
+    """`rounding.mixed`."""
+    x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@inlined
+def _stochastically_rounded(x, index, one, other):  # type: ignore[no-untyped-def]
+    """The bits in bfloat16 of a float32: `rounding.stochastically_rounded` by `rounding.random_bits`."""
+    noise = _mixed(np.uint32(_mixed(np.uint32(index ^ one)) ^ other)) >> np.uint32(16)
+    whole = as_bits(x)
+    magnitude = whole & np.uint32(0x7FFFFFFF)
+    kept = min(np.uint32((magnitude + noise) >> np.uint32(16)), np.uint32(0x7F7F))
+    kept = kept if magnitude < np.uint32(0x7F800000) else np.uint32(0x7F80)
+    bits = np.uint16(kept | (whole >> np.uint32(16) & np.uint32(0x8000)))
+    return np.uint16(0x7FC0) if x != x else bits
+
+
+@inlined
+def _store_stochastically(x, address, start, stop, key, place):  # type: ignore[no-untyped-def]
+    out, first, one, other = _halves(address, start, stop), np.uint32(key[0] + np.uint32(place)), key[1], key[2]
+    for i in range(x.size):
+        out[i] = _stochastically_rounded(x[i], np.uint32(first + np.uint32(i)), one, other)
+
+
+@inlined
+def store_weight(w, tensors, kinds, tensor, start, stop, chunk, begin):  # type: ignore[no-untyped-def]
+    """Store new weights, and round them into parameters whose masters they are.
+
+    chunk: whose elements they are; begin: where it begins in the tensor.
+    """
+    weights, params, _, keys = tensors
+    if keys.size != 0:
+        _store_stochastically(w, weights[tensor], start, stop, keys[chunk], start - begin)
+    else:
+        store(w, weights[tensor], kinds[0], start, stop)
     store(w, params[tensor], kinds[1], start, stop)
 
 

@@ -144,7 +144,7 @@ def move(turns, tensors, kinds, chunks, updates, at, rate):  # type: ignore[no-u
 
     updates: [tensors] addresses of u; at: where in it a chunk begins.
     """
-    weights, _, _ = tensors
+    weights, _, _, _ = tensors
     layer, tensor, start, stop, _, _, _, _ = chunks
     buffer = block_memory()
     for c in descending(turns):
@@ -153,7 +153,7 @@ def move(turns, tensors, kinds, chunks, updates, at, rate):  # type: ignore[no-u
             b = min(a + BLOCK, stop[c])
             w = load(weights[t], kinds[0], a, b, buffer)
             apply(w, floats_from_memory(updates[t], a + moved, b + moved), rate[layer[c]])
-            store_weight(w, tensors, kinds, t, a, b)
+            store_weight(w, tensors, kinds, t, a, b, c, start[c])
 
 
 def adam_numbers(bucket: Bucket, launch: Launch) -> tuple[tuple[np.float32, ...], np.ndarray, np.ndarray]:

@@ -91,7 +91,7 @@ def move_by_gradient(turns, tensors, kinds, m_at, chunks, numbers, decay, inside
                 for i in range(m.size):
                     m[i] = np.float32(0)
             step(w, m, g, decay[layer[c]], inside[layer[c]], momentum, share[t], own, buffered, outside)
-            store_weight(w, tensors, kinds, t, a, b)
+            store_weight(w, tensors, kinds, t, a, b, c, start[c])
 
 
 @kernel
@@ -111,7 +111,7 @@ def move_by_gradient_8bit(turns, tensors, kinds, m_at, m_scales, chunks, numbers
             scale = floats(m_scales[t], k, k + 1)
             read_signed(m, codes, scale[0])
             step(w, m, g, decay[layer[c]], inside[layer[c]], momentum, share[t], own, buffered, outside)
-            store_weight(w, tensors, kinds, t, a, b)
+            store_weight(w, tensors, kinds, t, a, b, c, start[c])
             write_signed(codes, scale, m)
             a, b, k = b, min(b + QUANTUM, stop[c]), k + 1
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from lightning_scale.optim.backends.bucket import Addresses, Bucket, FirstPass, Guard, LayerNorms, addresses
 from lightning_scale.optim.backends.cpu import elements
 from lightning_scale.optim.backends.cut import GROUP, cut
+from lightning_scale.optim.backends.rounding import keys
 from lightning_scale.optim.layout import Layout
 
 CHUNK = 1 << 15
@@ -58,6 +59,7 @@ class Chunks:
         groups: In order.
         spans: The same, joined where neighbours' moments are alike, for what takes one pass.
         scratch: Elements of the memory that keeps updates.
+        layer_start: Each chunk's first element, counted in the layer.
         used: Local tensors that have chunks, 1-D.
         sums: [2, C] float64: what kernels sum over each chunk.
     """
@@ -66,6 +68,7 @@ class Chunks:
     groups: tuple[Group, ...]
     spans: tuple[Group, ...]
     scratch: int
+    layer_start: Column
     used: Column
     sums: NDArray[np.float64]
 
@@ -119,9 +122,12 @@ def _cut(layout: Layout, quantized: tuple[bool, ...]) -> Chunks:
             first, held = len(rows), 0 if whole else held
     table = np.array(rows, np.int64).reshape(-1, 8).T
     columns = tuple(np.ascontiguousarray(column) for column in table)
+    starts = np.array([chunk.layer_start for chunk in chunks], np.int64)
     alike = [list(own) for _, own in groupby(groups, lambda group: group.quantized)]
     spans = [Group(own[0].begin, own[-1].end, own[0].quantized) for own in alike]
-    return Chunks(columns, tuple(groups), tuple(spans), scratch, np.unique(columns[1]), np.zeros((2, len(rows))))
+    return Chunks(
+        columns, tuple(groups), tuple(spans), scratch, starts, np.unique(columns[1]), np.zeros((2, len(rows)))
+    )
 
 
 CACHE = 1 << 23
@@ -147,7 +153,7 @@ class Launch:
         weights: What the step is computed on, contiguous where moments lie in row-major order.
         grads: Gradients, likewise.
         tensors: Addresses of weights, of the parameters that these are rounded into (weights themselves where those are no
-            masters), and of gradients.
+            masters), and of gradients; `rounding_keys`.
         kinds: The types of each; of parameters that are their own weights -1.
         factor: What gradients are multiplied by: the clip, and -1 uphill.
         decays: [layers] float32 λ.
@@ -166,7 +172,8 @@ class Launch:
         known = bucket.at
         weights = known["weights"] if known else addresses(self.weights)
         params = weights if not masters else known["params"] if known else addresses(self._params)
-        self.tensors = (weights, params, known["grads"] if known else addresses(self.grads))
+        tensors = (weights, params, known["grads"] if known else addresses(self.grads))
+        self.tensors = (*tensors, rounding_keys(bucket, self.chunks))
         kind = elements.KINDS
         self.kinds = (
             kind[bucket.weights[0].dtype],
@@ -174,7 +181,7 @@ class Launch:
             kind[bucket.grads[0].dtype],
         )
         used = self.chunks.used
-        if not all(own[used].all() for own in self.tensors):
+        if not all(own[used].all() for own in tensors):
             raise RuntimeError(
                 "a tensor that is to be stepped has no memory: this is a fault of lightning_scale, please report it."
             )
@@ -239,6 +246,17 @@ class Launch:
                 for target, values in zip(own, used, strict=True):
                     if target is not values and target.data_ptr() != values.data_ptr():
                         target.copy_(values)
+
+
+_NEAREST = np.zeros((0, 4), np.uint32)
+
+
+def rounding_keys(bucket: Bucket, chunks: Chunks) -> NDArray[np.uint32]:
+    """[chunks, 4]: `rounding.keys` of this step; of none where weights are rounded to the nearest."""
+    if bucket.rounding_seed is None:
+        return _NEAREST
+    rows = keys(bucket, *map(torch.from_numpy, (chunks.layer, chunks.columns[1], chunks.layer_start)))
+    return rows.numpy().astype(np.uint32)
 
 
 def float32s(*numbers: float) -> tuple[np.float32, ...]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Bucket, Guard
-from lightning_scale.optim.backends.device import widest
+from lightning_scale.optim.backends.device import dense, in_memory_order, widest
+from lightning_scale.optim.backends.rounding import keys, random_bits, stochastically_rounded
 from lightning_scale.optim.state.moments import Moment, store
 
 LARGEST = 1 << 18
@@ -28,6 +29,8 @@ class Chunk:
         start: The first one there, row-major.
         length: How many.
         moments: Theirs, by key.
+        layer_start: The first one's number in the layer.
+        key: Of their run, where weights in bfloat16 are rounded stochastically: see `rounding.keys`.
     """
 
     bucket: Bucket
@@ -37,6 +40,8 @@ class Chunk:
     start: int
     length: int
     moments: dict[str, Moment]
+    layer_start: int
+    key: Tensor | None
 
     @property
     def decay(self) -> float:
@@ -65,10 +70,21 @@ class Chunk:
 
     def set_weight(self, values: Tensor) -> None:
         """Store new weights, and round them into parameters whose masters they are."""
-        bucket = self.bucket
-        store(self._of(bucket.weights), values, self._finite())
+        bucket, target = self.bucket, self._of(self.bucket.weights)
+        if self.key is not None and target.dtype == torch.bfloat16:
+            values = stochastically_rounded(values, random_bits(self._index(target), self.key))
+        store(target, values, self._finite())
         if bucket.params[self.tensor] is not bucket.weights[self.tensor]:
             store(self._of(bucket.params), values, self._finite())
+
+    def _index(self, target: Tensor) -> Tensor:
+        """The numbers of the elements in the layer: as they lie in memory, where kernels go through it, else row-major."""
+        index = torch.arange(self.layer_start, self.layer_start + self.length, device=target.device)
+        if self.bucket.in_order or target.is_contiguous() or not dense(target):
+            return index
+        lying = torch.empty_like(target, dtype=torch.int64)
+        in_memory_order(lying).copy_(index)
+        return lying.reshape(-1)
 
     def set_moment(self, key: str, values: Tensor) -> None:
         """Store a new moment, in 8 bits where it is kept so."""
@@ -86,6 +102,17 @@ class Chunk:
         return None if self.guard.finite is None else self.guard.finite.to(self.bucket.device)
 
 
+def _keys(bucket: Bucket) -> Tensor:
+    """[runs, 4]: see `rounding.keys`."""
+    runs = bucket.layout.runs
+
+    def columns() -> Tensor:
+        numbers = [[run.layer for run in runs], [run.tensor for run in runs], [0] * len(runs)]
+        return torch.tensor(numbers, dtype=torch.int64, device="cpu").to(bucket.device)
+
+    return keys(bucket, *bucket.layout.once(("rounding of runs", bucket.device), columns))
+
+
 def chunks(bucket: Bucket, guard: Guard) -> Iterator[Chunk]:
     """All elements, each once, in order.
 
@@ -93,14 +120,18 @@ def chunks(bucket: Bucket, guard: Guard) -> Iterator[Chunk]:
     every layout. A tensor that is not contiguous is one chunk.
     """
     kinds = {key: bucket.moments_of_runs(key) for key in bucket.remembers}
-    for number, run in enumerate(bucket.layout.runs):
+    keys_of: Sequence[Tensor | None] = [None] * len(bucket.layout.runs)
+    if bucket.rounding_seed is not None:
+        keys_of = _keys(bucket).unbind()
+    for number, (run, key) in enumerate(zip(bucket.layout.runs, keys_of, strict=True)):
         flat = all(t[run.tensor].is_contiguous() for t in (bucket.params, bucket.weights, bucket.grads))
         offset = 0
         while offset < run.length:
             left = LARGEST - (run.layer_start + offset) % LARGEST
             length = min(left, run.length - offset) if flat else run.length
             own = {key: of_runs[number].part(offset, length) for key, of_runs in kinds.items()}
-            yield Chunk(bucket, guard, run.layer, run.tensor, run.tensor_start + offset, length, own)
+            start = run.layer_start + offset
+            yield Chunk(bucket, guard, run.layer, run.tensor, run.tensor_start + offset, length, own, start, key)
             offset += length
 
 

@@ -21,6 +21,7 @@ from lightning_scale.optim.backends.triton.elements import (
     read_weight_tile,
     tile,
     write_rounded,
+    write_weight_tile,
 )
 from lightning_scale.optim.backends.triton.launch import code_tables, count, prepare
 from lightning_scale.optim.backends.triton.quantization import (
@@ -91,9 +92,9 @@ def bias_corrections(bucket: Bucket) -> Tensor:
 
 @triton.jit
 def _tile(  # type: ignore[no-untyped-def]
-    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, kept, rate,
+    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, key, factor, kept, rate,
     corrections, signed_values, signed_table, values, table, beta1, rest1, beta2, rest2, eps,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, PLAIN: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, PLAIN: tl.constexpr,
     CLIP: tl.constexpr, UPHILL: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     i = begin + tile(ROWS)
@@ -108,7 +109,7 @@ def _tile(  # type: ignore[no-untyped-def]
         m, v = tl.where(inside, m, 0.0), tl.where(inside, v, 0.0)
     m_bits, v_bits = largest_of_rows(m), largest_of_rows(v)
     w = w * kept - adam_direction(m, v, m_bits, v_bits, corrections, eps, True, MASKED) * rate
-    write_rounded(w_at, i, w, inside, WEIGHT, MASKED)
+    write_weight_tile(w_at, i, w, inside, key, WEIGHT, STOCHASTIC, MASKED)
     if MASTER:
         write_rounded(p_at, i, w, inside, PARAM, MASKED)
     write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, m_bits, signed_table, True, PLAIN, MASKED)
@@ -119,30 +120,35 @@ def _tile(  # type: ignore[no-untyped-def]
 def _step(  # type: ignore[no-untyped-def]
     parameters, weights, grads, firsts, first_scales, seconds, second_scales,  # [tensors] int64: pointers
     chunks,
+    keys,  # [chunks, 4] int32: see `write_weight`
     corrections,  # [tensors, 4] float32
     kept_of,  # [layers] float32: 1 - lr λ
     lr, finite, clip,  # 0-d: float32, a bool, a float32
     signed_values, signed_table, values, table,
     beta1, rest1, beta2, rest2, eps,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, PLAIN: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    PLAIN: tl.constexpr,
     ALIGNED: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """w ← w·(1 - lr·λ) - lr · m̂/(√v̂ + ε). Reads 10 B an element and writes 6 (float32)."""
     if goes_on(finite, TEST):
         tensor, base, low, high, layer, at = chunk_head(chunks)
+        key = keys + 4 * tl.program_id(0)
         p_at, w_at, g_at = parameter_places(parameters, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
         m_at, m_scales = moment_places(firsts, first_scales, tensor, base, at, PLAIN, ALIGNED)
         v_at, v_scales = moment_places(seconds, second_scales, tensor, base, at, PLAIN, ALIGNED)
         factor, kept, rate = gradient_factor(clip, CLIP, UPHILL), tl.load(kept_of + layer), tl.load(lr)
         for begin in range(0, high, ROWS * BLOCK):
             if (begin >= low) & (begin + ROWS * BLOCK <= high):
-                _tile(p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, kept, rate,
+                _tile(p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, key, factor, kept, rate,
                       corrections + 4 * tensor, signed_values, signed_table, values, table,
-                      beta1, rest1, beta2, rest2, eps, PARAM, WEIGHT, MASTER, PLAIN, CLIP, UPHILL, ROWS, False)  # fmt: skip
+                      beta1, rest1, beta2, rest2, eps, PARAM, WEIGHT, MASTER, STOCHASTIC, PLAIN, CLIP, UPHILL, ROWS,
+                      False)  # fmt: skip
             else:
-                _tile(p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, kept, rate,
+                _tile(p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, key, factor, kept, rate,
                       corrections + 4 * tensor, signed_values, signed_table, values, table,
-                      beta1, rest1, beta2, rest2, eps, PARAM, WEIGHT, MASTER, PLAIN, CLIP, UPHILL, ROWS, True)  # fmt: skip
+                      beta1, rest1, beta2, rest2, eps, PARAM, WEIGHT, MASTER, STOCHASTIC, PLAIN, CLIP, UPHILL, ROWS,
+                      True)  # fmt: skip
 
 
 def adamw8bit(bucket: Bucket, guard: Guard) -> None:

@@ -33,6 +33,8 @@ class Chunks:
     """[C] int32: how many elements."""
     layer: Tensor
     """[C] int32: whose elements they are."""
+    layer_start: Tensor
+    """[C] int64: the first element in it."""
     first: Tensor
     """[L + 1] int32: each layer's first chunk."""
 
@@ -69,6 +71,7 @@ def _cut(layout: Layout, device: torch.device, size: int) -> Chunks:
         start=column((row.start for row in rows), torch.int64),
         length=column((row.length for row in rows), torch.int32),
         layer=column((row.layer for row in rows), torch.int32),
+        layer_start=column((row.layer_start for row in rows), torch.int64),
         first=column(accumulate(counts), torch.int32),
     )
 
@@ -91,6 +94,8 @@ class QuantizedChunks:
     """[C, 6] int64: the local tensor; where in it the grid's row begins that holds the chunk's first element; which element
     of this row is the first, and which the first beyond; the layer; where in the state the scales (in 8 bits) or the
     row's elements (small) begin."""
+    layer_start: Tensor
+    """[C] int64: where in the layer the grid's row begins."""
     quantized: int
     """How many are in 8 bits."""
     begin: Tensor
@@ -123,16 +128,18 @@ def quantized_chunks(layout: Layout, quantized: Callable[[LayerInfo], bool], dev
 
 def _cut_quantized(layout: Layout, quantized: tuple[bool, ...], device: torch.device) -> QuantizedChunks:
     rows = [row for row in cut(layout, quantized, QUANTIZED_CHUNK) if row.length]
-    table = []
+    table, starts = [], []
     begin, end = [0] * len(layout.layers), [0] * len(layout.layers)
     for number, row in enumerate(rows):
         lead, state = (row.lead, row.block) if row.quantized else (0, row.at)
         table.append((row.tensor, row.start - lead, lead, lead + row.length, row.layer, state))
+        starts.append(row.layer_start - lead)
         begin[row.layer] = number if end[row.layer] == 0 else begin[row.layer]
         end[row.layer] = number + 1
     count = sum(row.quantized for row in rows)
     return QuantizedChunks(
         table=torch.tensor(table, dtype=torch.int64, device="cpu").view(-1, 6).to(device),
+        layer_start=torch.tensor(starts, dtype=torch.int64, device="cpu").to(device),
         quantized=count,
         begin=torch.tensor(begin, dtype=torch.int32, device="cpu").to(device),
         end=torch.tensor(end, dtype=torch.int32, device="cpu").to(device),

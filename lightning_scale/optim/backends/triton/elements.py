@@ -51,11 +51,53 @@ def read(at, i, length, DTYPE: tl.constexpr, WHOLE: tl.constexpr, LAST: tl.const
 @triton.jit
 def write(at, i, length, x, DTYPE: tl.constexpr, WHOLE: tl.constexpr, LAST: tl.constexpr = False):  # type: ignore[no-untyped-def]
     """float32 elements, rounded to their type; see `read`."""
+    _write(at, i, length, rounded(x, DTYPE), DTYPE, WHOLE, LAST)
+
+
+@triton.jit
+def _write(at, i, length, x, DTYPE: tl.constexpr, WHOLE: tl.constexpr, LAST: tl.constexpr):  # type: ignore[no-untyped-def]
     if WHOLE:
         p = tl.multiple_of((at // 16 * 16).to(tl.pointer_type(DTYPE)), 16)
-        tl.store(p + i, rounded(x, DTYPE), eviction_policy="evict_first" if LAST else "")
+        tl.store(p + i, x, eviction_policy="evict_first" if LAST else "")
     else:
-        tl.store(at.to(tl.pointer_type(DTYPE)) + i, rounded(x, DTYPE), mask=i < length)
+        tl.store(at.to(tl.pointer_type(DTYPE)) + i, x, mask=i < length)
+
+
+@triton.jit
+def write_weight(  # type: ignore[no-untyped-def]
+    at, i, length, x, key, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr, LAST: tl.constexpr = False
+):  # fmt: skip
+    """As `write`; where it is STOCHASTIC by the random bits of a chunk whose row of `rounding.keys` lies at ``key``."""
+    if STOCHASTIC:
+        _write(at, i, length, _stochastically_rounded(x, i, key), DTYPE, WHOLE, LAST)
+    else:
+        write(at, i, length, x, DTYPE, WHOLE, LAST)
+
+
+@triton.jit
+def _mixed(x):  # type: ignore[no-untyped-def]
+    """`rounding.mixed`, of uint32."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _stochastically_rounded(x, i, key):  # type: ignore[no-untyped-def]
+    """`rounding.stochastically_rounded` by `rounding.random_bits`.
+
+    i: the elements' places, counted from the first one of the row of `rounding.keys` that lies at ``key``.
+    """
+    first = tl.load(key).to(tl.uint32, bitcast=True)
+    one, other = tl.load(key + 1).to(tl.uint32, bitcast=True), tl.load(key + 2).to(tl.uint32, bitcast=True)
+    noise = _mixed(_mixed((i.to(tl.uint32) + first) ^ one) ^ other) >> 16
+    whole = x.to(tl.uint32, bitcast=True)
+    magnitude = whole & 0x7FFFFFFF
+    kept = (magnitude + noise) >> 16
+    kept = tl.where(kept > 0x7F7F, 0x7F7F, kept)
+    kept = tl.where(magnitude < 0x7F800000, kept, 0x7F80) | ((whole >> 16) & 0x8000)
+    kept = tl.where(magnitude > 0x7F800000, 0x7FC0, kept)
+    return kept.to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
@@ -159,6 +201,17 @@ def write_tile(at, i, values, inside, MASKED: tl.constexpr):  # type: ignore[no-
 def write_rounded(at, i, values, inside, DTYPE: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Store float32 numbers, each rounded to the nearest value of a type."""
     write_tile(at, i, _nearest(values, DTYPE), inside, MASKED)
+
+
+@triton.jit
+def write_weight_tile(  # type: ignore[no-untyped-def]
+    at, i, values, inside, key, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """As `write_rounded`; where it is STOCHASTIC as `write_weight`."""
+    if STOCHASTIC:
+        write_tile(at, i, _stochastically_rounded(values, i, key), inside, MASKED)
+    else:
+        write_rounded(at, i, values, inside, DTYPE, MASKED)
 
 
 @triton.jit

@@ -32,6 +32,8 @@ from lightning_scale.optim.backends.triton.elements import (
     vectors,
     write,
     write_rounded,
+    write_weight,
+    write_weight_tile,
 )
 from lightning_scale.optim.backends.triton.launch import (
     PerChunk,
@@ -41,6 +43,7 @@ from lightning_scale.optim.backends.triton.launch import (
     guard_arguments,
     launch,
     prepare,
+    rounding_keys,
 )
 from lightning_scale.optim.backends.triton.quantization import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.backends.triton.sums import (
@@ -148,14 +151,15 @@ def measure(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _step_of(  # type: ignore[no-untyped-def]
-    p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, WHOLE: tl.constexpr,
+    p_at, w_at, m_at, v_at, i, length, key, correction1, correction2, eps, decay, rate,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, BIAS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of pass 2."""
     w = read_weight(p_at, w_at, i, length, PARAM, WEIGHT, MASTER, WHOLE, True)
     m, v = read(m_at, i, length, tl.float32, WHOLE, True), read(v_at, i, length, tl.float32, WHOLE, True)
     w = w - rate * _update(m, v, w, correction1, correction2, eps, decay, BIAS)
-    write(w_at, i, length, w, WEIGHT, WHOLE, True)
+    write_weight(w_at, i, length, w, key, WEIGHT, STOCHASTIC, WHOLE, True)
     if MASTER:
         write(p_at, i, length, w, PARAM, WHOLE, True)
 
@@ -168,9 +172,10 @@ def apply(  # type: ignore[no-untyped-def]
     corrections, decays,
     scale,  # [layers] float32: lr · ratio
     finite,
+    keys,  # [chunks, 4] int32: see `write_weight`
     eps,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, TEST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, BIAS: tl.constexpr,
+    TEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 2: w ← w - lr · ratio · u. Reads 12 B an element (float32), writes 4."""
     tensor, start, length = tl.load(tensor_of + chunk), tl.load(start_of + chunk), tl.load(length_of + chunk)
@@ -184,12 +189,12 @@ def apply(  # type: ignore[no-untyped-def]
     whole = vectors(length, p_at | w_at | m_at | v_at, BLOCK)
     for begin in range(0, whole, BLOCK):
         i = begin + tl.arange(0, BLOCK)
-        _step_of(p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
-                 PARAM, WEIGHT, MASTER, BIAS, True)  # fmt: skip
+        _step_of(p_at, w_at, m_at, v_at, i, length, keys + 4 * chunk, correction1, correction2, eps, decay, rate,
+                 PARAM, WEIGHT, MASTER, STOCHASTIC, BIAS, True)  # fmt: skip
     for begin in range(whole, length, BLOCK):
         i = begin + tl.arange(0, BLOCK)
-        _step_of(p_at, w_at, m_at, v_at, i, length, correction1, correction2, eps, decay, rate,
-                 PARAM, WEIGHT, MASTER, BIAS, False)  # fmt: skip
+        _step_of(p_at, w_at, m_at, v_at, i, length, keys + 4 * chunk, correction1, correction2, eps, decay, rate,
+                 PARAM, WEIGHT, MASTER, STOCHASTIC, BIAS, False)  # fmt: skip
 
 
 _BLOCK = 256
@@ -269,13 +274,14 @@ def _measure(  # type: ignore[no-untyped-def]
 @triton.jit
 def _apply(  # type: ignore[no-untyped-def]
     parameters, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, scale, finite,
-    eps,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, TEST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    keys, eps,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, BIAS: tl.constexpr,
+    TEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 2 of all chunks, backwards, for what pass 1 saw last is what the cache still holds."""
     apply(tl.num_programs(0) - 1 - tl.program_id(0), parameters, weights, moments1, moments2, tensor_of, start_of, length_of,
-          layer_of, corrections, decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
+          layer_of, corrections, decays, scale, finite, keys, eps, PARAM, WEIGHT, MASTER, STOCHASTIC, BIAS, TEST,
+          BLOCK)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["attempts", "layers", "chunks"], do_not_specialize_on_alignment=["rate"])
@@ -286,9 +292,10 @@ def _both(  # type: ignore[no-untyped-def]
     first, layers, chunks,
     adapts, rate, stats, scale,  # see `finish_layer`
     parameters, weights, grads, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections, decays, finite,
-    clip, partial, beta1, rest1, beta2, rest2, eps, phi_low, phi_high, low, high,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr,
-    TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr, SUM_BLOCK: tl.constexpr,
+    clip, partial, keys, beta1, rest1, beta2, rest2, eps, phi_low, phi_high, low, high,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    BIAS: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
+    SUM_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Both passes in the order of `order_of`."""
     item = next_item(order, done + layers)
@@ -303,7 +310,7 @@ def _both(  # type: ignore[no-untyped-def]
             open_second_pass(done, layer)
     elif ratio_is_known(done, tl.load(layer_of - 1 - item), first, layers, attempts, gave_up):
         apply(-1 - item, parameters, weights, moments1, moments2, tensor_of, start_of, length_of, layer_of, corrections,
-              decays, scale, finite, eps, PARAM, WEIGHT, MASTER, BIAS, TEST, BLOCK)  # fmt: skip
+              decays, scale, finite, keys, eps, PARAM, WEIGHT, MASTER, STOCHASTIC, BIAS, TEST, BLOCK)  # fmt: skip
 
 
 def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
@@ -318,8 +325,10 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
         return pointers(layout, name, tensors, device)
 
     decays = constant(layout, "decays", bucket.weight_decay, torch.float32, device)
+    keys = rounding_keys(bucket, chunks.layer, chunks.tensor, chunks.layer_start)  # before the step is counted
     corrections = count_steps(layout, bucket.steps, bucket.group["betas"], finite, tests["TEST"])
     partial = torch.empty(2, chunks.count, device=device)
+    keys = decays if keys is None else keys  # not used then
     beta1, beta2 = bucket.group["betas"]
     moments = (table("exp_avg"), table("exp_avg_sq"))
     numbers = tuple(map(float, (beta1, 1 - beta1, beta2, 1 - beta2, bucket.group["eps"])))
@@ -332,6 +341,7 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
         "TEST": tests["TEST"],
         "BLOCK": block(),
     }
+    last: dict[str, Any] = {"STOCHASTIC": bucket.rounding_seed is not None}
     first: dict[str, Any] = {"GRAD": grad, "CLIP": tests["CLIP"], "UPHILL": bucket.group["maximize"]}
     params, weights, grads = table("params"), table("weights"), table("grads")
     if not apart:
@@ -341,8 +351,8 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
             _both, 2 * chunks.count, order_of(layout, chunks),
             counters(layout, device), gave_up(layout, device), attempts(), chunks.first, layers, chunks.count,
             bucket.trust.adapt.view(torch.int8), number(bucket.lr, device), stats, scale,
-            params, weights, grads, *moments, *chunks.columns, corrections, decays, finite, clip, partial,
-            *numbers, *bounds(bucket.trust), SUM_BLOCK=SUM_BLOCK, **both, **first,
+            params, weights, grads, *moments, *chunks.columns, corrections, decays, finite, clip, partial, keys,
+            *numbers, *bounds(bucket.trust), SUM_BLOCK=SUM_BLOCK, **both, **first, **last,
         )  # fmt: skip
         return LayerNorms(*stats.unbind())
     launch(
@@ -353,7 +363,7 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     def second(ratio: Tensor) -> None:
         launch(
             _apply, chunks.count, params, weights, *moments, *chunks.columns, corrections, decays,
-            (ratio * bucket.lr).contiguous(), finite, float(bucket.group["eps"]), **both,
+            (ratio * bucket.lr).contiguous(), finite, keys, float(bucket.group["eps"]), **both, **last,
         )  # fmt: skip
 
     return FirstPass(norms_of_layers(partial, chunks), second)
@@ -361,9 +371,10 @@ def lamb(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
 
 @triton.jit
 def _tile(  # type: ignore[no-untyped-def]
-    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, going, decay, rate, sum_w, sum_u,
+    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, key, factor, going, decay, rate, sum_w, sum_u,
     corrections, signed_values, signed_table, values, table, beta1, rest1, beta2, rest2, eps,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr, PLAIN: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, BIAS: tl.constexpr,
+    PLAIN: tl.constexpr,
     APPLY: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr,
     ROWS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -383,7 +394,7 @@ def _tile(  # type: ignore[no-untyped-def]
     u = tl.where(decay != 0, u + w * decay, u)
     if APPLY:
         w = w - u * rate
-        write_rounded(w_at, i, w, inside, WEIGHT, MASKED)
+        write_weight_tile(w_at, i, w, inside, key, WEIGHT, STOCHASTIC, MASKED)
         if MASTER:
             write_rounded(p_at, i, w, inside, PARAM, MASKED)
         write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, m_bits, signed_table, True, PLAIN, MASKED)
@@ -399,6 +410,7 @@ def _tile(  # type: ignore[no-untyped-def]
 def _pass(  # type: ignore[no-untyped-def]
     parameters, weights, grads, firsts, first_scales, seconds, second_scales,  # [tensors] int64: pointers
     chunks,
+    keys,  # [chunks, 4] int32: see `write_weight`
     corrections,  # [tensors, 4] float32
     decays,  # [layers] float32
     scale,  # [layers] float32: ratio · lr, of the second pass
@@ -406,7 +418,8 @@ def _pass(  # type: ignore[no-untyped-def]
     finite, clip,  # 0-d: a bool, a float32
     signed_values, signed_table, values, table,
     beta1, rest1, beta2, rest2, eps,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, BIAS: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    BIAS: tl.constexpr,
     PLAIN: tl.constexpr, ALIGNED: tl.constexpr, APPLY: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
     UPHILL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -414,6 +427,7 @@ def _pass(  # type: ignore[no-untyped-def]
     going = goes_on(finite, TEST)
     if going or not APPLY:
         tensor, base, low, high, layer, at = chunk_head(chunks)
+        key = keys + 4 * tl.program_id(0)
         p_at, w_at, g_at = parameter_places(parameters, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
         m_at, m_scales = moment_places(firsts, first_scales, tensor, base, at, PLAIN, ALIGNED)
         v_at, v_scales = moment_places(seconds, second_scales, tensor, base, at, PLAIN, ALIGNED)
@@ -423,14 +437,14 @@ def _pass(  # type: ignore[no-untyped-def]
         for begin in range(0, high, ROWS * BLOCK):
             if (begin >= low) & (begin + ROWS * BLOCK <= high):
                 sum_w, sum_u = _tile(
-                    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, going, decay, rate, sum_w,
+                    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, key, factor, going, decay, rate, sum_w,
                     sum_u, corrections + 4 * tensor, signed_values, signed_table, values, table, beta1, rest1, beta2, rest2,
-                    eps, PARAM, WEIGHT, MASTER, BIAS, PLAIN, APPLY, TEST, CLIP, UPHILL, ROWS, False)  # fmt: skip
+                    eps, PARAM, WEIGHT, MASTER, STOCHASTIC, BIAS, PLAIN, APPLY, TEST, CLIP, UPHILL, ROWS, False)  # fmt: skip
             else:
                 sum_w, sum_u = _tile(
-                    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, factor, going, decay, rate, sum_w,
+                    p_at, w_at, g_at, m_at, v_at, m_scales, v_scales, begin, low, high, key, factor, going, decay, rate, sum_w,
                     sum_u, corrections + 4 * tensor, signed_values, signed_table, values, table, beta1, rest1, beta2, rest2,
-                    eps, PARAM, WEIGHT, MASTER, BIAS, PLAIN, APPLY, TEST, CLIP, UPHILL, ROWS, True)  # fmt: skip
+                    eps, PARAM, WEIGHT, MASTER, STOCHASTIC, BIAS, PLAIN, APPLY, TEST, CLIP, UPHILL, ROWS, True)  # fmt: skip
         if not APPLY:
             keep_sums(partial, sum_w, sum_u)
 

@@ -31,6 +31,8 @@ from lightning_scale.optim.backends.triton.elements import (
     vectors,
     write,
     write_rounded,
+    write_weight,
+    write_weight_tile,
 )
 from lightning_scale.optim.backends.triton.launch import (
     PerChunk,
@@ -40,6 +42,7 @@ from lightning_scale.optim.backends.triton.launch import (
     guard_arguments,
     launch,
     prepare,
+    rounding_keys,
 )
 from lightning_scale.optim.backends.triton.quantization import largest_of_rows, read_moment, write_moment
 from lightning_scale.optim.backends.triton.sums import (
@@ -131,8 +134,8 @@ def measure(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _step_of(  # type: ignore[no-untyped-def]
-    p_at, w_at, g_at, m_at, i, length, decay, ratio, factor, rate, momentum, share,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr,
+    p_at, w_at, g_at, m_at, i, length, key, decay, ratio, factor, rate, momentum, share,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
     ON_MOMENTUM: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, DAMPENED: tl.constexpr,
     RATE_OUTSIDE: tl.constexpr, SCALED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -152,7 +155,7 @@ def _step_of(  # type: ignore[no-untyped-def]
     if RATE_OUTSIDE:
         d = d * rate
     w = w - d
-    write(w_at, i, length, w, WEIGHT, WHOLE, True)
+    write_weight(w_at, i, length, w, key, WEIGHT, STOCHASTIC, WHOLE, True)
     if MASTER:
         write(p_at, i, length, w, PARAM, WHOLE, True)
 
@@ -167,8 +170,9 @@ def apply(  # type: ignore[no-untyped-def]
     finite, clip,
     rate_at,  # 0-d float32: the learning rate, where it stays outside
     shares,  # [tensors] float32: how much of d the momentum takes, where it is dampened
+    keys,  # [chunks, 4] int32: see `write_weight`
     momentum,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
     ON_MOMENTUM: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, DAMPENED: tl.constexpr,
     RATE_OUTSIDE: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -192,13 +196,13 @@ def apply(  # type: ignore[no-untyped-def]
         share = tl.load(shares + tensor)
     whole = vectors(length, p_at | w_at | g_at | m_at, BLOCK)
     for begin in range(0, whole, BLOCK):
-        _step_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, decay, ratio, factor, rate, momentum,
-                 share, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, DAMPENED, RATE_OUTSIDE,
-                 CLIP or UPHILL, True)  # fmt: skip
+        _step_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, keys + 4 * chunk, decay, ratio, factor, rate,
+                 momentum, share, PARAM, WEIGHT, GRAD, MASTER, STOCHASTIC, ON_MOMENTUM, BUFFER, NESTEROV, DAMPENED,
+                 RATE_OUTSIDE, CLIP or UPHILL, True)  # fmt: skip
     for begin in range(whole, length, BLOCK):
-        _step_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, decay, ratio, factor, rate, momentum,
-                 share, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, DAMPENED, RATE_OUTSIDE,
-                 CLIP or UPHILL, False)  # fmt: skip
+        _step_of(p_at, w_at, g_at, m_at, begin + tl.arange(0, BLOCK), length, keys + 4 * chunk, decay, ratio, factor, rate,
+                 momentum, share, PARAM, WEIGHT, GRAD, MASTER, STOCHASTIC, ON_MOMENTUM, BUFFER, NESTEROV, DAMPENED,
+                 RATE_OUTSIDE, CLIP or UPHILL, False)  # fmt: skip
 
 
 @triton.jit
@@ -218,15 +222,16 @@ def _measure(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize_on_alignment=["rate"])
 def _apply(  # type: ignore[no-untyped-def]
     parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite, clip, rate, shares,
-    momentum,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
-    BUFFER: tl.constexpr, NESTEROV: tl.constexpr, DAMPENED: tl.constexpr, RATE_OUTSIDE: tl.constexpr, TEST: tl.constexpr,
+    keys, momentum,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    ON_MOMENTUM: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, DAMPENED: tl.constexpr,
+    RATE_OUTSIDE: tl.constexpr, TEST: tl.constexpr,
     CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pass 2 of all chunks, backwards, for what pass 1 saw last is what the cache still holds."""
     apply(tl.num_programs(0) - 1 - tl.program_id(0), parameters, weights, grads, buffers, tensor_of, start_of, length_of,
-          layer_of, decays, scale, finite, clip, rate, shares, momentum, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER,
-          NESTEROV, DAMPENED, RATE_OUTSIDE, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
+          layer_of, decays, scale, finite, clip, rate, shares, keys, momentum, PARAM, WEIGHT, GRAD, MASTER, STOCHASTIC,
+          ON_MOMENTUM, BUFFER, NESTEROV, DAMPENED, RATE_OUTSIDE, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["attempts", "layers", "chunks"], do_not_specialize_on_alignment=["rate"])
@@ -237,9 +242,10 @@ def _both(  # type: ignore[no-untyped-def]
     first, layers, chunks,
     adapts, stats, scale,  # see `finish_layer`
     parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, finite, clip, rate, partial,
-    shares, momentum, rest, coefficient, eps, phi_low, phi_high, low, high,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, ON_MOMENTUM: tl.constexpr,
-    DECAYED: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, DAMPENED: tl.constexpr, RATE_OUTSIDE: tl.constexpr,
+    shares, keys, momentum, rest, coefficient, eps, phi_low, phi_high, low, high,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    ON_MOMENTUM: tl.constexpr, DECAYED: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr,
+    DAMPENED: tl.constexpr, RATE_OUTSIDE: tl.constexpr,
     LARC: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, BLOCK: tl.constexpr,
     SUM_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -256,8 +262,8 @@ def _both(  # type: ignore[no-untyped-def]
             open_second_pass(done, layer)
     elif ratio_is_known(done, tl.load(layer_of - 1 - item), first, layers, attempts, gave_up):
         apply(-1 - item, parameters, weights, grads, buffers, tensor_of, start_of, length_of, layer_of, decays, scale, finite,
-              clip, rate, shares, momentum, PARAM, WEIGHT, GRAD, MASTER, ON_MOMENTUM, BUFFER, NESTEROV, DAMPENED,
-              RATE_OUTSIDE, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
+              clip, rate, shares, keys, momentum, PARAM, WEIGHT, GRAD, MASTER, STOCHASTIC, ON_MOMENTUM, BUFFER, NESTEROV,
+              DAMPENED, RATE_OUTSIDE, TEST, CLIP, UPHILL, BLOCK)  # fmt: skip
 
 
 def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
@@ -279,6 +285,8 @@ def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     partial = torch.empty(2, chunks.count, device=device)
     rate, momentum = number(bucket.lr, device), float(bucket.group["momentum"])
     dampened, shares = shares_of(bucket, decays)
+    keys = rounding_keys(bucket, chunks.layer, chunks.tensor, chunks.layer_start)
+    keys = decays if keys is None else keys  # not used then
     outside = bucket.group["trust_norm"] != "momentum" and not bucket.group["lr_in_momentum"]
     both: dict[str, Any] = {
         "PARAM": triton_type(bucket.params[0].dtype),
@@ -296,6 +304,7 @@ def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
         "NESTEROV": bucket.group["nesterov"],
         "DAMPENED": dampened,
         "RATE_OUTSIDE": outside,
+        "STOCHASTIC": bucket.rounding_seed is not None,
     }
     if not apart:
         eps = 0.0 if both["ON_MOMENTUM"] else float(bucket.group["eps"])
@@ -306,7 +315,7 @@ def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
             counters(layout, device), gave_up(layout, device), attempts(), chunks.first, layers, chunks.count,
             bucket.trust.adapt.view(torch.int8), stats, scale,
             params, weights, grads, buffers, *chunks.columns, decays, finite, clip, rate, partial,
-            shares, momentum, 1 - momentum, float(trust_coefficient(bucket.group)), eps, *bounds(bucket.trust),
+            shares, keys, momentum, 1 - momentum, float(trust_coefficient(bucket.group)), eps, *bounds(bucket.trust),
             LARC=bucket.trust.larc, SUM_BLOCK=SUM_BLOCK, **both, **last,
         )  # fmt: skip
         count(bucket.steps, guard)
@@ -319,7 +328,7 @@ def lars(bucket: Bucket, guard: Guard) -> FirstPass | LayerNorms:
     def second(ratio: Tensor) -> None:
         launch(
             _apply, chunks.count, params, weights, grads, buffers, *chunks.columns, decays,
-            ratio if outside else (ratio * bucket.lr).contiguous(), finite, clip, rate, shares, momentum,
+            ratio if outside else (ratio * bucket.lr).contiguous(), finite, clip, rate, shares, keys, momentum,
             **{key: on for key, on in both.items() if key != "DECAYED"}, **last,
         )  # fmt: skip
         count(bucket.steps, guard)
@@ -336,9 +345,10 @@ def shares_of(bucket: Bucket, unused: Tensor) -> tuple[bool, Tensor]:
 
 @triton.jit
 def _tile(  # type: ignore[no-untyped-def]
-    p_at, w_at, g_at, m_at, m_scales, begin, low, high, factor, going, decay, ratio, rate, share, sum_w,
+    p_at, w_at, g_at, m_at, m_scales, begin, low, high, key, factor, going, decay, ratio, rate, share, sum_w,
     sum_n, values, table, momentum, rest,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, PLAIN: tl.constexpr, ON_MOMENTUM: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, PLAIN: tl.constexpr,
+    ON_MOMENTUM: tl.constexpr,
     DECAYED: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, RATE_OUTSIDE: tl.constexpr, APPLY: tl.constexpr,
     TEST: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -366,7 +376,7 @@ def _tile(  # type: ignore[no-untyped-def]
     if APPLY:
         if RATE_OUTSIDE:
             d = d * rate
-        write_rounded(w_at, i, w - d, inside, WEIGHT, MASKED)
+        write_weight_tile(w_at, i, w - d, inside, key, WEIGHT, STOCHASTIC, MASKED)
         if MASTER:
             write_rounded(p_at, i, w - d, inside, PARAM, MASKED)
         if BUFFER:
@@ -382,6 +392,7 @@ def _tile(  # type: ignore[no-untyped-def]
 def _pass(  # type: ignore[no-untyped-def]
     parameters, weights, grads, buffers, buffer_scales,  # [tensors] int64: pointers
     chunks,
+    keys,  # [chunks, 4] int32: see `write_weight`
     decays,  # [layers] float32
     scale,  # [layers] float32: ratio, times lr unless it stays outside the momentum; of the second pass
     partial,  # [chunks, 2] float64: Σ w², and Σ g², Σ (g + λw)² or Σ m²; of the first pass
@@ -389,7 +400,8 @@ def _pass(  # type: ignore[no-untyped-def]
     lr, finite, clip,  # 0-d: float32, a bool, a float32
     values, table,
     momentum, rest,  # μ, and 1 - μ taken in float64
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, PLAIN: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    PLAIN: tl.constexpr,
     ON_MOMENTUM: tl.constexpr, DECAYED: tl.constexpr, BUFFER: tl.constexpr, NESTEROV: tl.constexpr, DAMPENED: tl.constexpr,
     RATE_OUTSIDE: tl.constexpr, ALIGNED: tl.constexpr, APPLY: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
     UPHILL: tl.constexpr, ROWS: tl.constexpr,
@@ -398,6 +410,7 @@ def _pass(  # type: ignore[no-untyped-def]
     going = goes_on(finite, TEST)
     if going or not APPLY:
         tensor, base, low, high, layer, at = chunk_head(chunks)
+        key = keys + 4 * tl.program_id(0)
         p_at, w_at, g_at = parameter_places(parameters, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
         m_at, m_scales = moment_places(buffers, buffer_scales, tensor, base, at, PLAIN, ALIGNED)
         factor, decay = gradient_factor(clip, CLIP, UPHILL), tl.load(decays + layer)
@@ -407,13 +420,13 @@ def _pass(  # type: ignore[no-untyped-def]
         for begin in range(0, high, ROWS * BLOCK):
             if (begin >= low) & (begin + ROWS * BLOCK <= high):
                 sum_w, sum_n = _tile(
-                    p_at, w_at, g_at, m_at, m_scales, begin, low, high, factor, going, decay, ratio, rate, share, sum_w,
-                    sum_n, values, table, momentum, rest, PARAM, WEIGHT, MASTER, PLAIN, ON_MOMENTUM, DECAYED, BUFFER,
+                    p_at, w_at, g_at, m_at, m_scales, begin, low, high, key, factor, going, decay, ratio, rate, share, sum_w,
+                    sum_n, values, table, momentum, rest, PARAM, WEIGHT, MASTER, STOCHASTIC, PLAIN, ON_MOMENTUM, DECAYED, BUFFER,
                     NESTEROV, RATE_OUTSIDE, APPLY, TEST, CLIP, UPHILL, ROWS, False)  # fmt: skip
             else:
                 sum_w, sum_n = _tile(
-                    p_at, w_at, g_at, m_at, m_scales, begin, low, high, factor, going, decay, ratio, rate, share, sum_w,
-                    sum_n, values, table, momentum, rest, PARAM, WEIGHT, MASTER, PLAIN, ON_MOMENTUM, DECAYED, BUFFER,
+                    p_at, w_at, g_at, m_at, m_scales, begin, low, high, key, factor, going, decay, ratio, rate, share, sum_w,
+                    sum_n, values, table, momentum, rest, PARAM, WEIGHT, MASTER, STOCHASTIC, PLAIN, ON_MOMENTUM, DECAYED, BUFFER,
                     NESTEROV, RATE_OUTSIDE, APPLY, TEST, CLIP, UPHILL, ROWS, True)  # fmt: skip
         if not APPLY:
             keep_sums(partial, sum_w, sum_n)

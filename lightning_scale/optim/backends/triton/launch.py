@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_scale.optim.backends.bucket import Bucket, Guard
 from lightning_scale.optim.backends.choice import interpreted
+from lightning_scale.optim.backends.rounding import keys
 from lightning_scale.optim.backends.triton.chunks import (
     Addresses,
     MomentAddresses,
@@ -81,6 +82,8 @@ class Prepared:
     tensors: tuple[Addresses, Addresses, Addresses]
     """Of params, weights and gradients."""
     moments: dict[str, MomentAddresses]
+    rounding_keys: Tensor | None
+    """[chunks, 4] int32, where weights are rounded stochastically."""
     finite: Tensor
     clip: Tensor
     options: dict[str, Any]
@@ -89,12 +92,13 @@ class Prepared:
         """Run a kernel over all chunks: those in 8 bits and the small layers' each in one launch.
 
         Args:
-            kernel: Its arguments: pointers of params, weights, gradients, each moment's numbers and scales; chunks; then
-                what follows.
+            kernel: Its arguments: pointers of params, weights, gradients, each moment's numbers and scales; chunks; their keys;
+                then what follows.
             args: What follows; of a `PerChunk` the launch's own part.
             options: Constants beside those that all kernels take.
         """
         for plain, first, programs in self._kinds():
+            rounding = self.chunks.table if self.rounding_keys is None else self.rounding_keys[first:]
             numbers = [(m.small if plain else m.codes, m.scales) for m in self.moments.values()]
             if not numbers:  # an optimizer that remembers nothing: not used
                 numbers = [(self.tensors[1], self.tensors[1])]
@@ -105,6 +109,7 @@ class Prepared:
                 *(a.table for a in self.tensors),
                 *(a.table for pair in numbers for a in pair),
                 self.chunks.table[first:],
+                rounding,
                 *(a.rows[first:] if isinstance(a, PerChunk) else a for a in args),
                 PLAIN=plain,
                 ALIGNED=aligned,
@@ -145,15 +150,17 @@ def prepare(bucket: Bucket, guard: Guard) -> Prepared:
     grads = [g.contiguous() for g in bucket.grads]
     finite, clip, tests = guard_arguments(guard, device)
     quantized: Callable[[LayerInfo], bool] = next((m.quantized for m in bucket.moments.values()), _none)
+    chunks = quantized_chunks(layout, quantized, device)
     tensors = {"params": params, "weights": weights, "grads": grads}
     found = [addresses(layout, name, list(values), device) for name, values in tensors.items()]
     return Prepared(
         bucket=bucket,
         params=params,
         weights=weights,
-        chunks=quantized_chunks(layout, quantized, device),
+        chunks=chunks,
         tensors=(found[0], found[1], found[2]),
         moments={name: moment_addresses(layout, name, m, device) for name, m in bucket.moments.items()},
+        rounding_keys=rounding_keys(bucket, chunks.table[:, 4], chunks.table[:, 0], chunks.layer_start),
         finite=finite,
         clip=clip,
         options={
@@ -161,11 +168,19 @@ def prepare(bucket: Bucket, guard: Guard) -> Prepared:
             "WEIGHT": triton_type(weights[0].dtype),
             "GRAD": triton_type(grads[0].dtype),
             "MASTER": not same,
+            "STOCHASTIC": bucket.rounding_seed is not None,
             "UPHILL": bucket.group["maximize"],
             "ROWS": INTERPRETED_ROWS if interpreted() else ROWS,
             **tests,
         },
     )
+
+
+def rounding_keys(bucket: Bucket, layers: Tensor, tensors: Tensor, starts: Tensor) -> Tensor | None:
+    """[chunks, 4] int32: `rounding.keys`, or None where weights are rounded to the nearest."""
+    if bucket.rounding_seed is None:
+        return None
+    return keys(bucket, layers, tensors, starts).to(torch.int32)
 
 
 def _none(_: LayerInfo) -> bool:

@@ -20,6 +20,7 @@ from lightning_scale.optim.backends.triton.elements import (
     read_weight_tile,
     tile,
     write_rounded,
+    write_weight_tile,
 )
 from lightning_scale.optim.backends.triton.launch import code_tables, count, prepare
 from lightning_scale.optim.backends.triton.quantization import largest_of_rows, read_moment, write_moment
@@ -27,8 +28,9 @@ from lightning_scale.optim.backends.triton.quantization import largest_of_rows, 
 
 @triton.jit
 def _tile(  # type: ignore[no-untyped-def]
-    p_at, w_at, g_at, m_at, m_scales, begin, low, high, factor, decay, rate, share, momentum, values, table,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, PLAIN: tl.constexpr, BUFFER: tl.constexpr,
+    p_at, w_at, g_at, m_at, m_scales, begin, low, high, key, factor, decay, rate, share, momentum, values, table,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, PLAIN: tl.constexpr,
+    BUFFER: tl.constexpr,
     NESTEROV: tl.constexpr, CLIP: tl.constexpr, UPHILL: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     i = begin + tile(ROWS)
@@ -45,7 +47,7 @@ def _tile(  # type: ignore[no-untyped-def]
             m = tl.where(inside, m, 0.0)
         write_moment(m_at, m_scales, i, rows, inside, inside_rows, m, largest_of_rows(m), table, True, PLAIN, MASKED)
     w = w - d * rate
-    write_rounded(w_at, i, w, inside, WEIGHT, MASKED)
+    write_weight_tile(w_at, i, w, inside, key, WEIGHT, STOCHASTIC, MASKED)
     if MASTER:
         write_rounded(p_at, i, w, inside, PARAM, MASKED)
 
@@ -54,28 +56,31 @@ def _tile(  # type: ignore[no-untyped-def]
 def _step(  # type: ignore[no-untyped-def]
     parameters, weights, grads, buffers, buffer_scales,  # [tensors] int64: pointers
     chunks,
+    keys,  # [chunks, 4] int32: see `write_weight`
     decays,  # [layers] float32
     share_of,  # [tensors] float32: how much of a gradient the momentum takes
     lr, finite, clip,  # 0-d: float32, a bool, a float32
     values, table, momentum,
-    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, PLAIN: tl.constexpr,
+    PARAM: tl.constexpr, WEIGHT: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    PLAIN: tl.constexpr,
     BUFFER: tl.constexpr, NESTEROV: tl.constexpr, ALIGNED: tl.constexpr, TEST: tl.constexpr, CLIP: tl.constexpr,
     UPHILL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """w ← w - lr · buf. Reads 9 B an element and writes 5 (float32)."""
     if goes_on(finite, TEST):
         tensor, base, low, high, layer, at = chunk_head(chunks)
+        key = keys + 4 * tl.program_id(0)
         p_at, w_at, g_at = parameter_places(parameters, weights, grads, tensor, base, PARAM, WEIGHT, GRAD, ALIGNED)
         m_at, m_scales = moment_places(buffers, buffer_scales, tensor, base, at, PLAIN, ALIGNED)
         share = tl.load(share_of + tensor) if BUFFER else 1.0
         factor, decay, rate = gradient_factor(clip, CLIP, UPHILL), tl.load(decays + layer), tl.load(lr)
         for begin in range(0, high, ROWS * BLOCK):
             if (begin >= low) & (begin + ROWS * BLOCK <= high):
-                _tile(p_at, w_at, g_at, m_at, m_scales, begin, low, high, factor, decay, rate, share, momentum, values,
-                      table, PARAM, WEIGHT, MASTER, PLAIN, BUFFER, NESTEROV, CLIP, UPHILL, ROWS, False)  # fmt: skip
+                _tile(p_at, w_at, g_at, m_at, m_scales, begin, low, high, key, factor, decay, rate, share, momentum, values,
+                      table, PARAM, WEIGHT, MASTER, STOCHASTIC, PLAIN, BUFFER, NESTEROV, CLIP, UPHILL, ROWS, False)  # fmt: skip
             else:
-                _tile(p_at, w_at, g_at, m_at, m_scales, begin, low, high, factor, decay, rate, share, momentum, values,
-                      table, PARAM, WEIGHT, MASTER, PLAIN, BUFFER, NESTEROV, CLIP, UPHILL, ROWS, True)  # fmt: skip
+                _tile(p_at, w_at, g_at, m_at, m_scales, begin, low, high, key, factor, decay, rate, share, momentum, values,
+                      table, PARAM, WEIGHT, MASTER, STOCHASTIC, PLAIN, BUFFER, NESTEROV, CLIP, UPHILL, ROWS, True)  # fmt: skip
 
 
 def sgd8bit(bucket: Bucket, guard: Guard) -> None:
