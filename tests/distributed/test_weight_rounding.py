@@ -17,7 +17,7 @@ from tests.distributed.launch import run_ranks
 from tests.distributed.meshes import mesh_of, needs_fsdp2, whole
 from tests.distributed.quantized import Layers, named, shard, train
 from tests.distributed.zero_cases import OPTIMIZERS
-from tests.distributed.zero_runs import Case, Directions, needs_deepspeed, result
+from tests.distributed.zero_runs import Case, Directions, Sometimes, needs_deepspeed, result
 from tests.distributed.zero_runs import train as train_case
 
 STOCHASTIC: dict[str, Any] = {"weight_rounding": "stochastic", "weight_rounding_seed": 5}
@@ -106,6 +106,10 @@ def ranks_zero(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("SGD8bit", "AdamW8bit", "LARS-memoryless"):
         found[name] = result(Path(folder), zero_case(name))["weights"]
+    for name in LEFT_OUT:
+        found[f"{name}, gradients left out"] = result(Path(folder), replace(zero_case(name), make_network=Sometimes))[
+            "weights"
+        ]
     for files in (False, True):
         case, path = zero_case("AdamW8bit", files=files), Path(folder, f"saved {files}.ckpt")
         first, _ = train_case(Path(folder), replace(case, steps=2))
@@ -116,6 +120,10 @@ def ranks_zero(folder: str) -> dict[str, Any]:
         result(Path(folder), zero_case("SGD8bit", False))
     found["warned"] = [str(w.message) for w in seen if "weight_rounding" in str(w.message)]
     return found
+
+
+LEFT_OUT = ("SGD8bit", "LARS-memoryless")
+"""Steps in which layers have no gradient, in pieces of flat tensors; of optimizers whose steps otherwise need no count."""
 
 
 def differ(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
@@ -129,6 +137,9 @@ def test_zero_2(tmp_path: Path) -> None:
         for name in ("SGD8bit", "AdamW8bit", "LARS-memoryless"):
             expected = result(tmp_path, replace(zero_case(name), zero=None))["weights"]
             assert differ(rank[name], expected) == [], name
+            if name in LEFT_OUT:
+                case = replace(zero_case(name), zero=None, make_network=Sometimes)
+                assert differ(rank[f"{name}, gradients left out"], result(tmp_path, case)["weights"]) == [], name
             if name == "AdamW8bit":
                 assert (
                     differ(rank["resumed from a folder"], expected)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.optim.triton.stand_in import driver_of
-from tests.optim.triton.variants import OPTIMIZERS, Variant, every, take_step, usual
+from tests.optim.triton.variants import OPTIMIZERS, Variant, every, stochastic, take_step, usual
 
 
 def compiled(variants: Iterable[Variant], capability: int, instructions: bool = False) -> list[dict[str, Any]]:
@@ -159,12 +159,16 @@ def _tool(name: str, kernel: Any, option: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("which", choices=["usual", "every"])
+    parser.add_argument("which", choices=["usual", "every", "stochastic"])
     parser.add_argument("capabilities", help="80,90")
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
     parser.add_argument("--instructions", action="store_true")
     given = parser.parse_args()
-    variants = [v for v in {"usual": usual, "every": every}[given.which]() if v.optimizer in given.optimizers]
+    variants = [
+        v
+        for v in {"usual": usual, "every": every, "stochastic": stochastic}[given.which]()
+        if v.optimizer in given.optimizers
+    ]
     targets = [int(c) for c in given.capabilities.split(",")]
     print(json.dumps([row for c in targets for row in compiled(variants, c, given.instructions)]))
 

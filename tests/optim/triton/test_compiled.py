@@ -118,6 +118,14 @@ def test_tiles_of_8_bit_kernels_take_two_loads_of_each_tensor(rows: list[dict[st
         assert ptx.get("st.global.b8", 0) == 8 * coded * writes(row), row
 
 
+@pytest.mark.timeout(600)
+def test_kernels_that_round_stochastically() -> None:
+    rows = [row for row in table.compile_all(None, "stochastic", "90") if row["constants"].get("STOCHASTIC")]
+    assert {row["kernel"] for row in rows} == {kernel for kernel in OWN if not kernel.endswith("_measure")}
+    for row in rows:
+        assert row["local"] == row["stack"] == 0, row
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_committed_table() -> None:

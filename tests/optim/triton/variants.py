@@ -85,6 +85,12 @@ def usual() -> Iterator[Variant]:
         yield Variant(optimizer, precision, *guard, sharded)
 
 
+def stochastic() -> Iterator[Variant]:
+    """bfloat16 weights that are rounded stochastically; whole and sharded."""
+    for optimizer, sharded in product(OPTIMIZERS, (False, True)):
+        yield Variant(optimizer, "bf16-stochastic", sharded=sharded)
+
+
 def every() -> Iterator[Variant]:
     """All precisions with all choices, the options of each optimizer, and where nothing is aligned."""
     for optimizer in OPTIMIZERS:
