@@ -97,7 +97,7 @@ class OptimizerBase(Optimizer):
             warnings.warn(
                 'weight_rounding="stochastic" is not used: none of the parameters is bfloat16. Give the optimizer a model in'
                 " bfloat16, or leave weight_rounding out.",
-                stacklevel=2,
+                stacklevel=3,
             )
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device="cpu")
         self._plan = self._new_plan()
