@@ -151,7 +151,8 @@ def test_numbers_of_elements_steps_layers_and_seeds_are_independent() -> None:
         assert abs(((counts - 256) ** 2 / 256).sum() - 255) < 5 * (2 * 255) ** 0.5  # chi squared
 
 
-@every_backend
+# (Its many steps take Triton's interpreter a quarter of a minute, and the bits of one step are the same in all backends.)
+@pytest.mark.parametrize("fused", [False, None, pytest.param(True, marks=pytest.mark.slow)], ids=BACKENDS)
 def test_least_squares_at_a_tiny_rate(fused: bool | None) -> None:
     """The loss of a linear model falls as float32's does; rounded to nearest, no weight ever moves."""
     draw = torch.Generator().manual_seed(0)
