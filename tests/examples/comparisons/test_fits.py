@@ -17,6 +17,7 @@ from examples.comparisons.fits import Run, do_all
 from lightning_scale.errors import ConfigurationError
 
 
+@pytest.mark.slow
 def test_8_bit_moments_beside_32_bit_ones_as_a_user_types_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

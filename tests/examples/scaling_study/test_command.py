@@ -38,6 +38,7 @@ def _children(pid: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 def test_a_killed_study_goes_on_and_ends_with_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, settings = tmp_path / "study", quick("cpu")
