@@ -79,7 +79,9 @@ def test_one_process(alone: Alone, tmp_path: Path, sent: signal.Signals) -> None
     check(alone(1, ""), tmp_path, 1, "", sent, [0])
 
 
-@pytest.mark.parametrize("to", [[0], pytest.param([1], marks=pytest.mark.slow), [0, 1]], ids=["rank 0", "rank 1", "all"])
+@pytest.mark.parametrize(
+    "to", [[0], pytest.param([1], marks=pytest.mark.slow), [0, 1]], ids=["rank 0", "rank 1", "all"]
+)
 def test_two_ranks(alone: Alone, tmp_path: Path, to: list[int]) -> None:
     check(alone(2, "ddp"), tmp_path, 2, "ddp", signal.SIGTERM, to)
 
