@@ -358,7 +358,7 @@ def _tile(  # type: ignore[no-untyped-def]
     inside, inside_rows = (i >= low) & (i < high), rows * BLOCK < high
     w = read_weight_tile(p_at, w_at, i, inside, PARAM, MASTER, MASKED)
     g = read_gradient(read_tile(g_at, i, inside, MASKED), factor, going, CLIP, UPHILL, TEST)
-    if ON_MOMENTUM or DECAYED or APPLY:
+    if (ON_MOMENTUM or DECAYED) or APPLY:  # Triton 3.2 takes two at a time
         d = tl.where(decay != 0, g + w * decay, g)
     if ON_MOMENTUM or APPLY:
         if ON_MOMENTUM:
