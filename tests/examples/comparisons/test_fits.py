@@ -41,6 +41,7 @@ def test_8_bit_moments_beside_32_bit_ones_as_a_user_types_it(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("report.csv")} == times
 
 
+@pytest.mark.slow
 def test_a_batch_cut_in_several_ways_as_a_user_types_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps: those of the whole batch with GradientAccumulation, others with Lightning's own."""
     variants = tuple(variant for variant in BATCHES.variants if variant.processes == 1)
