@@ -54,8 +54,9 @@ class Partitions(ABC):
         pairs = [(own, live) for own, live in self.copies() if own.data_ptr() != live.data_ptr()]
         if not pairs:
             return
-        written = [(own.to(live.dtype) != live.to(own.device)).any() for own, live in pairs]
-        for (own, live), other in zip(pairs, torch.stack(written).tolist(), strict=True):
+        pieces = [piece for pair in pairs for piece in _pieces(*pair)]
+        written = [(own.to(live.dtype) != live.to(own.device)).any() for own, live in pieces]
+        for (own, live), other in zip(pieces, torch.stack(written).tolist(), strict=True):
             if other:
                 live = live.to(own.device)
                 own.copy_(torch.where(own.to(live.dtype) == live, own, live.to(own.dtype)))
@@ -102,8 +103,19 @@ class Partitions(ABC):
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; a weight may be NaN, which is no fault of DeepSpeed's."""
-    return a.shape == b.shape and (torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+    """Whether two 1-D tensors hold the same numbers, of whatever types and devices; a weight may be NaN, which is no fault of
+    DeepSpeed's.
+    """
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+    return a.shape == b.shape and all(same(own, other.to(own)) for own, other in _pieces(a, b))
+
+
+def _pieces(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two 1-D tensors of one length in pieces of 16 MB of float32: no device has to hold a second copy of a share."""
+    return zip(torch.split(a, 1 << 22), torch.split(b, 1 << 22), strict=True)
 
 
 def sum_over(group: Any) -> AllReduce:

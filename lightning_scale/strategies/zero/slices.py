@@ -44,7 +44,7 @@ class Slices(Partitions):
         insist(all(s.numel() == size for s in slices), "its slices are not equally long")
         begin = _offset(slices[rank], long)
         insist(begin == rank * size, f"rank {rank}'s slice begins at {begin}, not at {rank * size}")
-        insist(same_values(own.detach(), slices[rank].to(own)), "the stepped tensor is not a copy of the slice")
+        insist(same_values(own.detach(), slices[rank]), "the stepped tensor is not a copy of the slice")
         # The views tell, also where the order of the parameters was changed or space was left between them.
         starts = [_offset(p.data, long) for p in params]
         insist(all(p.is_contiguous() for p in params), "a parameter is not contiguous")

@@ -54,7 +54,7 @@ class Stage3(Partitions):
                 shard = params[segment.layer].ds_tensor
                 if shard.numel() >= segment.length:  # else it lies on a disk
                     held = own.detach()[segment.tensor_start : segment.tensor_start + segment.length]
-                    same = same_values(held, shard.detach().view(-1)[: segment.length].to(held))
+                    same = same_values(held, shard.detach().view(-1)[: segment.length])
                     insist(same, f"the share of {layers[segment.layer].name!r} is not where it should be")
         return Flat(own, w.sub_group_to_group_id[number], layout, loaded)
 
