@@ -129,10 +129,11 @@ def _sum_over_ranks(value: Items, trainer: L.Trainer) -> Items:
 
 def sum_over_ranks(tensor: Tensor, trainer: L.Trainer) -> Tensor:
     """Its sum over all ranks, in one collective: Lightning's ``strategy.reduce`` first waits at a barrier."""
+    total = tensor.clone()  # a collective writes into what it is given, and this may be the items of a micro-batch
     if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
-        return tensor
-    reduced = trainer.strategy.reduce(tensor, reduce_op="sum")
+        torch.distributed.all_reduce(total)
+        return total
+    reduced = trainer.strategy.reduce(total, reduce_op="sum")
     assert isinstance(reduced, Tensor)
     return reduced
 

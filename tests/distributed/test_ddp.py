@@ -13,6 +13,7 @@ import torch
 from lightning_scale.callbacks import GradientAccumulation, LEGWWarmup, SequenceLengthStages, Stage, TrustRatioMonitor
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.optim import LAMB
+from lightning_scale.window import mean_gradient
 from tests.distributed.launch import run_ranks
 from tests.distributed.ranks import Synced, ddp_options
 from tests.toys import Net, Recorder, Tally, Vectors, Weighted, indices, trainer
@@ -33,6 +34,12 @@ def uneven(folder: str) -> dict[str, Any]:
     fit = trainer(Path(folder), [GradientAccumulation(12)], max_epochs=1, **ddp_options())
     fit.fit(module, indices(24, 2))
     return {"gradients": module.gradients}
+
+
+def uneven_on_devices(folder: str) -> dict[str, Any]:
+    """The same, with items that stay 0-d tensors, as on an accelerator."""
+    mean_gradient._on_accelerator = lambda tensor: True
+    return uneven(folder)
 
 
 def unequal(folder: str) -> dict[str, Any]:
@@ -118,8 +125,9 @@ def test_windows_over_two_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_uneven_items_over_two_ranks_are_one_mean(tmp_path: Path) -> None:
-    first, second = run_ranks(MODULE, "uneven", tmp_path)
+@pytest.mark.parametrize("items", ["uneven", "uneven_on_devices"])
+def test_uneven_items_over_two_ranks_are_one_mean(items: str, tmp_path: Path) -> None:
+    first, second = run_ranks(MODULE, items, tmp_path)
     items = torch.arange(24) % 5 + 1.0
     for gradient, same in zip(first["gradients"], second["gradients"], strict=True):
         assert torch.equal(gradient, same)
