@@ -54,9 +54,9 @@ class SequenceLengthStages(L.Callback):
         if stage != "fit":
             return
         data = _staged_data(trainer, pl_module)
+        self._adapter = LoopAdapter.attach(trainer)  # it knows which ranks hold one model, and count once
         for number, planned in enumerate(self.plan.stages, 1):
             _check_batch(number, planned, ranks.world_size())
-        self._adapter = LoopAdapter.attach(trainer)
         self._adapter.own_batch_size(type(self).__name__, self)
         self._adapter.follow_stages(StageController(self.plan, data, lambda _, new: _begin(trainer, new)))
 

@@ -7,10 +7,10 @@ these names ends in one sentence and not in a training that does something else.
 from __future__ import annotations
 
 from lightning_scale.lightning_internals.checkpoints import CheckpointAccess, load_file
-from lightning_scale.lightning_internals.loop import LoopAccess, evaluate_without_inference_mode
+from lightning_scale.lightning_internals.loop import LoopAccess
 from lightning_scale.lightning_internals.loop_state import LoopState
-from lightning_scale.lightning_internals.meta_device import materialize
 from lightning_scale.lightning_internals.processes import after_lightnings_handlers, launched_processes
+from lightning_scale.lightning_internals.sharding import evaluate_without_inference_mode, materialize
 
 __all__ = [
     "CheckpointAccess",

@@ -290,10 +290,3 @@ class LoopAccess(Replacing, LoopState):
             "_requires_distributed_sampler",
             lambda original: lambda loader: not mine(loader) and original(loader),
         )
-
-
-def evaluate_without_inference_mode(trainer: L.Trainer) -> None:
-    """Let validation, tests and predictions run without gradients, but not in torch's inference mode."""
-    loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
-    for loop in loops:
-        loop.inference_mode = False

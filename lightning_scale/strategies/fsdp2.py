@@ -21,9 +21,9 @@ from lightning_scale.checkpoints.plain import load_plain, refusing
 from lightning_scale.errors import ConfigurationError
 from lightning_scale.lightning_internals import evaluate_without_inference_mode, materialize, names
 from lightning_scale.lightning_internals.checks import Name, check_classes
-from lightning_scale.strategies.named_state import gathered, load_named, named, refuse_other_weights
+from lightning_scale.strategies.named_state import gathered, load_named, named
 from lightning_scale.strategies.refusals import refuse_layer_sync_on_cpu, refuse_weight_averaging
-from lightning_scale.strategies.whole_state import params_of, plain_name, with_keys
+from lightning_scale.strategies.whole_state import params_of, plain_name, refuse_other_weights, with_keys
 
 TORCHS_NAMES = (
     Name("torch.distributed.fsdp:FSDPModule", "_get_fsdp_state", "called", "what gradients are reduced in"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,16 +96,6 @@ def _numbered(optimizer: Optimizer, module: nn.Module, found: Mapping[str, Any])
             if name is not None:
                 state[key] = {k: own_share(p, k, value, states[name]) for k, value in states[name].items()}
     return {"state": state, "param_groups": groups}
-
-
-def refuse_other_weights(saved: Iterable[str], own: Iterable[str]) -> None:
-    """Raise a ConfigurationError for names of saved weights that are not the module's."""
-    saved, own = set(saved), set(own)
-    if saved != own:
-        raise ConfigurationError(
-            f"the checkpoint's weights are not this module's: {sorted(own - saved)} are missing, {sorted(saved - own)} are"
-            " unknown."
-        )
 
 
 def is_shared_out(p: Tensor, key: str, shape: Sequence[int], among: Mapping[str, Any]) -> bool:

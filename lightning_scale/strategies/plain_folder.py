@@ -36,8 +36,8 @@ from torch.optim import Optimizer
 from lightning_scale.checkpoints.plain import load_plain, refusing, unsafe
 from lightning_scale.errors import UnsafeCheckpointError
 from lightning_scale.lightning_internals.checks import Name, check_classes
-from lightning_scale.strategies.named_state import load_named, names_of, refuse_other_weights, room
-from lightning_scale.strategies.whole_state import plain_name
+from lightning_scale.strategies.named_state import load_named, names_of, room
+from lightning_scale.strategies.whole_state import plain_name, refuse_other_weights
 
 # Were these called otherwise in another version of torch, the classes below would keep nothing from running, without a word.
 TORCHS_NAMES = (

@@ -127,6 +127,16 @@ def all_say(kind: type[Exception]) -> Iterator[None]:
         raise ConfigurationError(first)
 
 
+def refuse_other_weights(saved: Iterable[str], own: Iterable[str]) -> None:
+    """Raise a ConfigurationError for names of saved weights that are not the module's."""
+    saved, own = set(saved), set(own)
+    if saved != own:
+        raise ConfigurationError(
+            f"the checkpoint's weights are not this module's: {sorted(own - saved)} are missing, {sorted(saved - own)} are"
+            " unknown."
+        )
+
+
 def to_state_dict(
     wholes: Wholes, groups: Sequence[Sequence[Param]], options: Sequence[Mapping[str, Any]], more: Mapping[str, Any]
 ) -> dict[str, Any]:

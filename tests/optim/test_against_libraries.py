@@ -303,22 +303,10 @@ def test_lars_by_the_norm_of_the_momentum_is_a_chain_of_optax(
 
 
 @dtypes
-def test_lars_without_ratios_is_sgd_of_torch(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("more", [{"nesterov": True}, {"dampening": 0.3}], ids=["nesterov", "dampening"])
+def test_lars_without_ratios_is_sgd_of_torch(more: dict[str, Any], dtype: torch.dtype) -> None:
     """torch.optim.SGD keeps lr outside the momentum."""
-    options = {"momentum": 0.8, "weight_decay": 0.2, "nesterov": True}
-    ours = run_torch(
-        lambda p: LARS(
-            [{"params": p, "exclude_1d": False, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options
-        ),
-        dtype,
-        rates(False),
-    )
-    assert_same(ours, run_torch(lambda p: torch.optim.SGD(p, 0.1, **options), dtype, rates(False)), dtype)
-
-
-@dtypes
-def test_dampening_is_that_of_torch(dtype: torch.dtype) -> None:
-    options = {"momentum": 0.8, "weight_decay": 0.2, "dampening": 0.3}
+    options: dict[str, Any] = {"momentum": 0.8, "weight_decay": 0.2, **more}
     ours = run_torch(
         lambda p: LARS(
             [{"params": p, "exclude_1d": False, "layer_adaptation": False}], 0.1, lr_in_momentum=False, **options

@@ -13,7 +13,15 @@ from lightning_scale.optim.base import OWN_STATE, OptimizerBase
 from lightning_scale.optim.eight_bit import EightBitOptimizer
 from lightning_scale.optim.state.moments import EIGHT_BIT_FROM
 from lightning_scale.optim.state.whole import fill
-from lightning_scale.strategies.whole_state import Param, Wholes, all_say, from_state_dict, gather, to_state_dict
+from lightning_scale.strategies.whole_state import (
+    Param,
+    Wholes,
+    all_say,
+    from_state_dict,
+    gather,
+    refuse_other_weights,
+    to_state_dict,
+)
 from lightning_scale.strategies.zero.flat import Flat
 
 _WEIGHT = "weight"
@@ -78,12 +86,8 @@ def restore_weights(engine: Any, module: nn.Module, weights: Mapping[str, Tensor
 
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = {key: value for key, value in module.state_dict(keep_vars=True).items() if key not in parameters}
-    expected = parameters.keys() | buffers.keys()
-    if strict and expected != weights.keys():
-        raise ConfigurationError(
-            f"the checkpoint's weights are not this module's: {sorted(expected - weights.keys())} are missing,"
-            f" {sorted(weights.keys() - expected)} are unknown."
-        )
+    if strict:
+        refuse_other_weights(weights, parameters.keys() | buffers.keys())
     for key, p in parameters.items():
         if key in weights:
             _same_shape(key, tuple(getattr(p, "ds_shape", p.shape)), weights[key])
